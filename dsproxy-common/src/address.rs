@@ -1,0 +1,223 @@
+//! Addresses, ports and protocols as they stand in packets and map keys.
+
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+/// An IP address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum IpFamily {
+    /// IP version 4.
+    V4 = 4,
+    /// IP version 6.
+    V6 = 6,
+}
+
+impl IpFamily {
+    /// Both families, IPv4 first.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of `address`.
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for IpFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// A transport protocol that is balanced. The discriminant is the IANA protocol number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Protocol {
+    /// TCP.
+    Tcp = 6,
+    /// UDP.
+    Udp = 17,
+}
+
+impl Protocol {
+    /// All balanced protocols.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// The protocol with this IANA number, when it is one that is balanced.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            _ => None,
+        }
+    }
+
+    /// The IANA protocol number.
+    #[inline(always)]
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// A port number in network byte order.
+#[repr(transparent)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Port(u16);
+
+impl Port {
+    /// From a number in host byte order.
+    #[inline(always)]
+    pub const fn new(number: u16) -> Self {
+        Self(number.to_be())
+    }
+
+    /// From the two bytes as they stand in a packet, read as a native integer.
+    #[inline(always)]
+    pub const fn from_wire(wire: u16) -> Self {
+        Self(wire)
+    }
+
+    /// The number in host byte order.
+    #[inline(always)]
+    pub const fn number(self) -> u16 {
+        u16::from_be(self.0)
+    }
+
+    /// The two bytes as they stand in a packet, as a native integer.
+    #[inline(always)]
+    pub const fn wire(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.number())
+    }
+}
+
+/// What an address of either family can do. Code over both families is generic over this.
+pub trait Address: Copy + Eq + core::hash::Hash + fmt::Debug + Sized + 'static {
+    /// The family.
+    const FAMILY: IpFamily;
+
+    /// The address as 32-bit words, each holding four bytes of the packet in the packet's order.
+    fn words(&self) -> &[u32];
+}
+
+/// An IPv4 address in network byte order.
+#[repr(transparent)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Addr4([u32; 1]);
+
+/// An IPv6 address in network byte order.
+#[repr(transparent)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Addr6([u32; 4]);
+
+impl Address for Addr4 {
+    const FAMILY: IpFamily = IpFamily::V4;
+
+    #[inline(always)]
+    fn words(&self) -> &[u32] {
+        &self.0
+    }
+}
+
+impl Address for Addr6 {
+    const FAMILY: IpFamily = IpFamily::V6;
+
+    #[inline(always)]
+    fn words(&self) -> &[u32] {
+        &self.0
+    }
+}
+
+impl From<Ipv4Addr> for Addr4 {
+    fn from(address: Ipv4Addr) -> Self {
+        Self([u32::from_ne_bytes(address.octets())])
+    }
+}
+
+impl From<Addr4> for Ipv4Addr {
+    fn from(address: Addr4) -> Self {
+        Self::from(address.0[0].to_ne_bytes())
+    }
+}
+
+impl From<Addr4> for IpAddr {
+    fn from(address: Addr4) -> Self {
+        Self::V4(address.into())
+    }
+}
+
+impl From<Ipv6Addr> for Addr6 {
+    fn from(address: Ipv6Addr) -> Self {
+        let o = address.octets();
+        let word = |i: usize| u32::from_ne_bytes([o[i], o[i + 1], o[i + 2], o[i + 3]]);
+        Self([word(0), word(4), word(8), word(12)])
+    }
+}
+
+impl From<Addr6> for Ipv6Addr {
+    fn from(address: Addr6) -> Self {
+        let mut octets = [0u8; 16];
+        for (bytes, word) in octets.chunks_exact_mut(4).zip(address.0) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        Self::from(octets)
+    }
+}
+
+impl From<Addr6> for IpAddr {
+    fn from(address: Addr6) -> Self {
+        Self::V6(address.into())
+    }
+}
+
+impl fmt::Debug for Addr4 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Ipv4Addr::from(*self), f)
+    }
+}
+
+impl fmt::Debug for Addr6 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Ipv6Addr::from(*self), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_stand_in_packet_order() {
+        let v4: Ipv4Addr = "10.1.2.3".parse().expect("address");
+        assert_eq!(Addr4::from(v4).words()[0].to_ne_bytes(), [10, 1, 2, 3]);
+        assert_eq!(Ipv4Addr::from(Addr4::from(v4)), v4);
+        let v6: Ipv6Addr = "fd00:1:2:3:4:5:6:789a".parse().expect("address");
+        assert_eq!(Addr6::from(v6).words()[3].to_ne_bytes(), [0, 6, 0x78, 0x9a]);
+        assert_eq!(Ipv6Addr::from(Addr6::from(v6)), v6);
+        assert_eq!(Port::new(80).wire().to_ne_bytes(), [0, 80]);
+        assert_eq!(Port::new(80).number(), 80);
+    }
+}

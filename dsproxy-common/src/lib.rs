@@ -1,0 +1,11 @@
+//! What the kernel programs and user space agree on: map keys and values, constants, and the pure
+//! arithmetic on packets.
+//!
+//! Wire rules: addresses and ports stand in network byte order, everything else in the host's. No type has
+//! padding that the compiler inserted, so every byte of a key is defined.
+
+#![cfg_attr(not(test), no_std)]
+
+mod address;
+
+pub use address::{Addr4, Addr6, Address, IpFamily, Port, Protocol};

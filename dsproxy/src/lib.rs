@@ -1,0 +1,6 @@
+//! dsproxy: a dual-stack kube-proxy replacement with an eBPF data path.
+//!
+//! Data flows one way, and the tree shows it: `source` -> `model` -> `resolve` -> `diff` -> `maps`.
+
+pub mod model;
+pub mod source;

@@ -1,0 +1,99 @@
+//! Where Services and EndpointSlices come from: a Kubernetes API server or a directory of manifests.
+//!
+//! A source turns whatever it reads into `Event`s on a bounded channel, in order, and never sees what
+//! becomes of them: it knows nothing of maps. A bad object is logged with its name and the reason, counted
+//! in `SourceStatus`, and left out; it never stops a source.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use tokio::sync::mpsc;
+
+use crate::model::{EndpointSlice, ObjectName, Service};
+
+pub mod convert;
+pub mod kubernetes;
+pub mod manifests;
+
+/// The sending half that every source is given.
+pub type EventSender = mpsc::Sender<Event>;
+
+/// One thing that happened to the objects of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Something about Services.
+    Services(Delta<Service>),
+    /// Something about EndpointSlices.
+    EndpointSlices(Delta<EndpointSlice>),
+}
+
+/// A change to the set of objects of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delta<T> {
+    /// The complete set, as after a (re)list: whatever is not in it is gone.
+    Snapshot(Vec<T>),
+    /// The object is new or has changed.
+    Apply(T),
+    /// The object is gone, or no longer for this proxy.
+    Delete(ObjectName),
+}
+
+/// What a source tells about itself to metrics, health and `status`.
+#[derive(Debug, Default)]
+pub struct SourceStatus {
+    connected: AtomicBool,
+    rejected: AtomicU64,
+    failures: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+impl SourceStatus {
+    /// A status that has seen nothing yet.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Whether the last attempt to list or watch succeeded.
+    pub fn connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Objects left out because they make no sense, since the start.
+    pub fn rejected(&self) -> u64 {
+        self.rejected.load(Ordering::Relaxed)
+    }
+
+    /// Failed lists, watches and reads since the start.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// The last failure, until the source works again.
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().map_or(None, |error| error.clone())
+    }
+
+    /// The source works.
+    pub fn set_connected(&self) {
+        self.connected.store(true, Ordering::Relaxed);
+        if let Ok(mut error) = self.last_error.lock() {
+            *error = None;
+        }
+    }
+
+    /// A list, watch or read failed.
+    pub fn count_failure(&self, reason: String) {
+        self.connected.store(false, Ordering::Relaxed);
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        if let Ok(mut error) = self.last_error.lock() {
+            *error = Some(reason);
+        }
+    }
+
+    /// An object was left out.
+    pub fn count_rejected(&self) {
+        self.rejected.fetch_add(1, Ordering::Relaxed);
+    }
+}
