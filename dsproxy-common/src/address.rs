@@ -115,9 +115,15 @@ impl fmt::Debug for Port {
 }
 
 /// What an address of either family can do. Code over both families is generic over this.
-pub trait Address: Copy + Eq + core::hash::Hash + fmt::Debug + Sized + 'static {
+pub trait Address: Copy + Eq + Ord + core::hash::Hash + fmt::Debug + Into<IpAddr> + Sized + 'static {
     /// The family.
     const FAMILY: IpFamily;
+
+    /// The address whose words `word` gives, by their index.
+    fn from_words(word: impl FnMut(usize) -> u32) -> Self;
+
+    /// `address`, if it is of this family.
+    fn from_ip(address: IpAddr) -> Option<Self>;
 
     /// The address as 32-bit words, each holding four bytes of the packet in the packet's order.
     fn words(&self) -> &[u32];
@@ -137,6 +143,18 @@ impl Address for Addr4 {
     const FAMILY: IpFamily = IpFamily::V4;
 
     #[inline(always)]
+    fn from_words(mut word: impl FnMut(usize) -> u32) -> Self {
+        Self([word(0)])
+    }
+
+    fn from_ip(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(address) => Some(address.into()),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    #[inline(always)]
     fn words(&self) -> &[u32] {
         &self.0
     }
@@ -144,6 +162,18 @@ impl Address for Addr4 {
 
 impl Address for Addr6 {
     const FAMILY: IpFamily = IpFamily::V6;
+
+    #[inline(always)]
+    fn from_words(mut word: impl FnMut(usize) -> u32) -> Self {
+        Self([word(0), word(1), word(2), word(3)])
+    }
+
+    fn from_ip(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address.into()),
+        }
+    }
 
     #[inline(always)]
     fn words(&self) -> &[u32] {

@@ -7,5 +7,14 @@
 #![cfg_attr(not(test), no_std)]
 
 mod address;
+pub mod checksum;
+pub mod count;
+pub mod filter;
+pub mod flow;
+pub mod hash;
+pub mod layout;
+mod record;
+pub mod service;
+pub mod settings;
 
 pub use address::{Addr4, Addr6, Address, IpFamily, Port, Protocol};

@@ -1,2 +1,73 @@
-//! x
+//! The kernel programs of dsproxy: entry points only. What a packet goes through stands in `pipeline`.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+// On the host the crate is only checked: nothing calls the programs there.
+#![cfg_attr(not(target_arch = "bpf"), allow(dead_code))]
+
+mod clock;
+mod count;
+mod family;
+mod lookup;
+mod maps;
+mod packet;
+mod parse;
+mod pick;
+mod pipeline;
+mod rewrite;
+mod track;
+mod wire;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    macros::classifier,
+    programs::TcContext,
+};
+use dsproxy_common::count::Reason;
+
+use crate::parse::link::Link;
+
+/// The host side of a pod's interface, or a node's device: packets that enter the stack.
+#[classifier]
+pub fn ingress_ethernet(context: TcContext) -> i32 {
+    action(pipeline::ingress(&context, Link::Ethernet))
+}
+
+/// Packets that leave the stack.
+#[classifier]
+pub fn egress_ethernet(context: TcContext) -> i32 {
+    action(pipeline::egress(&context, Link::Ethernet))
+}
+
+/// As `ingress_ethernet`, on a device without a link-layer header.
+#[classifier]
+pub fn ingress_ip(context: TcContext) -> i32 {
+    action(pipeline::ingress(&context, Link::None))
+}
+
+/// As `egress_ethernet`, on a device without a link-layer header.
+#[classifier]
+pub fn egress_ip(context: TcContext) -> i32 {
+    action(pipeline::egress(&context, Link::None))
+}
+
+/// What is not dropped goes on to whatever program is attached after ours, and from there to the stack.
+#[inline(always)]
+fn action(reason: Reason) -> i32 {
+    if reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing in the programs panics; the verifier would refuse an endless loop.
+    loop {}
+}
+
+/// The programs may use helpers that the kernel reserves for GPL-compatible code.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -1,0 +1,148 @@
+//! What became of packets, counted: one numbering for the kernel programs, metrics and documents.
+
+use crate::{IpFamily, record::record};
+
+/// Declares [`Reason`] with a name and a sentence for each value.
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// What a program did with a packet, and why.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// All reasons, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The name in metrics and tables.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// The explanation shown to operators.
+            pub const fn explanation(self) -> &'static str {
+                match self {
+                    $(Self::$variant => concat!($($doc),+),)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Translated to the backend its connection already had.
+    Forwarded = "forwarded",
+    /// The first packet of a connection: a backend was picked and the packet translated to it.
+    Opened = "opened",
+    /// A backend's packet, translated back to the VIP.
+    Replied = "replied",
+    /// Passed: neither IPv4 nor IPv6.
+    NotIp = "not-ip",
+    /// Passed: an IP protocol that is not balanced.
+    OtherProtocol = "other-protocol",
+    /// Passed: for no address and port of a Service.
+    NotService = "not-service",
+    /// Passed: not the reply of a translated connection.
+    NotReply = "not-reply",
+    /// Passed: a fragment, which does not show its ports.
+    Fragment = "fragment",
+    /// Passed: a header contradicts itself or the length of the packet.
+    Malformed = "malformed",
+    /// Dropped: the Service has no endpoint that takes new connections.
+    NoEndpoint = "no-endpoint",
+    /// Dropped: another connection of the same client to the same endpoint, through another VIP, holds the ports.
+    ReplyClash = "reply-clash",
+    /// Dropped: the connection table did not take the new connection.
+    TableRefused = "table-refused",
+    /// Dropped: the packet could not be rewritten.
+    RewriteFailed = "rewrite-failed",
+}
+
+impl Reason {
+    /// How many reasons there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Whether the packet was dropped.
+    #[inline(always)]
+    pub const fn is_drop(self) -> bool {
+        match self {
+            Self::NoEndpoint | Self::ReplyClash | Self::TableRefused | Self::RewriteFailed => true,
+            Self::Forwarded
+            | Self::Opened
+            | Self::Replied
+            | Self::NotIp
+            | Self::OtherProtocol
+            | Self::NotService
+            | Self::NotReply
+            | Self::Fragment
+            | Self::Malformed => false,
+        }
+    }
+}
+
+/// How many entries the map of counters has: for each reason one without a family and one for each.
+pub const COUNTERS: u32 = Reason::COUNT as u32 * 3;
+
+/// The index of the counter for `reason` and the packet's family, if it has one.
+#[inline(always)]
+pub const fn counter_index(reason: Reason, family: Option<IpFamily>) -> u32 {
+    reason as u32 * 3
+        + match family {
+            None => 0,
+            Some(IpFamily::V4) => 1,
+            Some(IpFamily::V6) => 2,
+        }
+}
+
+/// What one CPU has counted for one service port, both families together. Packets are counted as the hook sees them:
+/// an aggregate of many segments (GSO, GRO) is one packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCounters {
+    /// Connections opened.
+    pub connections: u64,
+    /// Packets to backends.
+    pub packets: u64,
+    /// Bytes to backends, link-layer headers included.
+    pub bytes: u64,
+    /// Packets from backends.
+    pub reply_packets: u64,
+    /// Bytes from backends, link-layer headers included.
+    pub reply_bytes: u64,
+}
+
+record! {
+    ServiceCounters = [8, 8, 8, 8, 8];
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_and_family_has_its_own_counter() {
+        let indices: HashSet<_> = Reason::ALL
+            .iter()
+            .flat_map(|reason| {
+                [None, Some(IpFamily::V4), Some(IpFamily::V6)].map(|family| counter_index(*reason, family))
+            })
+            .collect();
+        assert_eq!(indices.len(), COUNTERS as usize);
+        assert!(indices.iter().all(|index| *index < COUNTERS));
+    }
+
+    #[test]
+    fn names_are_unique_and_explanations_say_pass_or_drop() {
+        let names: HashSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), Reason::COUNT);
+        for reason in Reason::ALL {
+            assert_eq!(reason.explanation().trim().starts_with("Dropped"), reason.is_drop(), "{reason:?}");
+        }
+    }
+}

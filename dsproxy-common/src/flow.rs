@@ -1,0 +1,270 @@
+//! The connection table: forward and reply entries, and the rules for how long they count.
+//!
+//! A *forward* entry (client -> VIP) remembers the backend that was picked; a *reply* entry (backend -> client)
+//! remembers the VIP. All of it is pure: the time is a parameter, in the kernel's jiffies.
+
+use crate::{Addr4, Addr6, Port, record::record, service::BackendState, settings::Settings};
+
+/// Addresses, ports and protocol of a packet, as they stand in it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey<A> {
+    /// The source address.
+    pub source: A,
+    /// The destination address.
+    pub destination: A,
+    /// The source port.
+    pub source_port: Port,
+    /// The destination port.
+    pub destination_port: Port,
+    /// The IANA protocol number. Four bytes wide, so that nothing is left to fill.
+    pub protocol: u32,
+}
+
+/// What the connection table knows of a connection from the client's packets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardEntry {
+    /// The id of the backend that was picked.
+    pub backend: u32,
+    /// The generation that the backend's id had then.
+    pub generation: u32,
+    /// The id of the service port, for its counters.
+    pub service: u32,
+    /// When a packet of the connection was last seen, to within a second: the low half of the jiffies.
+    pub last_seen: u32,
+    /// A [`FlowState`].
+    pub state: u32,
+}
+
+/// What the backend's packets of a connection are translated back to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyEntry<A> {
+    /// The address the client sent to.
+    pub vip: A,
+    /// The id of the service port, for its counters.
+    pub service: u32,
+    /// When a packet of the connection was last seen, to within a second: the low half of the jiffies.
+    pub last_seen: u32,
+    /// The port the client sent to.
+    pub vip_port: Port,
+    /// A [`FlowState`].
+    pub state: u16,
+}
+
+/// Where a connection stands in its life; it decides how long its entries count without traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum FlowState {
+    /// TCP: the client has sent its SYN and nothing since.
+    Opening = 0,
+    /// TCP: the client has acknowledged the backend's answer.
+    Established = 1,
+    /// TCP: a FIN or RST was seen, from either side.
+    Closing = 2,
+    /// Not TCP: packets are all there is to go by.
+    Stateless = 3,
+}
+
+impl FlowState {
+    /// How many states there are: a power of two, so that any number can be made an index by masking it.
+    pub const COUNT: usize = 4;
+
+    /// The state with this number.
+    #[inline(always)]
+    pub const fn from_number(number: u16) -> Self {
+        match number & (Self::COUNT as u16 - 1) {
+            0 => Self::Opening,
+            1 => Self::Established,
+            2 => Self::Closing,
+            _ => Self::Stateless,
+        }
+    }
+
+    /// The number stored in the map.
+    #[inline(always)]
+    pub const fn number(self) -> u16 {
+        self as u16
+    }
+
+    /// The state of a connection whose first packet, as far as we know, is this one.
+    #[inline(always)]
+    pub const fn first(segment: Segment) -> Self {
+        if segment.0 == Segment::NOT_TCP.0 {
+            Self::Stateless
+        } else if segment.closes() {
+            Self::Closing
+        } else if segment.opens() {
+            Self::Opening
+        } else {
+            // The middle of a connection that was there before us, or whose entry was evicted.
+            Self::Established
+        }
+    }
+
+    /// The state after one more packet from the client.
+    #[inline(always)]
+    pub const fn after_forward(self, segment: Segment) -> Self {
+        match self {
+            Self::Stateless | Self::Closing => self,
+            Self::Opening | Self::Established if segment.closes() => Self::Closing,
+            Self::Opening if !segment.opens() => Self::Established,
+            Self::Opening | Self::Established => self,
+        }
+    }
+
+    /// The state after one more packet from the backend.
+    #[inline(always)]
+    pub const fn after_reply(self, segment: Segment) -> Self {
+        match self {
+            Self::Opening | Self::Established if segment.closes() => Self::Closing,
+            Self::Opening | Self::Established | Self::Closing | Self::Stateless => self,
+        }
+    }
+}
+
+/// Whether an entry whose state has this number, last seen at `last_seen`, is past its lifetime at `now`.
+///
+/// The number is taken as it stands in the map, so that its bound is seen where the lifetime is looked up: the
+/// verifier knows nothing of enums.
+#[inline(always)]
+pub const fn is_expired(state_number: u16, last_seen: u32, now: u32, settings: &Settings) -> bool {
+    now.wrapping_sub(last_seen) > settings.lifetimes[state_number as usize & (FlowState::COUNT - 1)]
+}
+
+/// The flags byte of a TCP segment (RFC 9293, section 3.1), or [`Segment::NOT_TCP`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment(u8);
+
+impl Segment {
+    const FIN: u8 = 0x01;
+    const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
+    const ACK: u8 = 0x10;
+
+    /// A packet that is not TCP. No flags at all are never valid in TCP, so the value is free.
+    pub const NOT_TCP: Self = Self(0);
+
+    /// The segment with these flags. A TCP segment without any flag, which no stack sends, counts as
+    /// one with ACK alone.
+    #[inline(always)]
+    pub const fn tcp(flags: u8) -> Self {
+        if flags == 0 { Self(Self::ACK) } else { Self(flags) }
+    }
+
+    /// Asks for a new connection: SYN without ACK.
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK) == Self::SYN
+    }
+
+    /// Ends a connection: FIN or RST.
+    #[inline(always)]
+    pub const fn closes(self) -> bool {
+        self.0 & (Self::FIN | Self::RST) != 0
+    }
+}
+
+impl ForwardEntry {
+    /// Whether the connection goes on to the backend it has.
+    ///
+    /// `generation` and `backend` are what the backend array holds now for the entry's id. TCP stays with its
+    /// backend for as long as the id still means that backend, even when the endpoint has left the Service: only the
+    /// two ends know whether the connection is over. Anything else leaves a backend that is gone at once. A new
+    /// SYN never goes to a backend that takes no new connections, nor on with a connection that is closing.
+    #[inline(always)]
+    pub const fn goes_on(
+        &self,
+        generation: u32,
+        backend: BackendState,
+        segment: Segment,
+        now: u32,
+        settings: &Settings,
+    ) -> bool {
+        if self.generation != generation || is_expired(self.state as u16, self.last_seen, now, settings) {
+            return false;
+        }
+        match (FlowState::from_number(self.state as u16), backend) {
+            (FlowState::Stateless, BackendState::Gone) => false,
+            (FlowState::Stateless, BackendState::Active | BackendState::Draining) => true,
+            (FlowState::Closing, _) | (_, BackendState::Draining | BackendState::Gone) => !segment.opens(),
+            (FlowState::Opening | FlowState::Established, BackendState::Active) => true,
+        }
+    }
+}
+
+record! {
+    FlowKey<Addr4> = [4, 4, 2, 2, 4];
+    FlowKey<Addr6> = [16, 16, 2, 2, 4];
+    ForwardEntry = [4, 4, 4, 4, 4];
+    ReplyEntry<Addr4> = [4, 4, 4, 2, 2];
+    ReplyEntry<Addr6> = [16, 4, 4, 2, 2];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SYN: Segment = Segment::tcp(0x02);
+    const ACK: Segment = Segment::tcp(0x10);
+    const FIN_ACK: Segment = Segment::tcp(0x11);
+    const RST: Segment = Segment::tcp(0x04);
+
+    const SETTINGS: Settings = Settings { jiffies_per_second: 1, lifetimes: [60, 86_400, 10, 120] };
+
+    fn entry(state: FlowState) -> ForwardEntry {
+        ForwardEntry { backend: 1, generation: 7, service: 1, last_seen: 100, state: state.number().into() }
+    }
+
+    #[test]
+    fn a_tcp_connection_opens_lives_and_closes() {
+        let opening = FlowState::first(SYN);
+        assert_eq!(opening, FlowState::Opening);
+        assert_eq!(opening.after_forward(SYN), FlowState::Opening, "a retransmitted SYN changes nothing");
+        assert_eq!(opening.after_reply(Segment::tcp(0x12)), FlowState::Opening, "the client has yet to acknowledge");
+        let established = opening.after_forward(ACK);
+        assert_eq!(established, FlowState::Established);
+        assert_eq!(established.after_forward(FIN_ACK), FlowState::Closing);
+        assert_eq!(established.after_reply(RST), FlowState::Closing);
+        assert_eq!(FlowState::Closing.after_forward(ACK), FlowState::Closing);
+        assert_eq!(FlowState::first(ACK), FlowState::Established, "met in the middle");
+    }
+
+    #[test]
+    fn what_is_not_tcp_has_no_states() {
+        assert_eq!(FlowState::first(Segment::NOT_TCP), FlowState::Stateless);
+        assert_eq!(FlowState::Stateless.after_forward(Segment::NOT_TCP), FlowState::Stateless);
+        assert_eq!(FlowState::Stateless.after_reply(Segment::NOT_TCP), FlowState::Stateless);
+        assert_ne!(Segment::tcp(0), Segment::NOT_TCP);
+    }
+
+    #[test]
+    fn tcp_keeps_its_backend_and_other_traffic_leaves_one_that_is_gone() {
+        use BackendState::{Active, Draining, Gone};
+        let goes_on = |state, backend, segment| entry(state).goes_on(7, backend, segment, 101, &SETTINGS);
+        for backend in [Active, Draining, Gone] {
+            assert!(goes_on(FlowState::Established, backend, ACK));
+            assert!(goes_on(FlowState::Closing, backend, FIN_ACK));
+        }
+        assert!(goes_on(FlowState::Opening, Active, SYN), "retransmitted");
+        assert!(!goes_on(FlowState::Opening, Draining, SYN));
+        assert!(!goes_on(FlowState::Established, Gone, SYN));
+        assert!(!goes_on(FlowState::Closing, Active, SYN), "port reuse picks anew");
+        assert!(goes_on(FlowState::Stateless, Draining, Segment::NOT_TCP));
+        assert!(!goes_on(FlowState::Stateless, Gone, Segment::NOT_TCP));
+    }
+
+    #[test]
+    fn an_id_given_to_another_endpoint_and_an_old_entry_are_noticed() {
+        let flow = entry(FlowState::Established);
+        assert!(!flow.goes_on(8, BackendState::Active, ACK, 101, &SETTINGS));
+        assert!(flow.goes_on(7, BackendState::Active, ACK, 100 + 86_400, &SETTINGS));
+        assert!(!flow.goes_on(7, BackendState::Active, ACK, 101 + 86_400, &SETTINGS));
+        let closing = entry(FlowState::Closing);
+        assert!(!closing.goes_on(7, BackendState::Active, ACK, 111, &SETTINGS));
+        let mut wrapped = entry(FlowState::Stateless);
+        wrapped.last_seen = u32::MAX - 5;
+        assert!(wrapped.goes_on(7, BackendState::Active, Segment::NOT_TCP, 10, &SETTINGS), "jiffies wrap around");
+    }
+}

@@ -1,0 +1,46 @@
+//! Counters: one a packet by reason, and a few by service port, all of them per CPU.
+
+use dsproxy_common::{
+    IpFamily,
+    count::{Reason, ServiceCounters, counter_index},
+};
+
+use crate::maps;
+
+/// Counts a packet.
+#[inline(always)]
+pub(crate) fn packet(reason: Reason, family: Option<IpFamily>) {
+    if let Some(counter) = maps::COUNTERS.get_ptr_mut(counter_index(reason, family)) {
+        // SAFETY: this CPU's own value; programs of one hook do not interrupt each other on a CPU.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Counts a packet of `bytes` to a backend of `service`.
+#[inline(always)]
+pub(crate) fn forward(service: u32, bytes: u32, opened: bool) {
+    with(service, |counters| {
+        counters.packets += 1;
+        counters.bytes += u64::from(bytes);
+        if opened {
+            counters.connections += 1;
+        }
+    });
+}
+
+/// Counts a packet of `bytes` from a backend of `service`.
+#[inline(always)]
+pub(crate) fn reply(service: u32, bytes: u32) {
+    with(service, |counters| {
+        counters.reply_packets += 1;
+        counters.reply_bytes += u64::from(bytes);
+    });
+}
+
+#[inline(always)]
+fn with(service: u32, change: impl FnOnce(&mut ServiceCounters)) {
+    if let Some(counters) = maps::SERVICE_COUNTERS.get_ptr_mut(service) {
+        // SAFETY: as in `packet`.
+        change(unsafe { &mut *counters });
+    }
+}

@@ -1,0 +1,178 @@
+//! The packet in memory: the one place where bytes of it are read and written, for every kind of context.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::{bpf_csum_update, bpf_l4_csum_replace},
+    programs::TcContext,
+};
+use dsproxy_common::{Address, IpFamily, Port};
+
+use crate::wire::Wire;
+
+/// The flag of `bpf_l4_csum_replace` that tells an IPv6 pseudo-header from IPv4's (include/uapi/linux/bpf.h, 6.16);
+/// aya's bindings are older.
+const BPF_F_IPV6: u64 = 1 << 7;
+
+/// The bytes asked for are not in the linear part of the packet: `end` is how long that would have to be.
+#[derive(Clone, Copy)]
+pub(crate) struct Short {
+    pub(crate) end: usize,
+}
+
+/// The kernel refused to change the packet.
+pub(crate) struct Refused;
+
+/// A change of one end of a flow, as the transport checksum sees it.
+pub(crate) struct TransportChange {
+    /// The family, for the pseudo-header.
+    pub(crate) family: IpFamily,
+    /// The change of the address, as `checksum::difference` gives it.
+    pub(crate) address: u32,
+    /// The port before and after.
+    pub(crate) port: (Port, Port),
+    /// UDP: zero means that there is no checksum, and a sum of zero is written as all ones (RFC 768).
+    pub(crate) zero_means_none: bool,
+}
+
+/// What the pipeline needs of a packet, whatever hook it came from.
+pub(crate) trait PacketContext {
+    /// The address of the first byte.
+    fn data(&self) -> usize;
+    /// The address behind the last byte of the linear part.
+    fn data_end(&self) -> usize;
+    /// The length of the whole packet in bytes, link-layer header included.
+    fn length(&self) -> u32;
+    /// Moves the first `length` bytes into the linear part.
+    fn pull(&self, length: u32) -> Result<(), Refused>;
+    /// Makes the transport checksum at `offset` right after `change`.
+    fn update_transport_checksum(&self, offset: usize, change: &TransportChange) -> Result<(), Refused>;
+}
+
+/// `N` bytes of the linear part of a packet.
+///
+/// A view is good until the next helper that may move the packet; the verifier refuses a program that uses it
+/// later.
+pub(crate) struct View<const N: usize> {
+    start: *mut u8,
+}
+
+impl<const N: usize> View<N> {
+    /// The `N` bytes at `offset`.
+    #[inline(always)]
+    pub(crate) fn at<C: PacketContext>(context: &C, offset: usize) -> Result<Self, Short> {
+        Ok(Self { start: bytes(context, offset, N)? })
+    }
+
+    /// The integer at byte `OFFSET`, as it stands in the packet.
+    #[inline(always)]
+    pub(crate) fn read<T: Wire, const OFFSET: usize>(&self) -> T {
+        const { assert!(OFFSET + size_of::<T>() <= N) };
+        // SAFETY: within the bytes that `at` found to be in the packet.
+        unsafe { T::load::<OFFSET>(self.start) }
+    }
+
+    /// Puts `value` at byte `OFFSET`, as it is to stand in the packet.
+    #[inline(always)]
+    pub(crate) fn write<T: Wire, const OFFSET: usize>(&self, value: T) {
+        const { assert!(OFFSET + size_of::<T>() <= N) };
+        // SAFETY: within the bytes that `at` found to be in the packet, whose head the kernel has made private
+        // to us before a program that writes to it runs (bpf_unclone_prologue in net/core/filter.c).
+        unsafe { T::store::<OFFSET>(self.start, value) };
+    }
+}
+
+/// A pointer to `length` bytes at `offset`, all of them in the linear part of the packet.
+#[inline(always)]
+fn bytes<C: PacketContext>(context: &C, offset: usize, length: usize) -> Result<*mut u8, Short> {
+    let start = context.data() + offset;
+    if start + length > context.data_end() {
+        return Err(Short { end: offset + length });
+    }
+    Ok(start as *mut u8)
+}
+
+/// Reads the address at `offset`.
+#[inline(always)]
+pub(crate) fn read_address<A: Address, C: PacketContext>(context: &C, offset: usize) -> Result<A, Short> {
+    let start = bytes(context, offset, size_of::<A>())?;
+    // SAFETY: an address is as many words as it has indices, all of them within the bytes just found.
+    Ok(A::from_words(|index| unsafe { u32::load::<0>(start.add(index * 4)) }))
+}
+
+/// Writes `address` at `offset`.
+#[inline(always)]
+pub(crate) fn write_address<A: Address, C: PacketContext>(context: &C, offset: usize, address: A) -> Result<(), Short> {
+    let start = bytes(context, offset, size_of::<A>())?;
+    let words = address.words();
+    let mut index = 0;
+    while index < words.len() {
+        // SAFETY: as in `read_address`.
+        unsafe { u32::store::<0>(start.add(index * 4), words[index]) };
+        index += 1;
+    }
+    Ok(())
+}
+
+impl PacketContext for TcContext {
+    #[inline(always)]
+    fn data(&self) -> usize {
+        TcContext::data(self)
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        TcContext::data_end(self)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.len()
+    }
+
+    #[inline(always)]
+    fn pull(&self, length: u32) -> Result<(), Refused> {
+        self.pull_data(length).map_err(|_| Refused)
+    }
+
+    /// Leaves it to the kernel, which alone knows whether the checksum is complete, still to be finished by the device
+    /// (then it covers the pseudo-header only), or given by the device for the whole packet.
+    #[inline(always)]
+    fn update_transport_checksum(&self, offset: usize, change: &TransportChange) -> Result<(), Refused> {
+        let TransportChange { family, address, port, zero_means_none } = change;
+        let skb = self.as_ptr().cast();
+        let offset = offset as u32;
+        let mangled = if *zero_means_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | mangled;
+
+        // SAFETY: plain calls of helpers with integers and the context that the kernel gave us.
+        let replaced = unsafe {
+            match family {
+                IpFamily::V4 => bpf_l4_csum_replace(skb, offset, 0, (*address).into(), pseudo),
+                IpFamily::V6 => {
+                    let flagged = bpf_l4_csum_replace(skb, offset, 0, (*address).into(), pseudo | BPF_F_IPV6);
+                    if flagged == 0 {
+                        0
+                    } else {
+                        // A kernel without the flag (before 6.16) takes the address out of a device's sum over the
+                        // packet, as is right for IPv4, whose header checksum has made up for it. In IPv6
+                        // nothing has: put it back.
+                        let replaced = bpf_l4_csum_replace(skb, offset, 0, (*address).into(), pseudo);
+                        bpf_csum_update(skb, *address);
+                        replaced
+                    }
+                }
+            }
+        };
+        if replaced != 0 {
+            return Err(Refused);
+        }
+        let (old, new) = *port;
+        if old == new {
+            return Ok(());
+        }
+        // SAFETY: as above.
+        let replaced = unsafe { bpf_l4_csum_replace(skb, offset, old.wire().into(), new.wire().into(), mangled | 2) };
+        if replaced == 0 { Ok(()) } else { Err(Refused) }
+    }
+}

@@ -1,0 +1,41 @@
+//! The IPv4 header (RFC 791, section 3.1).
+
+use dsproxy_common::{Addr4, count::Reason};
+
+use super::Transport;
+use crate::packet::{self, PacketContext, Short, View};
+
+/// The header without options, in bytes.
+const HEADER: usize = 20;
+/// Where its fields stand.
+const VERSION_AND_LENGTH: usize = 0;
+const TOTAL_LENGTH: usize = 2;
+const FRAGMENT: usize = 6;
+const PROTOCOL: usize = 9;
+pub(crate) const CHECKSUM: usize = 10;
+pub(crate) const SOURCE: usize = 12;
+pub(crate) const DESTINATION: usize = 16;
+
+/// "More fragments" and the offset: all zero in a packet that is whole.
+const FRAGMENT_MASK: u16 = 0x3fff;
+
+#[inline(always)]
+pub(crate) fn parse<C: PacketContext>(context: &C, l3: usize) -> Result<Result<Transport<Addr4>, Reason>, Short> {
+    let header = View::<HEADER>::at(context, l3)?;
+    let version_and_length = header.read::<u8, VERSION_AND_LENGTH>();
+    let length = usize::from(version_and_length & 0x0f) * 4;
+    let total = usize::from(u16::from_be(header.read::<u16, TOTAL_LENGTH>()));
+    // A length of zero stands for "see the packet" in segments larger than 64 KiB (BIG TCP, kernel 6.3).
+    if version_and_length >> 4 != 4 || length < HEADER || (total != 0 && total < length) {
+        return Ok(Err(Reason::Malformed));
+    }
+    if u16::from_be(header.read::<u16, FRAGMENT>()) & FRAGMENT_MASK != 0 {
+        return Ok(Err(Reason::Fragment));
+    }
+    Ok(Ok(Transport {
+        source: packet::read_address(context, l3 + SOURCE)?,
+        destination: packet::read_address(context, l3 + DESTINATION)?,
+        protocol: header.read::<u8, PROTOCOL>(),
+        offset: l3 + length,
+    }))
+}

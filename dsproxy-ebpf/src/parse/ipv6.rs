@@ -1,0 +1,90 @@
+//! The IPv6 header and the extension headers between it and the transport header (RFC 8200).
+
+use dsproxy_common::{Addr6, Protocol, count::Reason};
+
+use super::Transport;
+use crate::packet::{self, PacketContext, Short, View};
+
+/// The fixed header, in bytes.
+const HEADER: usize = 40;
+/// Where its fields stand.
+const VERSION: usize = 0;
+const NEXT_HEADER: usize = 6;
+pub(crate) const SOURCE: usize = 8;
+pub(crate) const DESTINATION: usize = 24;
+
+/// Numbers of the extension headers that can be skipped.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// What they have in common, in bytes: the number of the next header and the length of this one.
+const EXTENSION: usize = 2;
+const EXTENSION_NEXT: usize = 0;
+const EXTENSION_LENGTH: usize = 1;
+
+/// The fragment header, in bytes, and its field for the offset and "more fragments": both zero in a packet that is
+/// whole.
+const FRAGMENT_HEADER: usize = 8;
+const FRAGMENT_OFFSET: usize = 2;
+const FRAGMENT_MASK: u16 = 0xfff9;
+
+/// More headers than RFC 8200 (section 4.1) knows an order for are left to the stack.
+const MAX_EXTENSIONS: usize = 6;
+
+#[inline(always)]
+pub(crate) fn parse<C: PacketContext>(context: &C, l3: usize) -> Result<Result<Transport<Addr6>, Reason>, Short> {
+    let header = View::<HEADER>::at(context, l3)?;
+    if header.read::<u8, VERSION>() >> 4 != 6 {
+        return Ok(Err(Reason::Malformed));
+    }
+    let (source, destination) =
+        (packet::read_address(context, l3 + SOURCE)?, packet::read_address(context, l3 + DESTINATION)?);
+    let mut protocol = header.read::<u8, NEXT_HEADER>();
+    let mut offset = l3 + HEADER;
+    if Protocol::from_number(protocol).is_none() {
+        match skip_extensions(context, protocol, offset)? {
+            Ok(found) => (protocol, offset) = found,
+            Err(reason) => return Ok(Err(reason)),
+        }
+    }
+    Ok(Ok(Transport { source, destination, protocol, offset }))
+}
+
+/// The first header that is no known extension, and where it stands.
+#[inline(always)]
+fn skip_extensions<C: PacketContext>(
+    context: &C,
+    mut next: u8,
+    mut offset: usize,
+) -> Result<Result<(u8, usize), Reason>, Short> {
+    let mut skipped = 0;
+    while skipped < MAX_EXTENSIONS {
+        if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS) {
+            return Ok(Ok((next, offset)));
+        }
+        let extension = View::<EXTENSION>::at(context, offset)?;
+        let length = usize::from(extension.read::<u8, EXTENSION_LENGTH>());
+        let after = offset
+            + match next {
+                // An "atomic" fragment (RFC 6946) is a whole packet.
+                FRAGMENT => {
+                    let fragment = View::<FRAGMENT_HEADER>::at(context, offset)?;
+                    if u16::from_be(fragment.read::<u16, FRAGMENT_OFFSET>()) & FRAGMENT_MASK != 0 {
+                        return Ok(Err(Reason::Fragment));
+                    }
+                    FRAGMENT_HEADER
+                }
+                // In units of four bytes, not counting the first two (RFC 4302, section 2.2).
+                AUTHENTICATION => (length + 2) * 4,
+                // In units of eight bytes, not counting the first.
+                _ => (length + 1) * 8,
+            };
+        next = extension.read::<u8, EXTENSION_NEXT>();
+        offset = after;
+        skipped += 1;
+    }
+    Ok(Err(Reason::OtherProtocol))
+}

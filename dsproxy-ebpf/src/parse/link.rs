@@ -1,0 +1,73 @@
+//! The link layer: Ethernet with up to two VLAN tags, or none at all.
+
+use dsproxy_common::{IpFamily, count::Reason};
+
+use crate::packet::{PacketContext, Short, View};
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+
+/// Two MAC addresses and the `EtherType`.
+const ETHERNET_HEADER: usize = 14;
+const ETHERTYPE: usize = 12;
+/// A tag (IEEE 802.1Q) as it follows an `EtherType`: its content and the next `EtherType`.
+const VLAN_TAG: usize = 4;
+const MAX_VLAN_TAGS: usize = 2;
+
+/// An IPv4 header without options.
+const SHORTEST_HEADER: usize = 20;
+
+/// What a device puts in front of the IP header.
+#[derive(Clone, Copy)]
+pub(crate) enum Link {
+    /// An Ethernet header.
+    Ethernet,
+    /// Nothing.
+    None,
+}
+
+/// Finds the family and the offset of the IP header.
+///
+/// Tags that the kernel or the device has taken out of the packet are not seen here and need not be.
+#[inline(always)]
+pub(crate) fn parse<C: PacketContext>(context: &C, link: Link) -> Result<(IpFamily, usize), Reason> {
+    let parsed = match link {
+        Link::Ethernet => ethernet(context),
+        Link::None => raw(context),
+    };
+    match parsed {
+        Ok(found) => found,
+        Err(Short { .. }) => Err(Reason::NotIp),
+    }
+}
+
+#[inline(always)]
+fn ethernet<C: PacketContext>(context: &C) -> Result<Result<(IpFamily, usize), Reason>, Short> {
+    let mut offset = ETHERNET_HEADER;
+    let mut ethertype = u16::from_be(View::<ETHERNET_HEADER>::at(context, 0)?.read::<u16, ETHERTYPE>());
+    let mut tags = 0;
+    while tags < MAX_VLAN_TAGS && matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN) {
+        ethertype = u16::from_be(View::<VLAN_TAG>::at(context, offset)?.read::<u16, 2>());
+        offset += VLAN_TAG;
+        tags += 1;
+    }
+    Ok(match ethertype {
+        ETHERTYPE_IPV4 => Ok((IpFamily::V4, offset)),
+        ETHERTYPE_IPV6 => Ok((IpFamily::V6, offset)),
+        _ => Err(Reason::NotIp),
+    })
+}
+
+/// The version in the first four bits tells the family (RFC 791, RFC 8200).
+#[inline(always)]
+fn raw<C: PacketContext>(context: &C) -> Result<Result<(IpFamily, usize), Reason>, Short> {
+    // The verifier learns nothing from a comparison that asks for a single byte; no header is that short.
+    let first = View::<SHORTEST_HEADER>::at(context, 0)?.read::<u8, 0>();
+    Ok(match first >> 4 {
+        4 => Ok((IpFamily::V4, 0)),
+        6 => Ok((IpFamily::V6, 0)),
+        _ => Err(Reason::NotIp),
+    })
+}

@@ -1,0 +1,72 @@
+//! The transport header: ports, and the flags of a TCP segment.
+
+use dsproxy_common::{
+    Port, Protocol,
+    count::Reason,
+    flow::{FlowKey, Segment},
+};
+
+use super::{Packet, Transport};
+use crate::packet::{PacketContext, Short, View};
+
+/// Where the ports stand, in TCP as in UDP.
+pub(crate) const SOURCE_PORT: usize = 0;
+pub(crate) const DESTINATION_PORT: usize = 2;
+
+/// TCP without options, in bytes, and where its other fields stand (RFC 9293, section 3.1).
+const TCP_HEADER: usize = 20;
+const TCP_DATA_OFFSET: usize = 12;
+const TCP_FLAGS: usize = 13;
+const TCP_CHECKSUM: usize = 16;
+
+/// The UDP header, in bytes, and where its checksum stands (RFC 768).
+const UDP_HEADER: usize = 8;
+const UDP_CHECKSUM: usize = 6;
+
+/// Where the checksum of a transport header of `protocol` stands in it.
+#[inline(always)]
+pub(crate) const fn checksum_offset(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::Tcp => TCP_CHECKSUM,
+        Protocol::Udp => UDP_CHECKSUM,
+    }
+}
+
+#[inline(always)]
+pub(super) fn parse<A, C: PacketContext>(
+    context: &C,
+    l3: usize,
+    transport: Transport<A>,
+) -> Result<Result<Packet<A>, Reason>, Short> {
+    let Transport { source, destination, protocol, offset } = transport;
+    let Some(protocol) = Protocol::from_number(protocol) else {
+        return Ok(Err(Reason::OtherProtocol));
+    };
+    let segment = match protocol {
+        Protocol::Tcp => {
+            let header = View::<TCP_HEADER>::at(context, offset)?;
+            if usize::from(header.read::<u8, TCP_DATA_OFFSET>() >> 4) * 4 < TCP_HEADER {
+                return Ok(Err(Reason::Malformed));
+            }
+            Segment::tcp(header.read::<u8, TCP_FLAGS>())
+        }
+        Protocol::Udp => {
+            View::<UDP_HEADER>::at(context, offset)?;
+            Segment::NOT_TCP
+        }
+    };
+    let ports = View::<4>::at(context, offset)?;
+    Ok(Ok(Packet {
+        key: FlowKey {
+            source,
+            destination,
+            source_port: Port::from_wire(ports.read::<u16, SOURCE_PORT>()),
+            destination_port: Port::from_wire(ports.read::<u16, DESTINATION_PORT>()),
+            protocol: protocol.number().into(),
+        },
+        l3,
+        l4: offset,
+        protocol,
+        segment,
+    }))
+}

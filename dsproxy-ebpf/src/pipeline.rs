@@ -1,0 +1,153 @@
+//! The packet's way, to be read from top to bottom: parse -> lookup -> pick -> track -> rewrite -> forward.
+//!
+//! Inside the host's network stack a packet always carries backend addresses: ingress turns a VIP into a backend
+//! before the stack sees the packet, egress turns the backend into the VIP after it.
+
+use dsproxy_common::{
+    IpFamily,
+    count::Reason,
+    flow::{ForwardEntry, is_expired},
+    hash,
+    service::{BackendState, Frontend},
+    settings::Settings,
+};
+
+use crate::{
+    clock, count,
+    family::{Family, V4, V6},
+    lookup, maps,
+    packet::PacketContext,
+    parse::{
+        self, Packet,
+        link::{self, Link},
+    },
+    pick,
+    rewrite::{End, rewrite},
+    track::{self, Connection},
+};
+
+/// How many backends are tried when one's reply ports are taken.
+const CLASH_TRIES: u32 = 4;
+
+/// Before the stack: DNAT, VIP -> backend. Says what became of the packet.
+#[inline(always)]
+pub(crate) fn ingress<C: PacketContext>(context: &C, link: Link) -> Reason {
+    match link::parse(context, link) {
+        Ok((IpFamily::V4, l3)) => counted::<V4>(to_backend::<V4, C>(context, l3)),
+        Ok((IpFamily::V6, l3)) => counted::<V6>(to_backend::<V6, C>(context, l3)),
+        Err(reason) => not_ip(reason),
+    }
+}
+
+/// After the stack: DNAT undone, backend -> VIP. Says what became of the packet.
+#[inline(always)]
+pub(crate) fn egress<C: PacketContext>(context: &C, link: Link) -> Reason {
+    match link::parse(context, link) {
+        Ok((IpFamily::V4, l3)) => counted::<V4>(to_vip::<V4, C>(context, l3)),
+        Ok((IpFamily::V6, l3)) => counted::<V6>(to_vip::<V6, C>(context, l3)),
+        Err(reason) => not_ip(reason),
+    }
+}
+
+#[inline(always)]
+fn counted<F: Family>(outcome: Result<Reason, Reason>) -> Reason {
+    let (Ok(reason) | Err(reason)) = outcome;
+    count::packet(reason, Some(F::FAMILY));
+    reason
+}
+
+#[inline(always)]
+fn not_ip(reason: Reason) -> Reason {
+    count::packet(reason, None);
+    reason
+}
+
+#[inline(always)]
+fn to_backend<F: Family, C: PacketContext>(context: &C, l3: usize) -> Result<Reason, Reason> {
+    let packet = parse::packet::<F, C>(context, l3)?;
+    let frontend_key = lookup::frontend_key(&packet.key);
+    if !lookup::may_be_frontend::<F>(&frontend_key) {
+        return Err(Reason::NotService);
+    }
+    let settings = maps::SETTINGS.get(0).ok_or(Reason::NotService)?;
+    let now = clock::now();
+
+    if let Some(entry) = track::forward::<F>(&packet.key)
+        && let Some(reason) = follow::<F, C>(context, &packet, entry, now, settings)
+    {
+        return reason;
+    }
+    let frontend = lookup::frontend::<F>(&frontend_key).ok_or(Reason::NotService)?;
+    open::<F, C>(context, &packet, &frontend, now, settings)
+}
+
+/// Sends a packet after its connection; none when the connection is over or its backend no longer right.
+#[inline(always)]
+fn follow<F: Family, C: PacketContext>(
+    context: &C,
+    packet: &Packet<F::Address>,
+    entry: *mut ForwardEntry,
+    now: u32,
+    settings: &Settings,
+) -> Option<Result<Reason, Reason>> {
+    // SAFETY: a pointer to a map value, valid until the program returns; see the head of `track`.
+    let held = unsafe { entry.read() };
+    let backend = F::maps().backends.get(held.backend)?;
+    let state = BackendState::from_number(backend.state);
+    if !held.goes_on(backend.generation, state, packet.segment, now, settings) {
+        return None;
+    }
+    let (address, port) = (backend.address, backend.port);
+    let connection = Connection::to_backend(&packet.key, address, port, held.service);
+    track::seen_forward::<F>(&connection, entry, &held, packet.segment, now, settings);
+    Some(rewrite::<F, C>(context, packet, End::Destination, address, port).map(|()| {
+        count::forward(held.service, context.length(), false);
+        Reason::Forwarded
+    }))
+}
+
+/// Picks a backend for a packet that belongs to no connection yet.
+#[inline(always)]
+fn open<F: Family, C: PacketContext>(
+    context: &C,
+    packet: &Packet<F::Address>,
+    frontend: &Frontend,
+    now: u32,
+    settings: &Settings,
+) -> Result<Reason, Reason> {
+    if frontend.slot_count == 0 {
+        return Err(Reason::NoEndpoint);
+    }
+    let hash = hash::flow_hash(&packet.key);
+    let mut step = 0;
+    let (address, port) = loop {
+        let (id, backend) = pick::pick::<F>(frontend, hash, step).ok_or(Reason::NoEndpoint)?;
+        let connection = Connection::to_backend(&packet.key, backend.address, backend.port, frontend.service);
+        match track::open::<F>(&connection, (id, backend.generation), packet.segment, now, settings) {
+            Ok(()) => break (backend.address, backend.port),
+            Err(Reason::ReplyClash) if step + 1 < CLASH_TRIES && step + 1 < frontend.slot_count => step += 1,
+            Err(reason) => return Err(reason),
+        }
+    };
+    rewrite::<F, C>(context, packet, End::Destination, address, port)?;
+    count::forward(frontend.service, context.length(), true);
+    Ok(Reason::Opened)
+}
+
+#[inline(always)]
+fn to_vip<F: Family, C: PacketContext>(context: &C, l3: usize) -> Result<Reason, Reason> {
+    let packet = parse::packet::<F, C>(context, l3)?;
+    let entry = track::reply::<F>(&packet.key).ok_or(Reason::NotReply)?;
+    let settings = maps::SETTINGS.get(0).ok_or(Reason::NotReply)?;
+    let now = clock::now();
+    // SAFETY: as in `follow`.
+    let held = unsafe { entry.read() };
+    if is_expired(held.state, held.last_seen, now, settings) {
+        return Err(Reason::NotReply);
+    }
+    let connection = Connection::to_vip(&packet.key, held.vip, held.vip_port, held.service);
+    track::seen_reply::<F>(&connection, entry, &held, packet.segment, now, settings);
+    rewrite::<F, C>(context, &packet, End::Source, held.vip, held.vip_port)?;
+    count::reply(held.service, context.length());
+    Ok(Reason::Replied)
+}

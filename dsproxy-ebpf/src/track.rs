@@ -1,0 +1,194 @@
+//! The connection table: entries found, made and refreshed, in both directions.
+//!
+//! Entries are written to in place, by plain stores of whole integers. Two CPUs that do so at once leave either's
+//! value, and both are right.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use dsproxy_common::{
+    Port,
+    count::Reason,
+    flow::{FlowKey, FlowState, ForwardEntry, ReplyEntry, Segment, is_expired},
+    settings::Settings,
+};
+
+use crate::family::Family;
+
+/// A connection: what its packets look like on both sides of the translation.
+#[derive(Clone, Copy)]
+pub(crate) struct Connection<A> {
+    /// From the client to the VIP.
+    pub(crate) forward: FlowKey<A>,
+    /// From the backend to the client.
+    pub(crate) reply: FlowKey<A>,
+    /// The id of the service port.
+    pub(crate) service: u32,
+}
+
+impl<A: Copy> Connection<A> {
+    /// The connection whose client sent `forward` and whose backend is at `address` and `port`.
+    #[inline(always)]
+    pub(crate) fn to_backend(forward: &FlowKey<A>, address: A, port: Port, service: u32) -> Self {
+        Self {
+            forward: *forward,
+            reply: FlowKey {
+                source: address,
+                destination: forward.source,
+                source_port: port,
+                destination_port: forward.source_port,
+                protocol: forward.protocol,
+            },
+            service,
+        }
+    }
+
+    /// The connection whose backend sent `reply` and whose client knows it by `vip` and `port`.
+    #[inline(always)]
+    pub(crate) fn to_vip(reply: &FlowKey<A>, vip: A, port: Port, service: u32) -> Self {
+        Self {
+            forward: FlowKey {
+                source: reply.destination,
+                destination: vip,
+                source_port: reply.destination_port,
+                destination_port: port,
+                protocol: reply.protocol,
+            },
+            reply: *reply,
+            service,
+        }
+    }
+
+    #[inline(always)]
+    fn reply_entry(&self, state: FlowState, now: u32) -> ReplyEntry<A> {
+        ReplyEntry {
+            vip: self.forward.destination,
+            service: self.service,
+            last_seen: now,
+            vip_port: self.forward.destination_port,
+            state: state.number(),
+        }
+    }
+}
+
+/// The forward entry of a packet from a client.
+#[inline(always)]
+pub(crate) fn forward<F: Family>(key: &FlowKey<F::Address>) -> Option<*mut ForwardEntry> {
+    F::maps().forward.get_ptr_mut(key)
+}
+
+/// The reply entry of a packet from a backend.
+#[inline(always)]
+pub(crate) fn reply<F: Family>(key: &FlowKey<F::Address>) -> Option<*mut ReplyEntry<F::Address>> {
+    F::maps().reply.get_ptr_mut(key)
+}
+
+/// Enters a new connection in both directions.
+///
+/// # Errors
+///
+/// `ReplyClash` when the backend's packets already belong to another living connection of the client;
+/// `TableRefused` when the kernel does not take an entry.
+#[inline(always)]
+pub(crate) fn open<F: Family>(
+    connection: &Connection<F::Address>,
+    (backend, generation): (u32, u32),
+    segment: Segment,
+    now: u32,
+    settings: &Settings,
+) -> Result<(), Reason> {
+    let maps = F::maps();
+    let state = FlowState::first(segment);
+    let reply = connection.reply_entry(state, now);
+    if maps.reply.insert(&connection.reply, &reply, BPF_NOEXIST.into()).is_err() {
+        if let Some(entry) = maps.reply.get_ptr(&connection.reply) {
+            // SAFETY: a map value stays readable until the program returns; see the head of this file.
+            let held = unsafe { entry.read() };
+            if !may_be_taken_over(&held, &reply, now, settings) {
+                return Err(Reason::ReplyClash);
+            }
+        }
+        maps.reply.insert(&connection.reply, &reply, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;
+    }
+    let forward =
+        ForwardEntry { backend, generation, service: connection.service, last_seen: now, state: state.number().into() };
+    maps.forward.insert(&connection.forward, &forward, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
+}
+
+/// Whether the reply entry `held` may give way to `wanted`: it is the same connection's, or over.
+#[inline(always)]
+fn may_be_taken_over<A: Eq>(held: &ReplyEntry<A>, wanted: &ReplyEntry<A>, now: u32, settings: &Settings) -> bool {
+    (held.vip == wanted.vip && held.vip_port == wanted.vip_port)
+        || matches!(FlowState::from_number(held.state), FlowState::Closing)
+        || is_expired(held.state, held.last_seen, now, settings)
+}
+
+/// Records that the connection is alive: the states of both entries when they change, the time when it is a second
+/// old. Most packets write nothing.
+#[inline(always)]
+pub(crate) fn seen_forward<F: Family>(
+    connection: &Connection<F::Address>,
+    entry: *mut ForwardEntry,
+    held: &ForwardEntry,
+    segment: Segment,
+    now: u32,
+    settings: &Settings,
+) {
+    let state = FlowState::from_number(held.state as u16);
+    let next = state.after_forward(segment);
+    if next.number() == state.number() && !is_stale(held.last_seen, now, settings) {
+        return;
+    }
+    write_forward(entry, next, now);
+    match reply::<F>(&connection.reply) {
+        Some(reply) => write_reply(reply, next, now),
+        // Evicted while nothing came back: without it the next reply would keep the backend's address.
+        None => {
+            let reply = connection.reply_entry(next, now);
+            let _ = F::maps().reply.insert(&connection.reply, &reply, BPF_NOEXIST.into());
+        }
+    }
+}
+
+/// As `seen_forward`, for a packet from the backend.
+#[inline(always)]
+pub(crate) fn seen_reply<F: Family>(
+    connection: &Connection<F::Address>,
+    entry: *mut ReplyEntry<F::Address>,
+    held: &ReplyEntry<F::Address>,
+    segment: Segment,
+    now: u32,
+    settings: &Settings,
+) {
+    let state = FlowState::from_number(held.state);
+    let next = state.after_reply(segment);
+    if next.number() == state.number() && !is_stale(held.last_seen, now, settings) {
+        return;
+    }
+    write_reply(entry, next, now);
+    // A stream that flows only from the backend keeps its client's entry alive too.
+    if let Some(forward) = forward::<F>(&connection.forward) {
+        write_forward(forward, next, now);
+    }
+}
+
+#[inline(always)]
+fn is_stale(last_seen: u32, now: u32, settings: &Settings) -> bool {
+    now.wrapping_sub(last_seen) >= settings.jiffies_per_second
+}
+
+#[inline(always)]
+fn write_forward(entry: *mut ForwardEntry, state: FlowState, now: u32) {
+    // SAFETY: a pointer to a map value, valid until the program returns; see the head of this file.
+    unsafe {
+        (&raw mut (*entry).last_seen).write_volatile(now);
+        (&raw mut (*entry).state).write_volatile(state.number().into());
+    }
+}
+
+#[inline(always)]
+fn write_reply<A>(entry: *mut ReplyEntry<A>, state: FlowState, now: u32) {
+    // SAFETY: as in `write_forward`.
+    unsafe {
+        (&raw mut (*entry).last_seen).write_volatile(now);
+        (&raw mut (*entry).state).write_volatile(state.number());
+    }
+}

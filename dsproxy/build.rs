@@ -1,0 +1,18 @@
+//! Builds the kernel programs, which end up inside the daemon.
+
+use anyhow::Context as _;
+
+/// The rustup toolchain that can compile for the bpf target; `cargo xtask setup` makes it.
+const TOOLCHAIN: &str = "dsproxy-ebpf";
+
+fn main() -> anyhow::Result<()> {
+    println!("cargo:rerun-if-env-changed=DSPROXY_EBPF_TOOLCHAIN");
+    println!("cargo:rerun-if-changed=../dsproxy-common");
+    let toolchain = std::env::var("DSPROXY_EBPF_TOOLCHAIN").unwrap_or_else(|_| TOOLCHAIN.to_owned());
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../dsproxy-ebpf");
+    let features: &[&str] = if std::env::var_os("CARGO_FEATURE_PACKET_LOG").is_some() { &["log"] } else { &[] };
+    let package = aya_build::Package { name: "dsproxy-ebpf", root_dir: root, no_default_features: false, features };
+    aya_build::build_ebpf([package], aya_build::Toolchain::Custom(&toolchain)).with_context(|| {
+        format!("build the kernel programs with the toolchain {toolchain}; `cargo xtask setup` makes it")
+    })
+}
