@@ -2,5 +2,9 @@
 //!
 //! Data flows one way, and the tree shows it: `source` -> `model` -> `resolve` -> `diff` -> `maps`.
 
+pub mod diff;
+pub mod maglev;
+pub mod maps;
 pub mod model;
+pub mod resolve;
 pub mod source;

@@ -40,6 +40,8 @@ pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
     /// The ports, in the order of the object.
     pub ports: Vec<ServicePort>,
+    /// Whether clients outside the cluster reach it: type `NodePort` or `LoadBalancer`, or any `externalIPs`.
+    pub reached_from_outside: bool,
 }
 
 /// One port of a Service.

@@ -1,0 +1,189 @@
+//! Backend ids of one family: which endpoint of which service port each names, and which may be given to another.
+//!
+//! An id whose endpoint has gone keeps its record, so that established connections still find their way, and is given to
+//! another endpoint as late as can be. An endpoint that comes back before that gets its id and its connections back.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    net::IpAddr,
+};
+
+use dsproxy_common::{IpFamily, service::BackendState};
+
+use super::PlanError;
+use crate::maps::{BackendRecord, MapKind};
+
+/// An endpoint of a service port.
+type Endpoint = (IpAddr, u16);
+
+/// The ids of one family.
+#[derive(Debug)]
+pub(super) struct Backends {
+    capacity: u32,
+    /// Every id below the first that was never used.
+    records: Vec<Option<BackendRecord>>,
+    /// The ids of a service port's endpoints, those that are gone included.
+    by_service: HashMap<u32, BTreeMap<Endpoint, u32>>,
+    /// Ids that are gone, longest ago first. An id that came back, or went again later, has an outdated place here.
+    gone: VecDeque<(u32, u64)>,
+    /// The current place of each id that is gone.
+    gone_places: HashMap<u32, u64>,
+    places: u64,
+    in_use: u32,
+}
+
+/// What is to be written for a service port.
+#[derive(Debug)]
+pub(super) struct BackendPlan {
+    /// The id of each wanted endpoint.
+    pub(super) ids: BTreeMap<Endpoint, u32>,
+    /// Records to write before any slot names them.
+    pub(super) before: Vec<(u32, BackendRecord)>,
+    /// Records to write when no slot names them any more.
+    pub(super) after: Vec<(u32, BackendRecord)>,
+}
+
+impl Backends {
+    pub(super) fn new<'a>(
+        capacity: u32,
+        found: impl Iterator<Item = &'a (IpFamily, u32, BackendRecord)>,
+    ) -> Self {
+        let mut backends = Self {
+            capacity,
+            records: Vec::new(),
+            by_service: HashMap::new(),
+            gone: VecDeque::new(),
+            gone_places: HashMap::new(),
+            places: 0,
+            in_use: 0,
+        };
+        for (_, id, record) in found {
+            backends.applied(*id, *record);
+        }
+        backends
+    }
+
+    /// How many ids name an endpoint that is not gone.
+    pub(super) fn in_use(&self) -> u32 {
+        self.in_use
+    }
+
+    /// What it takes for `service` to have just the endpoints `wanted`.
+    pub(super) fn plan(
+        &self,
+        service: u32,
+        wanted: &BTreeMap<Endpoint, BackendState>,
+    ) -> Result<BackendPlan, PlanError> {
+        let none = BTreeMap::new();
+        let known = self.by_service.get(&service).unwrap_or(&none);
+        let mut plan = BackendPlan { ids: BTreeMap::new(), before: Vec::new(), after: Vec::new() };
+        let mut free = self.free(service, wanted);
+        for (endpoint, state) in wanted {
+            let id = match known.get(endpoint) {
+                Some(id) => *id,
+                None => free.next().ok_or(PlanError::Full { map: MapKind::Backends, capacity: self.capacity })?,
+            };
+            plan.ids.insert(*endpoint, id);
+            let held = self.record(id);
+            let names_it = |held: &BackendRecord| held.service == service && (held.address, held.port) == *endpoint;
+            let generation = match held {
+                Some(held) if names_it(&held) => held.generation,
+                Some(held) => held.generation.wrapping_add(1).max(1),
+                None => 1,
+            };
+            let (address, port) = *endpoint;
+            let record = BackendRecord { address, port, generation, service, state: *state };
+            if held != Some(record) {
+                // An endpoint that stops taking connections does so when the slots no longer name it.
+                let demoted = held.is_some_and(|held| names_it(&held) && held.state == BackendState::Active);
+                if demoted { &mut plan.after } else { &mut plan.before }.push((id, record));
+            }
+        }
+        let unwanted = known.iter().filter(|(endpoint, _)| !wanted.contains_key(endpoint)).map(|(_, id)| *id);
+        plan.after.extend(self.going(unwanted));
+        Ok(plan)
+    }
+
+    /// What it takes for `service` to have no endpoints.
+    pub(super) fn removal(&self, service: u32) -> Vec<(u32, BackendRecord)> {
+        self.going(self.by_service.get(&service).into_iter().flat_map(|known| known.values().copied())).collect()
+    }
+
+    /// What it takes for service ports that are not `named` to have no endpoints.
+    pub(super) fn orphans(&self, named: impl Fn(u32) -> bool) -> Vec<(u32, BackendRecord)> {
+        let unnamed = self.by_service.iter().filter(|(service, _)| !named(**service));
+        self.going(unnamed.flat_map(|(_, known)| known.values().copied())).collect()
+    }
+
+    fn going(&self, ids: impl Iterator<Item = u32>) -> impl Iterator<Item = (u32, BackendRecord)> {
+        ids.filter_map(|id| Some((id, self.record(id)?)))
+            .filter(|(_, record)| record.state != BackendState::Gone)
+            .map(|(id, record)| (id, BackendRecord { state: BackendState::Gone, ..record }))
+    }
+
+    /// The ids to give out, in order: never used, then gone for longest. Not those of endpoints of `service` that
+    /// are wanted again.
+    fn free<'a>(
+        &'a self,
+        service: u32,
+        wanted: &'a BTreeMap<Endpoint, BackendState>,
+    ) -> impl Iterator<Item = u32> + 'a {
+        let fresh = u32::try_from(self.records.len()).unwrap_or(u32::MAX)..self.capacity;
+        let gone = self.gone.iter().filter(|(id, place)| self.gone_places.get(id) == Some(place)).map(|(id, _)| *id);
+        fresh.chain(gone.filter(move |id| {
+            !self
+                .record(*id)
+                .is_some_and(|held| held.service == service && wanted.contains_key(&(held.address, held.port)))
+        }))
+    }
+
+    fn record(&self, id: u32) -> Option<BackendRecord> {
+        self.records.get(id as usize).copied().flatten()
+    }
+
+    /// Enters a record that was written, or was found in the map.
+    pub(super) fn applied(&mut self, id: u32, record: BackendRecord) {
+        let slot = id as usize;
+        if self.records.len() <= slot {
+            // Ids that were skipped are free, as if they had gone before all others.
+            for skipped in self.records.len()..slot {
+                self.note_gone(skipped as u32);
+            }
+            self.records.resize(slot + 1, None);
+        }
+        let before = self.records[slot].replace(record);
+        if let Some(before) = before {
+            self.in_use -= u32::from(before.state != BackendState::Gone);
+            let endpoint = (before.address, before.port);
+            if let Some(known) = self.by_service.get_mut(&before.service)
+                && known.get(&endpoint) == Some(&id)
+            {
+                known.remove(&endpoint);
+                if known.is_empty() {
+                    self.by_service.remove(&before.service);
+                }
+            }
+        }
+        let is_gone = |id: &u32| self.record(*id).is_none_or(|held| held.state == BackendState::Gone);
+        let endpoint = (record.address, record.port);
+        let known = self.by_service.get(&record.service).and_then(|known| known.get(&endpoint));
+        if record.state != BackendState::Gone || known.is_none_or(is_gone) {
+            self.by_service.entry(record.service).or_default().insert(endpoint, id);
+        }
+        if record.state == BackendState::Gone {
+            self.note_gone(id);
+        } else {
+            self.in_use += 1;
+            self.gone_places.remove(&id);
+        }
+        while self.gone.front().is_some_and(|(id, place)| self.gone_places.get(id) != Some(place)) {
+            self.gone.pop_front();
+        }
+    }
+
+    fn note_gone(&mut self, id: u32) {
+        self.places += 1;
+        self.gone_places.insert(id, self.places);
+        self.gone.push_back((id, self.places));
+    }
+}

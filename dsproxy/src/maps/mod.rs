@@ -1,0 +1,241 @@
+//! The maps of the data path as user space writes and reads them: typed, both families alike.
+//!
+//! [`MapStore`] is the seam: `kernel` is the real thing, `memory` the same in memory for tests, with failures on demand.
+//! Nothing here decides what to write.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use dsproxy_common::{
+    IpFamily, Protocol,
+    service::{BackendState, Frontend},
+};
+use thiserror::Error;
+
+pub mod kernel;
+pub mod memory;
+
+/// The address, port and protocol of a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrontendAddress {
+    /// The VIP.
+    pub address: IpAddr,
+    /// The port on the VIP, host byte order.
+    pub port: u16,
+    /// The transport protocol.
+    pub protocol: Protocol,
+}
+
+impl FrontendAddress {
+    /// The family of the VIP.
+    pub fn family(&self) -> IpFamily {
+        IpFamily::of(self.address)
+    }
+}
+
+impl fmt::Display for FrontendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", std::net::SocketAddr::new(self.address, self.port), self.protocol)
+    }
+}
+
+/// The record of a backend id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendRecord {
+    /// The endpoint's address.
+    pub address: IpAddr,
+    /// The endpoint's port, host byte order.
+    pub port: u16,
+    /// How many endpoints the id has named.
+    pub generation: u32,
+    /// The id of the service port.
+    pub service: u32,
+    /// Whether it takes connections.
+    pub state: BackendState,
+}
+
+/// One write to one map. A slice of them, applied in order, takes the data path from one state to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Names a service port, or takes its name away.
+    Name {
+        /// The id of the service port.
+        service: u32,
+        /// `namespace/name:port/PROTOCOL`.
+        name: Option<String>,
+    },
+    /// Starts the counters of a service port at zero.
+    ResetCounters {
+        /// The id of the service port.
+        service: u32,
+    },
+    /// Writes the record of a backend id.
+    Backend {
+        /// The family of its address.
+        family: IpFamily,
+        /// The id.
+        id: u32,
+        /// The record.
+        record: BackendRecord,
+    },
+    /// Writes a run of slots that no frontend uses.
+    Slots {
+        /// The family.
+        family: IpFamily,
+        /// The index of the first slot.
+        first: u32,
+        /// The id of the service port the run is for.
+        service: u32,
+        /// The backend ids.
+        backends: Vec<u32>,
+    },
+    /// Writes a word of the frontend filter.
+    FilterWord {
+        /// The family.
+        family: IpFamily,
+        /// The index of the word.
+        index: u32,
+        /// Its new value.
+        value: u64,
+    },
+    /// Adds or switches a frontend.
+    Frontend {
+        /// Where it is reached.
+        address: FrontendAddress,
+        /// What stands there.
+        frontend: Frontend,
+    },
+    /// Removes a frontend.
+    RemoveFrontend {
+        /// Where it was reached.
+        address: FrontendAddress,
+    },
+}
+
+/// What the maps hold, as read back at start.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    /// The names of service ports, by id.
+    pub names: Vec<(u32, String)>,
+    /// The frontends of both families.
+    pub frontends: Vec<(FrontendAddress, Frontend)>,
+    /// The backend records that were ever written, of both families, by id.
+    pub backends: Vec<(IpFamily, u32, BackendRecord)>,
+    /// What stands in the slots of the runs that frontends use, by family and first slot.
+    pub runs: BTreeMap<(IpFamily, u32), Vec<u32>>,
+    /// The words of the frontend filter that are not zero.
+    pub filter: Vec<(IpFamily, u32, u64)>,
+}
+
+/// How many entries the maps have. Where a map exists for each family, each of the two has as many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Service ports.
+    pub services: u32,
+    /// Frontends.
+    pub frontends: u32,
+    /// Backends.
+    pub backends: u32,
+    /// Slots.
+    pub slots: u32,
+    /// Connections.
+    pub connections: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        use dsproxy_common::layout::capacity;
+        Self {
+            services: capacity::SERVICES,
+            frontends: capacity::FRONTENDS,
+            backends: capacity::BACKENDS,
+            slots: capacity::SLOTS,
+            connections: capacity::CONNECTIONS,
+        }
+    }
+}
+
+/// A map, as errors and metrics name it, with the flag that sizes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum MapKind {
+    /// Names and counters of service ports.
+    Services,
+    /// Frontends.
+    Frontends,
+    /// The frontend filter.
+    Filter,
+    /// Slots.
+    Slots,
+    /// Backends.
+    Backends,
+    /// The connection table.
+    Connections,
+    /// The settings.
+    Settings,
+    /// Packet counters.
+    Counters,
+}
+
+impl MapKind {
+    /// The name in messages and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::Frontends => "frontends",
+            Self::Filter => "filter",
+            Self::Slots => "slots",
+            Self::Backends => "backends",
+            Self::Connections => "connections",
+            Self::Settings => "settings",
+            Self::Counters => "counters",
+        }
+    }
+
+    /// The flag that sets how many entries the map has; none for maps of a fixed size.
+    pub fn flag(self) -> Option<&'static str> {
+        match self {
+            Self::Services => Some("--max-services"),
+            Self::Frontends => Some("--max-frontends"),
+            Self::Slots => Some("--max-slots"),
+            Self::Backends => Some("--max-backends"),
+            Self::Connections => Some("--max-connections"),
+            Self::Filter | Self::Settings | Self::Counters => None,
+        }
+    }
+}
+
+/// Why a map could not be read or written.
+#[derive(Debug, Error)]
+pub enum MapError {
+    /// There is no room.
+    #[error("the map of {} is full with {capacity} entries; {} sets its size", map.name(), map.flag().unwrap_or("nothing"))]
+    Full {
+        /// Which map.
+        map: MapKind,
+        /// How many entries it has.
+        capacity: u32,
+    },
+    /// The kernel refused.
+    #[error("{operation} the map of {}: {source}", map.name())]
+    Kernel {
+        /// What was tried.
+        operation: &'static str,
+        /// Which map.
+        map: MapKind,
+        /// What the kernel said.
+        source: aya::maps::MapError,
+    },
+    /// A test asked for this failure.
+    #[error("failure on demand")]
+    OnDemand,
+}
+
+/// Where writes go.
+pub trait MapStore {
+    /// Applies one write. On an error nothing of it has happened, except that of a run of slots any part
+    /// may have been written.
+    fn write(&mut self, write: &Write) -> Result<(), MapError>;
+
+    /// How many entries the maps have.
+    fn capacities(&self) -> Capacities;
+}
+
