@@ -235,6 +235,11 @@ impl fmt::Debug for Addr6 {
     }
 }
 
+crate::record::record! {
+    Addr4 = [4];
+    Addr6 = [16];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

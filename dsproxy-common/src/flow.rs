@@ -3,7 +3,12 @@
 //! A *forward* entry (client -> VIP) remembers the backend that was picked; a *reply* entry (backend -> client)
 //! remembers the VIP. All of it is pure: the time is a parameter, in the kernel's jiffies.
 
-use crate::{Addr4, Addr6, Port, record::record, service::BackendState, settings::Settings};
+use crate::{
+    Port,
+    record::{family_record, record},
+    service::BackendState,
+    settings::Settings,
+};
 
 /// Addresses, ports and protocol of a packet, as they stand in it.
 #[repr(C)]
@@ -194,12 +199,13 @@ impl ForwardEntry {
     }
 }
 
+family_record! {
+    FlowKey = [2 addresses, 2, 2, 4];
+    ReplyEntry = [1 addresses, 4, 4, 2, 2];
+}
+
 record! {
-    FlowKey<Addr4> = [4, 4, 2, 2, 4];
-    FlowKey<Addr6> = [16, 16, 2, 2, 4];
     ForwardEntry = [4, 4, 4, 4, 4];
-    ReplyEntry<Addr4> = [4, 4, 4, 2, 2];
-    ReplyEntry<Addr6> = [16, 4, 4, 2, 2];
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 //! A packet's destination finds a [`Frontend`] in one hash lookup; the frontend names a run of slots in one
 //! flat array; a slot holds a backend's id, which indexes the array of [`Backend`]s.
 
-use crate::{Addr4, Addr6, Port, record::record};
+use crate::{
+    Port,
+    record::{family_record, record},
+};
 
 /// What a packet to a Service is looked up by.
 #[repr(C)]
@@ -117,12 +120,13 @@ impl ServiceName {
     }
 }
 
+family_record! {
+    FrontendKey = [1 addresses, 2, 1, 1];
+    Backend = [1 addresses, 4, 4, 2, 1, 1];
+}
+
 record! {
-    FrontendKey<Addr4> = [4, 2, 1, 1];
-    FrontendKey<Addr6> = [16, 2, 1, 1];
     Frontend = [4, 4, 4, 4];
-    Backend<Addr4> = [4, 4, 4, 2, 1, 1];
-    Backend<Addr6> = [16, 4, 4, 2, 1, 1];
     ServiceName = [SERVICE_NAME_BYTES];
 }
 

@@ -2,9 +2,13 @@
 //!
 //! Data flows one way, and the tree shows it: `source` -> `model` -> `resolve` -> `diff` -> `maps`.
 
+pub mod cluster;
+pub mod datapath;
 pub mod diff;
 pub mod maglev;
 pub mod maps;
 pub mod model;
+pub mod progress;
+pub mod reconcile;
 pub mod resolve;
 pub mod source;

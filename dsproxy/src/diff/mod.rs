@@ -22,7 +22,7 @@ use thiserror::Error;
 use crate::{
     maglev,
     maps::{Capacities, Contents, FrontendAddress, MapKind, Write},
-    resolve::{Distribution, ResolvedFamily, ResolvedPort, ServicePortName},
+    resolve::{Distribution, ResolvedFamily, ResolvedPort},
 };
 
 mod backends;

@@ -13,6 +13,7 @@ use super::*;
 use crate::{
     maps::{MapStore, memory::MemoryMaps},
     model::ObjectName,
+    resolve::ServicePortName,
 };
 
 const CAPACITIES: Capacities = Capacities { services: 8, frontends: 8, backends: 64, slots: 65_536, connections: 1 };

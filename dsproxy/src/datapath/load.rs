@@ -1,0 +1,239 @@
+//! The kernel programs and maps brought into the kernel: maps pinned and found again, programs loaded.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Map, MapData, MapError as AyaMapError},
+    programs::{ProgramError, SchedClassifier},
+};
+use dsproxy_common::{
+    IpFamily,
+    flow::FlowState,
+    layout::{self, FamilyMapNames, family_maps},
+    settings::Settings,
+};
+use nix::time::{ClockId, clock_getres};
+use thiserror::Error;
+use tracing::warn;
+
+use super::bpffs::Bpffs;
+use crate::maps::{
+    Capacities, MapError, MapStore as _,
+    kernel::{KernelMaps, OpenError},
+};
+
+/// The kernel programs, as the build script compiled them.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dsproxy-ebpf"));
+
+/// The names of the programs in the object.
+pub const PROGRAMS: [&str; 4] = ["ingress_ethernet", "egress_ethernet", "ingress_ip", "egress_ip"];
+
+/// Why the data path cannot be had.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The kernel did not take the object.
+    #[error("load the kernel programs: {}; it takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root) and kernel 6.1 or later", chain(.0))]
+    Object(#[source] EbpfError),
+    /// The kernel did not take a program.
+    #[error("load the kernel program {name}: {}; it takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root) and kernel 6.1 or later", chain(.source))]
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// What the kernel said.
+        source: ProgramError,
+    },
+    /// The object has no such program.
+    #[error("the object has no program {name}")]
+    NoProgram {
+        /// Its name.
+        name: &'static str,
+    },
+    /// The pinned maps are not ours, or another version's.
+    #[error("{0}; `dsproxy cleanup` removes what is pinned, and with it the connections that are open")]
+    Maps(#[from] OpenError),
+    /// A map could not be written.
+    #[error(transparent)]
+    Write(#[from] MapError),
+    /// The directory for pins could not be made or read.
+    #[error("make the directory {}: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The kernel does not tell how long its clock tick is.
+    #[error("find the length of the kernel's clock tick: {0}")]
+    Clock(nix::Error),
+}
+
+/// Everything that loading gives.
+pub struct Loaded {
+    /// The programs; they stay loaded while they are attached, whatever becomes of this.
+    pub object: Ebpf,
+    /// The maps.
+    pub maps: KernelMaps,
+    /// Whether the maps were there before, with what another run left in them.
+    pub found: bool,
+}
+
+/// How long connections count without a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// TCP whose client has sent nothing but its SYN.
+    pub opening: Duration,
+    /// Established TCP.
+    pub established: Duration,
+    /// TCP after FIN or RST.
+    pub closing: Duration,
+    /// Everything else.
+    pub stateless: Duration,
+}
+
+impl Default for Lifetimes {
+    /// As the kernel's own connection tracking has them where kube-proxy leaves them alone; established as kube-proxy
+    /// sets it.
+    fn default() -> Self {
+        Self {
+            opening: Duration::from_secs(120),
+            established: Duration::from_secs(24 * 60 * 60),
+            closing: Duration::from_secs(10),
+            stateless: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Loads the programs with the maps pinned on `bpffs`, or without any pins.
+///
+/// Maps that are pinned there already are used as they are, so the data path that serves now goes on.
+///
+/// # Errors
+///
+/// When the kernel refuses, or the pinned maps have another layout.
+pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, lifetimes: &Lifetimes) -> Result<Loaded, LoadError> {
+    let directory = bpffs.map(map_directory);
+    let found = directory.as_ref().is_some_and(|directory| directory.join(layout::SETTINGS).exists());
+    if let Some(directory) = &directory {
+        fs::create_dir_all(directory)
+            .map_err(|source| LoadError::Directory { path: directory.clone(), source })?;
+    }
+    let mut loader = EbpfLoader::new();
+    for (name, entries) in sizes(capacities) {
+        loader.map_max_entries(name, entries);
+    }
+    if let Some(directory) = &directory {
+        for name in map_names() {
+            loader.map_pin_path(name, directory.join(name));
+        }
+    }
+    let mut object = loader.load(OBJECT).map_err(LoadError::Object)?;
+    let mut maps = KernelMaps::open(|name| object.take_map(name))?;
+    let actual = maps.capacities();
+    if actual != *capacities {
+        warn!(
+            ?actual,
+            wanted = ?capacities,
+            "the maps keep the sizes they were made with; `dsproxy cleanup` before a start makes them anew"
+        );
+    }
+    maps.set_settings(&settings(lifetimes)?)?;
+    for name in PROGRAMS {
+        let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+        let failed = |source| LoadError::Program { name, source };
+        let classifier: &mut SchedClassifier = program.try_into().map_err(failed)?;
+        classifier.load().map_err(failed)?;
+    }
+    Ok(Loaded { object, maps, found })
+}
+
+/// Opens the maps that are pinned on `bpffs`.
+///
+/// # Errors
+///
+/// When there are none, or they have another layout.
+pub fn open_pinned(bpffs: &Bpffs) -> Result<KernelMaps, OpenError> {
+    let directory = map_directory(bpffs);
+    KernelMaps::open(|name| pinned(&directory, name).ok())
+}
+
+fn pinned(directory: &Path, name: &str) -> Result<Map, AyaMapError> {
+    Map::from_map_data(MapData::from_pin(directory.join(name))?)
+}
+
+fn map_directory(bpffs: &Bpffs) -> PathBuf {
+    bpffs.layout().join("maps")
+}
+
+fn map_names() -> impl Iterator<Item = &'static str> {
+    let families = IpFamily::ALL.into_iter().flat_map(|family| {
+        let FamilyMapNames { frontends, filter, slots, backends, forward, reply } = family_maps(family);
+        [frontends, filter, slots, backends, forward, reply]
+    });
+    [layout::SETTINGS, layout::COUNTERS, layout::SERVICE_COUNTERS, layout::SERVICE_NAMES].into_iter().chain(families)
+}
+
+fn sizes(capacities: &Capacities) -> Vec<(&'static str, u32)> {
+    let Capacities { services, frontends, backends, slots, connections } = *capacities;
+    let mut sizes = vec![(layout::SERVICE_COUNTERS, services), (layout::SERVICE_NAMES, services)];
+    for family in IpFamily::ALL {
+        let names = family_maps(family);
+        sizes.extend([
+            (names.frontends, frontends),
+            (names.slots, slots),
+            (names.backends, backends),
+            (names.forward, connections),
+            (names.reply, connections),
+        ]);
+    }
+    sizes
+}
+
+fn settings(lifetimes: &Lifetimes) -> Result<Settings, LoadError> {
+    let jiffies_per_second = jiffies_per_second().map_err(LoadError::Clock)?;
+    let jiffies = |time: Duration| {
+        let jiffies = time.as_secs().saturating_mul(jiffies_per_second.into());
+        // Half the range, so that ages stay apart from times to come.
+        u32::try_from(jiffies).unwrap_or(u32::MAX).min(u32::MAX / 2)
+    };
+    let Lifetimes { opening, established, closing, stateless } = *lifetimes;
+    let mut settings = Settings { jiffies_per_second, lifetimes: [0; FlowState::COUNT] };
+    for (state, time) in [
+        (FlowState::Opening, opening),
+        (FlowState::Established, established),
+        (FlowState::Closing, closing),
+        (FlowState::Stateless, stateless),
+    ] {
+        settings.lifetimes[usize::from(state.number())] = jiffies(time);
+    }
+    Ok(settings)
+}
+
+/// The kernel's HZ: its coarse clocks advance by one tick at a time, and say so.
+fn jiffies_per_second() -> Result<u32, nix::Error> {
+    let tick = Duration::from(clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?);
+    Ok(u32::try_from(Duration::from_secs(1).as_nanos() / tick.as_nanos().max(1)).unwrap_or(1).max(1))
+}
+
+/// An error with its causes, in one line. The verifier's log, which is long, is cut to its end.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    match lines.as_slice() {
+        [first, .., one, two, last] if lines.len() > 6 => format!("{first} ... {one} | {two} | {last}"),
+        _ => lines.join(" | "),
+    }
+}
+

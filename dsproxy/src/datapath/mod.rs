@@ -1,0 +1,3 @@
+//! Everything about having the data path in the kernel.
+
+pub mod load;

@@ -1,0 +1,139 @@
+//! How far the maps have followed the source: what the reconciler tells health, metrics and the log.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    maps::MapKind,
+    model::{IpFamily, ObjectName},
+};
+
+/// An update that has waited longer than this makes the node unhealthy: twice kube-proxy's default `syncPeriod`.
+pub const STALE_AFTER: Duration = Duration::from_secs(60);
+
+/// What the reconciler last found.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Whether the maps have once held everything that the source listed.
+    pub synced: bool,
+    /// Services of the source.
+    pub services: usize,
+    /// EndpointSlices of the source.
+    pub slices: usize,
+    /// Service ports in the maps.
+    pub service_ports: usize,
+    /// Entries in use, for each family.
+    pub fill: [(IpFamily, [(MapKind, u32); 3]); 2],
+    /// Services that are not served as they should be, with the reason.
+    pub failed: BTreeMap<ObjectName, String>,
+    /// Frontends left out because another Service has them.
+    pub conflicts: usize,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        let unused = [(MapKind::Frontends, 0), (MapKind::Backends, 0), (MapKind::Slots, 0)];
+        Self {
+            synced: false,
+            services: 0,
+            slices: 0,
+            service_ports: 0,
+            fill: IpFamily::ALL.map(|family| (family, unused)),
+            failed: BTreeMap::new(),
+            conflicts: 0,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    snapshot: Snapshot,
+    /// Since when an update has waited.
+    waiting_since: Option<Instant>,
+    updated: Option<DateTime<Utc>>,
+    took: Vec<Duration>,
+}
+
+/// Shared by the reconciler, which writes it, and whoever asks.
+#[derive(Debug, Default)]
+pub struct Progress {
+    state: Mutex<State>,
+    writes: AtomicU64,
+    failures: AtomicU64,
+    full: Mutex<BTreeMap<MapKind, u64>>,
+}
+
+impl Progress {
+    /// An event has come in.
+    pub fn received(&self, now: Instant) {
+        self.state().waiting_since.get_or_insert(now);
+    }
+
+    /// So many writes were done.
+    pub fn wrote(&self, count: usize) {
+        self.writes.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// A Service could not be written; `full` is the map that had no room.
+    pub fn failed(&self, full: Option<MapKind>) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        if let Some(map) = full {
+            *self.full.lock().unwrap_or_else(PoisonError::into_inner).entry(map).or_default() += 1;
+        }
+    }
+
+    /// The reconciler has done what it could.
+    pub fn publish(&self, snapshot: Snapshot, now: Instant, took: Duration) {
+        let mut state = self.state();
+        if snapshot.failed.is_empty() {
+            state.waiting_since = None;
+            state.updated = Some(Utc::now());
+        } else {
+            state.waiting_since.get_or_insert(now);
+        }
+        state.snapshot = snapshot;
+        state.took.push(took);
+    }
+
+    /// What the reconciler last found.
+    pub fn snapshot(&self) -> Snapshot {
+        self.state().snapshot.clone()
+    }
+
+    /// When the maps last held everything.
+    pub fn updated(&self) -> Option<DateTime<Utc>> {
+        self.state().updated
+    }
+
+    /// Whether updates are waiting for longer than they should.
+    pub fn is_stale(&self, now: Instant) -> bool {
+        self.state().waiting_since.is_some_and(|since| now.saturating_duration_since(since) > STALE_AFTER)
+    }
+
+    /// How long the passes since the last call took.
+    pub fn take_durations(&self) -> Vec<Duration> {
+        std::mem::take(&mut self.state().took)
+    }
+
+    /// Writes done and Services failed since the start.
+    pub fn totals(&self) -> (u64, u64) {
+        (self.writes.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
+    }
+
+    /// How often each map had no room.
+    pub fn full(&self) -> BTreeMap<MapKind, u64> {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

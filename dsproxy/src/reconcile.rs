@@ -1,0 +1,332 @@
+//! The one task that owns the model and the maps: takes in events, plans, writes, retries.
+//!
+//! Nothing is written before the source has listed everything once. Work follows the change: only Services that an event
+//! touched are looked at. What cannot be written is tried again, and what was served meanwhile stays served.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+use tokio::{sync::mpsc, time};
+use tracing::{debug, info, warn};
+
+use crate::{
+    cluster::Cluster,
+    diff::{Conflict, Known, PlanError},
+    maps::{Contents, MapError, MapKind, MapStore, Write},
+    model::{IpFamily, ObjectName},
+    progress::{Progress, Snapshot},
+    resolve::ResolvedPort,
+    source::Event,
+};
+
+/// A Service and its slices change in several events a moment apart; they are taken together.
+const COALESCE: Duration = Duration::from_millis(2);
+
+/// The first wait before a failed Service is tried again, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// How often bits of the frontend filter are looked at that may be due.
+const FILTER_RETIREMENT: Duration = Duration::from_secs(600);
+
+/// Why a Service could not be brought into the maps.
+#[derive(Debug, Error)]
+pub enum ServiceError {
+    /// There is no room for it.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A write failed.
+    #[error(transparent)]
+    Write(#[from] MapError),
+}
+
+impl ServiceError {
+    /// The map that is full, when that is the reason.
+    pub fn full(&self) -> Option<MapKind> {
+        match self {
+            Self::Plan(PlanError::Full { map, .. }) | Self::Write(MapError::Full { map, .. }) => Some(*map),
+            Self::Write(MapError::Kernel { .. } | MapError::OnDemand) => None,
+        }
+    }
+}
+
+/// The state of the task.
+pub struct Reconciler<S> {
+    store: S,
+    known: Known,
+    cluster: Cluster,
+    /// The names of the service ports in the maps, by Service.
+    served: HashMap<ObjectName, BTreeSet<String>>,
+    failed: BTreeMap<ObjectName, String>,
+    conflicting: BTreeMap<ObjectName, Vec<Conflict>>,
+    retry_after: Duration,
+    retry_at: Option<Instant>,
+    was_synced: bool,
+    progress: Arc<Progress>,
+}
+
+impl<S: MapStore> Reconciler<S> {
+    /// A reconciler for `store`, which holds `contents` now.
+    pub fn new(store: S, contents: &Contents, progress: Arc<Progress>, now: Instant) -> Self {
+        let known = Known::new(store.capacities(), contents, now);
+        let mut served: HashMap<ObjectName, BTreeSet<String>> = HashMap::new();
+        for name in known.names() {
+            if let Some(service) = service_of(name) {
+                served.entry(service).or_default().insert(name.to_owned());
+            }
+        }
+        Self {
+            store,
+            known,
+            cluster: Cluster::default(),
+            served,
+            failed: BTreeMap::new(),
+            conflicting: BTreeMap::new(),
+            retry_after: RETRY.0,
+            retry_at: None,
+            was_synced: false,
+            progress,
+        }
+    }
+
+    /// Works until the source is gone.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        let mut retirement = time::interval(FILTER_RETIREMENT);
+        loop {
+            let retry_at = self.retry_at;
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => {
+                        self.progress.received(Instant::now());
+                        self.cluster.apply(event);
+                        time::sleep(COALESCE).await;
+                        while let Ok(event) = events.try_recv() {
+                            self.cluster.apply(event);
+                        }
+                        self.reconcile(Instant::now());
+                    }
+                    None => return,
+                },
+                () = sleep_until(retry_at) => self.retry(Instant::now()),
+                _ = retirement.tick() => self.retire_filter_bits(Instant::now()),
+            }
+        }
+    }
+
+    /// Takes in one event without acting on it.
+    pub fn apply(&mut self, event: Event) {
+        self.cluster.apply(event);
+    }
+
+    /// The maps.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// Brings the maps up to date with whatever has changed.
+    pub fn reconcile(&mut self, now: Instant) {
+        if !self.cluster.is_synced() {
+            return;
+        }
+        let started = Instant::now();
+        let mut touched = self.cluster.take_touched();
+        if !self.was_synced {
+            // What changed while the daemon was down: whatever the maps hold is looked at, too.
+            touched.extend(self.served.keys().cloned());
+        }
+        let count = touched.len();
+        self.bring_up_to_date(touched, now);
+        if !self.was_synced {
+            self.was_synced = true;
+            let orphans = self.known.plan_orphans();
+            if let Err(error) = self.write(&orphans, now) {
+                warn!(%error, "leftovers of an earlier run stay in the maps");
+            }
+            let (services, slices) = self.cluster.len();
+            info!(services, slices, seconds = started.elapsed().as_secs_f64(), "the maps hold what the source listed");
+        }
+        debug!(services = count, seconds = started.elapsed().as_secs_f64(), "reconciled");
+        self.publish(now, started.elapsed());
+    }
+
+    fn retry(&mut self, now: Instant) {
+        let started = Instant::now();
+        let failed = self.failed.keys().cloned().collect();
+        self.retry_at = None;
+        self.bring_up_to_date(failed, now);
+        self.publish(now, started.elapsed());
+    }
+
+    fn retire_filter_bits(&mut self, now: Instant) {
+        let writes = self.known.plan_filter_retirement(now);
+        if let Err(error) = self.write(&writes, now) {
+            warn!(%error, "bits of frontends long gone stay in the filter until the next attempt");
+        }
+    }
+
+    /// Removals come first, so that a VIP may pass from one Service to another in one go; what has waited for a frontend
+    /// of another Service is tried again when anything was removed.
+    fn bring_up_to_date(&mut self, mut services: BTreeSet<ObjectName>, now: Instant) {
+        if services.is_empty() {
+            return;
+        }
+        let mut errors: BTreeMap<ObjectName, ServiceError> = BTreeMap::new();
+        let wanted: Vec<(ObjectName, Vec<ResolvedPort>)> =
+            services.iter().map(|service| (service.clone(), self.cluster.resolve(service))).collect();
+        let mut removed = false;
+        for (service, ports) in &wanted {
+            match self.remove_unwanted(service, ports, now) {
+                Ok(any) => removed |= any,
+                Err(error) => {
+                    errors.insert(service.clone(), error.into());
+                }
+            }
+        }
+        for (service, ports) in &wanted {
+            match self.put(service, ports, now) {
+                Ok(any) => removed |= any,
+                Err(error) => {
+                    errors.insert(service.clone(), error);
+                }
+            }
+        }
+        if removed {
+            for service in self.conflicting.keys().cloned().collect::<Vec<_>>() {
+                let ports = self.cluster.resolve(&service);
+                if let Err(error) = self.put(&service, &ports, now) {
+                    errors.insert(service.clone(), error);
+                }
+                services.insert(service);
+            }
+        }
+        self.note_failures(&services, errors, now);
+    }
+
+    fn remove_unwanted(&mut self, service: &ObjectName, ports: &[ResolvedPort], now: Instant) -> Result<bool, MapError> {
+        let wanted: BTreeSet<String> = ports.iter().map(|port| port.name.to_string()).collect();
+        let unwanted: Vec<String> =
+            self.served.get(service).into_iter().flatten().filter(|name| !wanted.contains(*name)).cloned().collect();
+        for name in &unwanted {
+            let writes = self.known.plan_removal(name);
+            self.write(&writes, now)?;
+            if let Some(served) = self.served.get_mut(service) {
+                served.remove(name);
+                if served.is_empty() {
+                    self.served.remove(service);
+                }
+            }
+        }
+        if ports.is_empty() {
+            self.conflicting.remove(service);
+        }
+        Ok(!unwanted.is_empty())
+    }
+
+    /// Says whether a frontend was removed on the way.
+    fn put(&mut self, service: &ObjectName, ports: &[ResolvedPort], now: Instant) -> Result<bool, ServiceError> {
+        let mut conflicts = Vec::new();
+        let mut removed = false;
+        let mut first_error = None;
+        for port in ports {
+            let outcome = self.known.plan(port, now).map_err(ServiceError::from).and_then(|plan| {
+                conflicts.extend(plan.conflicts);
+                removed |= plan.writes.iter().any(|write| matches!(write, Write::RemoveFrontend { .. }));
+                if !plan.writes.is_empty() {
+                    self.served.entry(service.clone()).or_default().insert(port.name.to_string());
+                }
+                self.write(&plan.writes, now).map_err(ServiceError::from)
+            });
+            if let Err(error) = outcome {
+                first_error.get_or_insert(error);
+            }
+        }
+        if conflicts.is_empty() {
+            self.conflicting.remove(service);
+        } else if self.conflicting.get(service) != Some(&conflicts) {
+            for Conflict { address, holder } in &conflicts {
+                warn!(%service, %address, %holder, "the frontend belongs to another Service, which keeps it");
+            }
+            self.conflicting.insert(service.clone(), conflicts);
+        }
+        first_error.map_or(Ok(removed), Err)
+    }
+
+    fn write(&mut self, writes: &[Write], now: Instant) -> Result<(), MapError> {
+        for write in writes {
+            self.store.write(write)?;
+            self.known.applied(write, now);
+        }
+        self.progress.wrote(writes.len());
+        Ok(())
+    }
+
+    /// Logs what is new among the failures, one line for each reason, and sets the time of the next attempt.
+    fn note_failures(
+        &mut self,
+        tried: &BTreeSet<ObjectName>,
+        errors: BTreeMap<ObjectName, ServiceError>,
+        now: Instant,
+    ) {
+        let mut news: BTreeMap<String, Vec<ObjectName>> = BTreeMap::new();
+        for (service, error) in &errors {
+            self.progress.failed(error.full());
+            let text = error.to_string();
+            if self.failed.get(service) != Some(&text) {
+                news.entry(text).or_default().push(service.clone());
+            }
+        }
+        for (error, services) in news {
+            if let Some(service) = services.first() {
+                warn!(%service, and_others = services.len() - 1, %error, "a Service is not served as it should be");
+            }
+        }
+        for service in tried {
+            if let Some(error) = errors.get(service) {
+                self.failed.insert(service.clone(), error.to_string());
+            } else if self.failed.remove(service).is_some() {
+                info!(%service, "the Service is served as it should be again");
+            }
+        }
+        if self.failed.is_empty() {
+            self.retry_after = RETRY.0;
+            self.retry_at = None;
+        } else if self.retry_at.is_none() {
+            self.retry_at = Some(now + self.retry_after);
+            self.retry_after = (self.retry_after * 2).min(RETRY.1);
+        }
+    }
+
+    fn publish(&self, now: Instant, took: Duration) {
+        let (services, slices) = self.cluster.len();
+        self.progress.publish(
+            Snapshot {
+                synced: self.was_synced,
+                services,
+                slices,
+                service_ports: self.known.service_count(),
+                fill: IpFamily::ALL.map(|family| (family, self.known.fill(family))),
+                failed: self.failed.clone(),
+                conflicts: self.conflicting.values().map(Vec::len).sum(),
+            },
+            now,
+            took,
+        );
+    }
+}
+
+/// The Service in the name of a service port, `namespace/name:port/PROTOCOL`.
+fn service_of(name: &str) -> Option<ObjectName> {
+    let (service, _) = name.split_once(':')?;
+    let (namespace, name) = service.split_once('/')?;
+    Some(ObjectName::new(namespace, name))
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
