@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use crate::model::{EndpointSlice, ObjectName, Service};
 
 pub mod convert;
+mod intake;
 pub mod kubernetes;
 pub mod manifests;
 
@@ -45,6 +46,7 @@ pub enum Delta<T> {
 pub struct SourceStatus {
     connected: AtomicBool,
     rejected: AtomicU64,
+    skipped: AtomicU64,
     failures: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
@@ -63,6 +65,12 @@ impl SourceStatus {
     /// Objects left out because they make no sense, since the start.
     pub fn rejected(&self) -> u64 {
         self.rejected.load(Ordering::Relaxed)
+    }
+
+    /// Ports and endpoints left out of objects that are otherwise used, because they make no sense, since
+    /// the start.
+    pub fn skipped(&self) -> u64 {
+        self.skipped.load(Ordering::Relaxed)
     }
 
     /// Failed lists, watches and reads since the start.
@@ -87,6 +95,11 @@ impl SourceStatus {
     pub fn count_failure(&self, reason: String) {
         self.connected.store(false, Ordering::Relaxed);
         self.failures.fetch_add(1, Ordering::Relaxed);
+        self.still_failing(reason);
+    }
+
+    /// One part of the source works again and another does not: `reason` is what is left to be told.
+    fn still_failing(&self, reason: String) {
         if let Ok(mut error) = self.last_error.lock() {
             *error = Some(reason);
         }
@@ -95,5 +108,10 @@ impl SourceStatus {
     /// An object was left out.
     pub fn count_rejected(&self) {
         self.rejected.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A port or an endpoint was left out of an object.
+    pub fn count_skipped(&self) {
+        self.skipped.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -1,0 +1,275 @@
+//! Why a list or a watch came to an end, and what has to be done about it.
+//!
+//! It knows what the API server's refusals mean, and nothing of how requests are made.
+
+use std::{error::Error, fmt, time::Duration};
+
+use kube::core::Status;
+use thiserror::Error;
+
+use super::super::convert::Kind;
+
+/// The longest that a server may ask us to stay away.
+const LONGEST_ASKED_FOR: Duration = Duration::from_secs(60);
+
+/// What was asked of the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    List,
+    Watch,
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::List => "list",
+            Self::Watch => "watch",
+        })
+    }
+}
+
+/// A request: the operation and the objects it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Operation {
+    pub(super) verb: Verb,
+    pub(super) kind: Kind,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.verb, self.kind.plural())
+    }
+}
+
+/// Why a list or a watch came to an end.
+#[derive(Debug, Error)]
+pub(super) enum RequestError {
+    #[error("{operation}: the request cannot be made: {}", Chain(.source))]
+    Request {
+        operation: Operation,
+        #[source]
+        source: kube::core::request::Error,
+    },
+    #[error(
+        "{operation}: the API server cannot be reached: {}; check its address and the network, it is tried \
+         again",
+        Chain(.source)
+    )]
+    Unreachable {
+        operation: Operation,
+        #[source]
+        source: kube::Error,
+    },
+    #[error("{operation}: the API server did not answer within {after:?}; it is tried again")]
+    Silent {
+        operation: Operation,
+        after: Duration,
+    },
+    #[error("{operation}: the API server refuses with {code}: {message}; {}", advice(*code, *operation))]
+    Refused {
+        operation: Operation,
+        code: u16,
+        message: String,
+        asked_for: Option<Duration>,
+    },
+    #[error("{operation}: the connection broke: {}; it is made again", Chain(.source))]
+    Broken {
+        operation: Operation,
+        #[source]
+        source: kube::Error,
+    },
+    #[error(
+        "{operation}: the API server ended the stream at once or within an event; it is started again"
+    )]
+    CutShort { operation: Operation },
+    #[error("{operation}: the answer cannot be read: {source}; everything is listed again")]
+    Unreadable {
+        operation: Operation,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("{operation}: an event of {length} bytes is too long; everything is listed again")]
+    TooLong { operation: Operation, length: usize },
+    #[error("{operation}: the list carries no resourceVersion; is this an API server?")]
+    NoVersion { operation: Operation },
+    #[error(
+        "{operation}: the server no longer has what happened since ({message}); everything is listed again"
+    )]
+    Gone {
+        operation: Operation,
+        message: String,
+    },
+    #[error(
+        "{operation}: resourceVersion {got} follows {seen}, so the server's history is another; everything is \
+         listed again"
+    )]
+    OtherHistory {
+        operation: Operation,
+        seen: u64,
+        got: u64,
+    },
+}
+
+impl RequestError {
+    /// What the server said in refusing.
+    pub(super) fn refused(
+        operation: Operation,
+        status: Status,
+        retry_after: Option<Duration>,
+    ) -> Self {
+        let Status {
+            code,
+            message,
+            reason,
+            details,
+            ..
+        } = status;
+        let message = if message.is_empty() {
+            reason.clone()
+        } else {
+            message
+        };
+        let asked_for = retry_after
+            .or_else(|| {
+                let seconds = details.as_ref()?.retry_after_seconds;
+                (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+            })
+            .map(|asked_for| asked_for.min(LONGEST_ASKED_FOR));
+        // A server restored from a backup is behind what was seen of it.
+        let behind = details.is_some_and(|details| {
+            details
+                .causes
+                .iter()
+                .any(|cause| cause.reason == "ResourceVersionTooLarge")
+        }) || message.contains("Too large resource version");
+        if behind || code == 410 || reason == "Expired" || reason == "Gone" {
+            Self::Gone { operation, message }
+        } else {
+            Self::Refused {
+                operation,
+                code,
+                message,
+                asked_for,
+            }
+        }
+    }
+
+    /// Whether a watch cannot go on from where it was.
+    pub(super) fn needs_list(&self) -> bool {
+        match self {
+            Self::Gone { .. }
+            | Self::OtherHistory { .. }
+            | Self::Unreadable { .. }
+            | Self::TooLong { .. }
+            | Self::NoVersion { .. }
+            | Self::Request { .. } => true,
+            // Refused credentials and an overloaded server say nothing against the resource version.
+            Self::Refused { code, .. } => {
+                matches!(code, 400..=499) && !matches!(code, 401 | 403 | 408 | 429)
+            }
+            Self::Unreachable { .. }
+            | Self::Silent { .. }
+            | Self::Broken { .. }
+            | Self::CutShort { .. } => false,
+        }
+    }
+
+    /// Whether trying again costs the server something.
+    pub(super) fn reached_server(&self) -> bool {
+        !matches!(
+            self,
+            Self::Unreachable { .. } | Self::Silent { .. } | Self::Broken { .. }
+        )
+    }
+
+    /// How long the server asked us to stay away.
+    pub(super) fn asked_for(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { asked_for, .. } => *asked_for,
+            _ => None,
+        }
+    }
+}
+
+/// What the user can do about a refusal.
+fn advice(code: u16, operation: Operation) -> String {
+    match code {
+        401 => "check the token or the certificate of the kubeconfig".to_owned(),
+        403 => format!(
+            "allow list and watch on {} in a ClusterRole",
+            operation.kind.plural()
+        ),
+        404 => "check that the address is that of a Kubernetes API server".to_owned(),
+        _ => "it is tried again".to_owned(),
+    }
+}
+
+/// An error with its causes: kube's own text often ends before the one that says something.
+struct Chain<'a, E>(&'a E);
+
+impl<E: Error> fmt::Display for Chain<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut last = self.0.to_string();
+        f.write_str(&last)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !last.contains(&text) {
+                write!(f, ": {text}")?;
+            }
+            last = text;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WATCH: Operation = Operation {
+        verb: Verb::Watch,
+        kind: Kind::Service,
+    };
+
+    fn refused(status: serde_json::Value) -> RequestError {
+        let status = serde_json::from_value(status).expect("a status");
+        RequestError::refused(WATCH, status, None)
+    }
+
+    #[test]
+    fn a_lost_history_needs_a_list() {
+        for status in [
+            serde_json::json!({"code": 410, "reason": "Expired", "message": "too old"}),
+            serde_json::json!({"code": 410}),
+            serde_json::json!({"code": 504, "message": "Timeout: Too large resource version: 9"}),
+            serde_json::json!({"code": 504, "details": {"causes": [{"reason": "ResourceVersionTooLarge"}]}}),
+        ] {
+            let error = refused(status);
+            assert!(matches!(error, RequestError::Gone { .. }), "{error}");
+            assert!(error.needs_list());
+        }
+    }
+
+    #[test]
+    fn an_unwilling_server_does_not_need_a_list() {
+        for code in [401, 403, 429, 500, 503] {
+            let error = refused(serde_json::json!({"code": code, "message": "no"}));
+            assert!(!error.needs_list(), "{error}");
+            assert!(error.to_string().contains("no"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_refused_right_names_the_resource() {
+        let text = refused(serde_json::json!({"code": 403, "message": "forbidden"})).to_string();
+        assert!(text.contains("list and watch on services"), "{text}");
+    }
+
+    #[test]
+    fn what_the_server_asks_for_is_bounded() {
+        let details = serde_json::json!({"code": 429, "details": {"retryAfterSeconds": 86_400}});
+        assert_eq!(refused(details).asked_for(), Some(LONGEST_ASKED_FOR));
+    }
+}
