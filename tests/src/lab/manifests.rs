@@ -1,0 +1,292 @@
+//! Writes Services and their EndpointSlices as YAML, as the API server would hand them out.
+//!
+//! It knows what Kubernetes objects look like, not what the daemon makes of them.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use dsproxy_common::{IpFamily, Protocol};
+use k8s_openapi::{
+    api::{
+        core::v1::{Service, ServicePort, ServiceSpec},
+        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+    },
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+};
+use serde::Serialize as _;
+
+use super::{DualStack, LabError};
+
+/// A directory of manifests that the daemon watches.
+#[derive(Debug)]
+pub struct Manifests {
+    directory: PathBuf,
+}
+
+/// A Service with its endpoints, before it is written.
+#[derive(Clone, Debug)]
+pub struct ServiceManifest {
+    namespace: String,
+    name: String,
+    cluster_ips: Vec<IpAddr>,
+    ports: Vec<Port>,
+    backends: Vec<Backend>,
+}
+
+/// An endpoint of a Service, in both families.
+#[derive(Clone, Copy, Debug)]
+pub struct Backend {
+    /// Its addresses.
+    pub addresses: DualStack,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Answers.
+    pub serving: bool,
+    /// Is being shut down.
+    pub terminating: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Port {
+    name: String,
+    protocol: Protocol,
+    number: u16,
+    target: u16,
+}
+
+impl From<DualStack> for Backend {
+    /// An endpoint that is ready.
+    fn from(addresses: DualStack) -> Self {
+        Self {
+            addresses,
+            ready: true,
+            serving: true,
+            terminating: false,
+        }
+    }
+}
+
+impl ServiceManifest {
+    /// A Service of type ClusterIP without addresses, ports or endpoints.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            cluster_ips: Vec::new(),
+            ports: Vec::new(),
+            backends: Vec::new(),
+        }
+    }
+
+    /// Makes it dual-stack, IPv4 first.
+    pub fn dual_stack(self, addresses: DualStack) -> Self {
+        self.cluster_ips([addresses.v4.into(), addresses.v6.into()])
+    }
+
+    /// Sets the ClusterIPs, one or two of different families; there is a slice for each family named.
+    pub fn cluster_ips(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.cluster_ips = addresses.into_iter().collect();
+        self
+    }
+
+    /// Adds a port `number` of the VIP that endpoints serve on `target`.
+    pub fn port(mut self, protocol: Protocol, number: u16, target: u16) -> Self {
+        self.ports.push(Port {
+            name: format!("{protocol}-{number}").to_lowercase(),
+            protocol,
+            number,
+            target,
+        });
+        self
+    }
+
+    /// Takes away all ports.
+    pub fn without_ports(mut self) -> Self {
+        self.ports.clear();
+        self
+    }
+
+    /// Replaces the endpoints.
+    pub fn backends<B: Into<Backend>>(mut self, backends: impl IntoIterator<Item = B>) -> Self {
+        self.backends = backends.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The Service and its slices, as YAML documents.
+    fn to_yaml(&self) -> Result<String, serde_yaml::Error> {
+        let mut yaml = Vec::new();
+        let mut documents = serde_yaml::Serializer::new(&mut yaml);
+        self.service().serialize(&mut documents)?;
+        for address in &self.cluster_ips {
+            self.slice(IpFamily::of(*address))
+                .serialize(&mut documents)?;
+        }
+        Ok(String::from_utf8_lossy(&yaml).into_owned())
+    }
+
+    fn service(&self) -> Service {
+        let texts: Vec<String> = self.cluster_ips.iter().map(IpAddr::to_string).collect();
+        Service {
+            metadata: self.metadata(self.name.clone(), BTreeMap::new()),
+            spec: Some(ServiceSpec {
+                type_: Some("ClusterIP".to_owned()),
+                cluster_ip: texts.first().cloned(),
+                cluster_ips: Some(texts),
+                ip_families: Some(
+                    self.cluster_ips
+                        .iter()
+                        .map(|address| IpFamily::of(*address).to_string())
+                        .collect(),
+                ),
+                ip_family_policy: Some(
+                    match self.cluster_ips.len() {
+                        2 => "RequireDualStack",
+                        _ => "SingleStack",
+                    }
+                    .to_owned(),
+                ),
+                ports: Some(
+                    self.ports
+                        .iter()
+                        .map(|port| ServicePort {
+                            name: Some(port.name.clone()),
+                            protocol: Some(port.protocol.to_string()),
+                            port: port.number.into(),
+                            target_port: Some(IntOrString::Int(port.target.into())),
+                            ..ServicePort::default()
+                        })
+                        .collect(),
+                ),
+                ..ServiceSpec::default()
+            }),
+            ..Service::default()
+        }
+    }
+
+    fn slice(&self, family: IpFamily) -> EndpointSlice {
+        EndpointSlice {
+            metadata: self.metadata(
+                format!("{}-{family}", self.name).to_lowercase(),
+                BTreeMap::from([("kubernetes.io/service-name".to_owned(), self.name.clone())]),
+            ),
+            address_type: family.to_string(),
+            endpoints: self
+                .backends
+                .iter()
+                .map(|backend| Endpoint {
+                    addresses: vec![backend.addresses.of(family).to_string()],
+                    conditions: Some(EndpointConditions {
+                        ready: Some(backend.ready),
+                        serving: Some(backend.serving),
+                        terminating: Some(backend.terminating),
+                    }),
+                    ..Endpoint::default()
+                })
+                .collect(),
+            ports: Some(
+                self.ports
+                    .iter()
+                    .map(|port| EndpointPort {
+                        name: Some(port.name.clone()),
+                        protocol: Some(port.protocol.to_string()),
+                        port: Some(port.target.into()),
+                        ..EndpointPort::default()
+                    })
+                    .collect(),
+            ),
+        }
+    }
+
+    fn metadata(&self, name: String, labels: BTreeMap<String, String>) -> ObjectMeta {
+        ObjectMeta {
+            namespace: Some(self.namespace.clone()),
+            name: Some(name),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        }
+    }
+}
+
+impl Manifests {
+    /// An empty directory for manifests at `directory`.
+    pub fn create(directory: impl Into<PathBuf>) -> Result<Self, LabError> {
+        let directory = directory.into();
+        match fs::create_dir(&directory) {
+            Ok(()) => Ok(Self { directory }),
+            Err(source) => Err(LabError::file("create", directory, source)),
+        }
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Writes `service`, in place of what stood under its name before.
+    pub fn write(&self, service: &ServiceManifest) -> Result<(), LabError> {
+        let name = file_name(&service.namespace, &service.name);
+        let yaml = service.to_yaml().map_err(|source| LabError::Manifest {
+            name: name.clone(),
+            source,
+        })?;
+        self.write_text(&name, &yaml)
+    }
+
+    /// Writes any text as the file `name`. Readers see the old file or the new one, never half of it.
+    pub fn write_text(&self, name: &str, text: &str) -> Result<(), LabError> {
+        let draft = self.directory.join(format!(".{name}.draft"));
+        let path = self.directory.join(name);
+        fs::write(&draft, text)
+            .and_then(|()| fs::rename(&draft, &path))
+            .map_err(|source| LabError::file("write", path, source))
+    }
+
+    /// Removes a Service and its slices.
+    pub fn remove(&self, service: &ServiceManifest) -> Result<(), LabError> {
+        let path = self
+            .directory
+            .join(file_name(&service.namespace, &service.name));
+        fs::remove_file(&path).map_err(|source: io::Error| LabError::file("remove", path, source))
+    }
+}
+
+fn file_name(namespace: &str, name: &str) -> String {
+    format!("{namespace}-{name}.yaml")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize as _;
+
+    use super::*;
+
+    #[test]
+    fn documents_read_back_as_kubernetes_objects() {
+        let vip = DualStack::cluster_ip(7);
+        let yaml = ServiceManifest::new("default", "echo")
+            .dual_stack(vip)
+            .port(Protocol::Tcp, 80, 8080)
+            .backends([DualStack::pod(1, 2)])
+            .to_yaml()
+            .expect("plain objects can be written");
+        let documents: Vec<serde_yaml::Value> = serde_yaml::Deserializer::from_str(&yaml)
+            .map(|document| serde_yaml::Value::deserialize(document).expect("it is YAML"))
+            .collect();
+        assert_eq!(documents.len(), 3, "{yaml}");
+        let service: Service =
+            serde_yaml::from_value(documents[0].clone()).expect("it is a Service");
+        let spec = service.spec.expect("it has a spec");
+        assert_eq!(
+            spec.cluster_ips,
+            Some(vec![vip.v4.to_string(), vip.v6.to_string()])
+        );
+        let slice: EndpointSlice =
+            serde_yaml::from_value(documents[2].clone()).expect("it is an EndpointSlice");
+        assert_eq!(slice.address_type, "IPv6");
+        assert_eq!(slice.endpoints[0].addresses, ["fd00:10:244:1::2"]);
+    }
+}

@@ -1,0 +1,163 @@
+//! A lab of network namespaces: two nodes, their pods, and real sockets in all of them.
+//!
+//! ```text
+//!   pod ──veth── node-a ──wire── node-b ──veth── pod
+//!   pod ──veth──┘  │  (the daemon runs in node-a)
+//!   pod ──veth── bridge
+//! ```
+//!
+//! Both families everywhere. `rp_filter` is strict on both nodes, and no namespace has a route towards a
+//! VIP other than its default route. Nothing outside the lab's own namespaces is touched, and everything is
+//! removed when the [`Lab`] is dropped. The lab knows nothing of maps or of the daemon's inside.
+
+mod address;
+mod attachments;
+mod bulk;
+mod daemon;
+mod echo;
+mod error;
+mod iproute;
+mod leftovers;
+mod load;
+mod manifests;
+mod name;
+mod namespace;
+mod node;
+mod runtime;
+mod session;
+mod wait;
+
+pub use address::DualStack;
+pub use attachments::{Attachment, attachments};
+pub use bulk::{Bulk, BulkReport};
+pub use daemon::{Attach, Daemon, DaemonOptions, HttpAnswer, daemon_binary};
+pub use echo::EchoServer;
+pub use error::LabError;
+pub use iproute::{LinkCounters, link_counters};
+pub use leftovers::{Extent, Leftover, find as find_leftovers, remove as remove_leftovers};
+pub use load::{Load, LoadReport, Steady, SteadyReport};
+pub use manifests::{Backend, Manifests, ServiceManifest};
+pub use name::LabName;
+pub use namespace::Namespace;
+pub use node::{Node, Pod, Wiring};
+pub use runtime::remove_on_signals;
+pub use session::{ExchangeError, TcpSession, UdpSession};
+pub use wait::eventually;
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    sync::Mutex,
+};
+
+/// Two nodes joined by a wire; pods are added with [`Lab::add_pod`]. Dropping it removes all of it.
+#[derive(Debug)]
+pub struct Lab {
+    name: LabName,
+    directory: PathBuf,
+    nodes: [Node; 2],
+    processes: Mutex<File>,
+}
+
+/// Which node of the lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The node on which the daemon runs.
+    A,
+    /// The other node, which knows nothing of Services.
+    B,
+}
+
+impl Lab {
+    /// Builds both nodes and the wire between them, without any pod.
+    pub fn new() -> Result<Self, LabError> {
+        runtime::remove_on_signals();
+        let name = LabName::next();
+        let directory = name.directory();
+        // The directory comes first: from here on whatever is left behind can be traced to its owner.
+        let processes = leftovers::record_owner(name)?;
+        let build = || -> Result<[Node; 2], LabError> {
+            let a = Node::create(name, Side::A)?;
+            let b = Node::create(name, Side::B)?;
+            node::join(&a, &b)?;
+            Ok([a, b])
+        };
+        match build() {
+            Ok(nodes) => Ok(Self {
+                name,
+                directory,
+                nodes,
+                processes: Mutex::new(processes),
+            }),
+            Err(error) => {
+                for failure in leftovers::remove(&Extent::Lab(name)) {
+                    eprintln!("lab {name}: {failure}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The name that all of the lab's namespaces start with.
+    pub fn name(&self) -> LabName {
+        self.name
+    }
+
+    /// A directory for the lab's own files, removed with the lab.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A node.
+    pub fn node(&self, side: Side) -> &Node {
+        match side {
+            Side::A => &self.nodes[0],
+            Side::B => &self.nodes[1],
+        }
+    }
+
+    /// Adds a pod, also while traffic flows. `role` names its namespace and must be unique in the lab.
+    pub fn add_pod(&self, side: Side, wiring: Wiring, role: &str) -> Result<Pod, LabError> {
+        self.node(side).add_pod(self.name, wiring, role)
+    }
+
+    /// Starts `command` in `namespace`; the process ends with the lab at the latest.
+    pub fn spawn(&self, namespace: &Namespace, command: &mut Command) -> Result<Child, LabError> {
+        let child = namespace
+            .run(|| command.spawn())?
+            .map_err(|source| LabError::Spawn {
+                program: command.get_program().to_string_lossy().into_owned(),
+                namespace: namespace.name().to_owned(),
+                source,
+            })?;
+        let line = leftovers::process_record(child.id())?;
+        let mut processes = self
+            .processes
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        writeln!(processes, "{line}")
+            .and_then(|()| processes.flush())
+            .map_err(|source| {
+                LabError::file("record a process in", self.name.processes_file(), source)
+            })?;
+        Ok(child)
+    }
+
+    /// Leaves everything standing, also after this process has ended. `cargo xtask demo --remove` removes it.
+    pub fn keep(self) -> Result<(), LabError> {
+        let path = self.name.kept_file();
+        fs::write(&path, b"").map_err(|source| LabError::file("write", path, source))?;
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for failure in leftovers::remove(&Extent::Lab(self.name)) {
+            eprintln!("lab {}: {failure}", self.name);
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Nodes, their pods, and how these are wired. It knows addresses and interfaces, not Services.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU8, Ordering},
+};
+
+use super::{DualStack, LabError, LabName, Namespace, Side, iproute};
+
+/// The name of the bridge that bridged pods of a node are ports of.
+const BRIDGE: &str = "br0";
+
+/// The name of a node's NIC: its end of the wire.
+const NIC: &str = "eth0";
+
+/// The first host part given to a pod; 1 is the bridge's own.
+const FIRST_POD: u8 = 2;
+
+/// How a pod is connected to its node, the two ways CNIs have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wiring {
+    /// The node routes to the host side of a veth, which carries the link-scope gateway address that every
+    /// pod of the node has.
+    Routed,
+    /// The host side of the veth is a port of a bridge, which carries the gateway address of the pods' subnet.
+    Bridged,
+}
+
+/// A node: a network namespace that forwards, with a NIC on the wire.
+#[derive(Debug)]
+pub struct Node {
+    namespace: Namespace,
+    side: Side,
+    addresses: DualStack,
+    pods: AtomicU8,
+    bridged: Mutex<bool>,
+}
+
+/// A pod: a network namespace with one interface, `eth0`.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    namespace: Namespace,
+    addresses: DualStack,
+    host_interface: String,
+}
+
+impl Side {
+    fn number(self) -> u8 {
+        match self {
+            Self::A => 1,
+            Self::B => 2,
+        }
+    }
+
+    fn role(self) -> &'static str {
+        match self {
+            Self::A => "node-a",
+            Self::B => "node-b",
+        }
+    }
+
+    /// The subnet of this node's pods with `wiring`.
+    fn subnet(self, wiring: Wiring) -> u8 {
+        match wiring {
+            Wiring::Routed => self.number(),
+            Wiring::Bridged => 10 + self.number(),
+        }
+    }
+}
+
+impl Node {
+    pub(crate) fn create(lab: LabName, side: Side) -> Result<Self, LabError> {
+        let namespace = Namespace::create(lab, side.role())?;
+        // Strict reverse-path filtering must be no obstacle to the data path, so every lab has it.
+        namespace.set_sysctls(&[
+            ("net/ipv4/conf/all/rp_filter", "1"),
+            ("net/ipv4/conf/default/rp_filter", "1"),
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+        ])?;
+        Ok(Self {
+            namespace,
+            side,
+            addresses: DualStack::node(side.number()),
+            pods: AtomicU8::new(0),
+            bridged: Mutex::new(false),
+        })
+    }
+
+    /// The node's namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The node's addresses on the wire.
+    pub fn addresses(&self) -> DualStack {
+        self.addresses
+    }
+
+    /// The node's NIC.
+    pub fn interface(&self) -> &'static str {
+        NIC
+    }
+
+    pub(crate) fn add_pod(
+        &self,
+        lab: LabName,
+        wiring: Wiring,
+        role: &str,
+    ) -> Result<Pod, LabError> {
+        let index = self.pods.fetch_add(1, Ordering::Relaxed);
+        let addresses = DualStack::pod(self.side.subnet(wiring), FIRST_POD + index);
+        let pod = Pod {
+            namespace: Namespace::create(lab, role)?,
+            addresses,
+            host_interface: format!("pod{}", index + 1),
+        };
+        let node = self.namespace.name();
+        match wiring {
+            Wiring::Routed => connect_routed(node, &pod)?,
+            Wiring::Bridged => {
+                let gateway = DualStack::pod(self.side.subnet(wiring), 1);
+                self.ensure_bridge(gateway)?;
+                connect_bridged(node, &pod, gateway)?;
+            }
+        }
+        Ok(pod)
+    }
+
+    fn ensure_bridge(&self, gateway: DualStack) -> Result<(), LabError> {
+        let mut bridged = self.bridged.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*bridged {
+            iproute::batch(
+                self.namespace.name(),
+                &[
+                    format!("link add {BRIDGE} type bridge"),
+                    format!("link set {BRIDGE} up"),
+                    format!("addr add {}/24 dev {BRIDGE}", gateway.v4),
+                    format!("addr add {}/64 dev {BRIDGE} nodad", gateway.v6),
+                ],
+            )?;
+            *bridged = true;
+        }
+        Ok(())
+    }
+}
+
+impl Pod {
+    /// The pod's namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The pod's addresses.
+    pub fn addresses(&self) -> DualStack {
+        self.addresses
+    }
+
+    /// The other end of the pod's `eth0`, on its node.
+    pub fn host_interface(&self) -> &str {
+        &self.host_interface
+    }
+}
+
+/// Joins two nodes with a wire and tells each where the other's pods are.
+pub(crate) fn join(a: &Node, b: &Node) -> Result<(), LabError> {
+    iproute::batch(
+        a.namespace.name(),
+        &[format!(
+            "link add {NIC} type veth peer name {NIC} netns {}",
+            b.namespace.name()
+        )],
+    )?;
+    for (node, other) in [(a, b), (b, a)] {
+        let mut commands = vec![
+            format!("link set {NIC} up"),
+            format!("addr add {}/24 dev {NIC}", node.addresses.v4),
+            format!("addr add {}/64 dev {NIC} nodad", node.addresses.v6),
+        ];
+        for wiring in [Wiring::Routed, Wiring::Bridged] {
+            let subnet = DualStack::pod(other.side.subnet(wiring), 0);
+            commands.push(format!(
+                "route add {}/24 via {}",
+                subnet.v4, other.addresses.v4
+            ));
+            commands.push(format!(
+                "route add {}/64 via {}",
+                subnet.v6, other.addresses.v6
+            ));
+        }
+        iproute::batch(node.namespace.name(), &commands)?;
+    }
+    // As on a real node there is a way to the rest of the world; here it leads to the other node, which
+    // has no route to a VIP.
+    iproute::batch(
+        a.namespace.name(),
+        &[
+            format!("route add default via {}", b.addresses.v4),
+            format!("route add default via {}", b.addresses.v6),
+        ],
+    )
+}
+
+fn connect_routed(node: &str, pod: &Pod) -> Result<(), LabError> {
+    let Pod {
+        namespace,
+        addresses,
+        host_interface,
+    } = pod;
+    add_link(node, pod)?;
+    iproute::batch(
+        node,
+        &[
+            format!("addr add 169.254.1.1/32 dev {host_interface} scope link"),
+            format!("addr add fe80::1/128 dev {host_interface} nodad"),
+            format!("link set {host_interface} up"),
+            format!("route add {}/32 dev {host_interface}", addresses.v4),
+            format!("route add {}/128 dev {host_interface}", addresses.v6),
+        ],
+    )?;
+    iproute::batch(
+        namespace.name(),
+        &[
+            "link set eth0 up".to_owned(),
+            format!("addr add {}/32 dev eth0", addresses.v4),
+            format!("addr add {}/128 dev eth0 nodad", addresses.v6),
+            "route add 169.254.1.1 dev eth0 scope link".to_owned(),
+            "route add default via 169.254.1.1 dev eth0".to_owned(),
+            "route add default via fe80::1 dev eth0".to_owned(),
+        ],
+    )
+}
+
+fn connect_bridged(node: &str, pod: &Pod, gateway: DualStack) -> Result<(), LabError> {
+    let Pod {
+        namespace,
+        addresses,
+        host_interface,
+    } = pod;
+    add_link(node, pod)?;
+    iproute::batch(
+        node,
+        &[
+            format!("link set {host_interface} master {BRIDGE}"),
+            format!("link set {host_interface} up"),
+        ],
+    )?;
+    iproute::batch(
+        namespace.name(),
+        &[
+            "link set eth0 up".to_owned(),
+            format!("addr add {}/24 dev eth0", addresses.v4),
+            format!("addr add {}/64 dev eth0 nodad", addresses.v6),
+            format!("route add default via {}", gateway.v4),
+            format!("route add default via {}", gateway.v6),
+        ],
+    )
+}
+
+fn add_link(node: &str, pod: &Pod) -> Result<(), LabError> {
+    iproute::batch(
+        node,
+        &[format!(
+            "link add {} type veth peer name eth0 netns {}",
+            pod.host_interface,
+            pod.namespace.name()
+        )],
+    )
+}
