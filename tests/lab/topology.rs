@@ -4,8 +4,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use dsproxy_common::IpFamily;
 use dsproxy_tests::lab::{
-    Bulk, DualStack, EchoServer, ExchangeError, Extent, Lab, Namespace, Side, TcpSession,
-    UdpSession, Wiring, find_leftovers, link_counters,
+    Bulk, DualStack, EchoServer, ExchangeError, Extent, Lab, Namespace, Side, TcpSession, UdpSession, Wiring,
+    find_leftovers, link_counters,
 };
 
 const PORT: u16 = 8080;
@@ -20,12 +20,7 @@ fn every_pod_reaches_every_other_and_both_nodes() {
         (Side::B, Wiring::Routed, "remote"),
         (Side::B, Wiring::Bridged, "remote-bridged"),
     ]
-    .map(|(side, wiring, role)| {
-        (
-            role,
-            lab.add_pod(side, wiring, role).expect("the pod is added"),
-        )
-    });
+    .map(|(side, wiring, role)| (role, lab.add_pod(side, wiring, role).expect("the pod is added")));
     let nodes = [(Side::A, "node-a"), (Side::B, "node-b")];
     let places: Vec<(&str, &Namespace, DualStack)> = pods
         .iter()
@@ -67,9 +62,7 @@ fn reaches(namespace: &Namespace, target: SocketAddr, role: &str) -> Result<(), 
 #[test]
 fn nothing_answers_on_a_vip_without_the_daemon() {
     let lab = Lab::new().expect("the lab is built");
-    let client = lab
-        .add_pod(Side::A, Wiring::Routed, "client")
-        .expect("the pod is added");
+    let client = lab.add_pod(Side::A, Wiring::Routed, "client").expect("the pod is added");
     for family in IpFamily::ALL {
         let vip = DualStack::cluster_ip(1).socket(family, 80);
         let error = TcpSession::open(client.namespace(), vip).expect_err("nobody serves the VIP");
@@ -85,12 +78,8 @@ fn nothing_answers_on_a_vip_without_the_daemon() {
 #[test]
 fn bulk_transfers_use_segmentation_offload() {
     let lab = Lab::new().expect("the lab is built");
-    let client = lab
-        .add_pod(Side::A, Wiring::Routed, "client")
-        .expect("the pod is added");
-    let backend = lab
-        .add_pod(Side::B, Wiring::Routed, "backend")
-        .expect("the pod is added");
+    let client = lab.add_pod(Side::A, Wiring::Routed, "client").expect("the pod is added");
+    let backend = lab.add_pod(Side::B, Wiring::Routed, "backend").expect("the pod is added");
     let _server = EchoServer::start(&backend, PORT, "backend").expect("the server listens");
     for family in IpFamily::ALL {
         let before = link_counters(backend.namespace(), "eth0").expect("the interface is there");
@@ -101,10 +90,7 @@ fn bulk_transfers_use_segmentation_offload() {
         assert_eq!(report.intact, bytes);
         let after = link_counters(backend.namespace(), "eth0").expect("the interface is there");
         let per_packet = (after.bytes - before.bytes) / (after.packets - before.packets);
-        assert!(
-            per_packet > 1500,
-            "{family}: {per_packet} bytes per packet are no offload"
-        );
+        assert!(per_packet > 1500, "{family}: {per_packet} bytes per packet are no offload");
     }
 }
 
@@ -112,16 +98,10 @@ fn bulk_transfers_use_segmentation_offload() {
 fn a_dropped_lab_leaves_nothing() {
     let (name, mut process) = {
         let lab = Lab::new().expect("the lab is built");
-        let pod = lab
-            .add_pod(Side::A, Wiring::Bridged, "pod")
-            .expect("the pod is added");
+        let pod = lab.add_pod(Side::A, Wiring::Bridged, "pod").expect("the pod is added");
         let _server = EchoServer::start(&pod, PORT, "pod").expect("the server listens");
-        let process = lab
-            .spawn(
-                pod.namespace(),
-                std::process::Command::new("sleep").arg("3600"),
-            )
-            .expect("the process starts");
+        let process =
+            lab.spawn(pod.namespace(), std::process::Command::new("sleep").arg("3600")).expect("the process starts");
         // Both nodes, the pod, the directory and the process.
         assert_eq!(find_leftovers(&Extent::Lab(lab.name())).len(), 5);
         (lab.name(), process)
@@ -140,9 +120,6 @@ fn a_lab_is_removed_after_a_panic() {
         std::panic::resume_unwind(Box::new("as a failed assertion does"));
     });
     assert!(outcome.is_err());
-    let name = name
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-        .expect("the lab was built");
+    let name = name.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).expect("the lab was built");
     assert_eq!(find_leftovers(&Extent::Lab(name)), []);
 }

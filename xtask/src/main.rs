@@ -1,1 +1,56 @@
-fn main() {}
+//! `cargo xtask`: everything a developer runs that is not plain cargo. This file only reads the command line.
+
+mod bench;
+mod cargo;
+mod demo;
+mod lint;
+mod run;
+mod setup;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, build, show, test and measure dsproxy")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building and testing need and is missing; silent when nothing is.
+    Setup,
+    /// Build the daemon, kernel programs included.
+    Build {
+        /// Optimise, as for a release.
+        #[arg(long)]
+        release: bool,
+    },
+    /// Show a dual-stack Service at work in network namespaces. Needs root.
+    Demo(demo::Options),
+    /// Check formatting and lints, of the kernel programs too.
+    Lint,
+    /// Run all tests. Needs root.
+    Test(test::Options),
+    /// Measure; everything after `bench` goes to dsproxy-bench. Needs root.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Arguments of dsproxy-bench; --help lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let Arguments { task } = Arguments::parse();
+    setup::ensure()?;
+    match task {
+        Task::Setup => Ok(()),
+        Task::Build { release } => cargo::build_daemon(release),
+        Task::Demo(options) => demo::run(&options),
+        Task::Lint => lint::run(),
+        Task::Test(options) => test::run(&options),
+        Task::Bench { arguments } => bench::run(&arguments),
+    }
+}

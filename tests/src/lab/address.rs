@@ -33,10 +33,7 @@ impl DualStack {
     /// The ClusterIPs with the host part `host`, in 10.96.0.0/16 and fd00:10:96::/112.
     pub const fn cluster_ip(host: u16) -> Self {
         let [high, low] = host.to_be_bytes();
-        Self {
-            v4: Ipv4Addr::new(10, 96, high, low),
-            v6: Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, host),
-        }
+        Self { v4: Ipv4Addr::new(10, 96, high, low), v6: Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, host) }
     }
 
     /// The pod address with the host part `host` in `subnet`: 10.244.`subnet`.0/24 and
@@ -44,16 +41,7 @@ impl DualStack {
     pub(crate) fn pod(subnet: u8, host: u8) -> Self {
         Self {
             v4: Ipv4Addr::new(10, 244, subnet, host),
-            v6: Ipv6Addr::new(
-                0xfd00,
-                0x10,
-                0x244,
-                read_as_hexadecimal(subnet),
-                0,
-                0,
-                0,
-                read_as_hexadecimal(host),
-            ),
+            v6: Ipv6Addr::new(0xfd00, 0x10, 0x244, read_as_hexadecimal(subnet), 0, 0, 0, read_as_hexadecimal(host)),
         }
     }
 
@@ -84,14 +72,8 @@ mod tests {
 
     #[test]
     fn both_families_read_alike() {
-        assert_eq!(
-            DualStack::pod(11, 123).to_string(),
-            "10.244.11.123, fd00:10:244:11::123"
-        );
+        assert_eq!(DualStack::pod(11, 123).to_string(), "10.244.11.123, fd00:10:244:11::123");
         assert_eq!(DualStack::node(2).to_string(), "172.30.0.2, fd00:172:30::2");
-        assert_eq!(
-            DualStack::cluster_ip(0x10).to_string(),
-            "10.96.0.16, fd00:10:96::10"
-        );
+        assert_eq!(DualStack::cluster_ip(0x10).to_string(), "10.96.0.16, fd00:10:96::10");
     }
 }

@@ -22,11 +22,7 @@ pub fn attachments(namespace: &Namespace) -> Result<Vec<Attachment>, LabError> {
     let mut found = namespace.run(tcx)??;
     for interface in namespace.run(interfaces)?? {
         for (hook, program) in iproute::traffic_control(namespace, &interface)? {
-            found.push(Attachment {
-                interface: interface.clone(),
-                hook,
-                program,
-            });
+            found.push(Attachment { interface: interface.clone(), hook, program });
         }
     }
     found.sort();
@@ -36,16 +32,9 @@ pub fn attachments(namespace: &Namespace) -> Result<Vec<Attachment>, LabError> {
 fn tcx() -> Result<Vec<Attachment>, LabError> {
     let mut found = Vec::new();
     for interface in interfaces()? {
-        for (hook, kind) in [
-            ("tcx ingress", TcAttachType::Ingress),
-            ("tcx egress", TcAttachType::Egress),
-        ] {
-            let (_, programs) = SchedClassifier::query_tcx(&interface, kind).map_err(|error| {
-                LabError::Attachments {
-                    interface: interface.clone(),
-                    reason: error.to_string(),
-                }
-            })?;
+        for (hook, kind) in [("tcx ingress", TcAttachType::Ingress), ("tcx egress", TcAttachType::Egress)] {
+            let (_, programs) = SchedClassifier::query_tcx(&interface, kind)
+                .map_err(|error| LabError::Attachments { interface: interface.clone(), reason: error.to_string() })?;
             found.extend(programs.iter().map(|program| Attachment {
                 interface: interface.clone(),
                 hook,
@@ -57,12 +46,7 @@ fn tcx() -> Result<Vec<Attachment>, LabError> {
 }
 
 fn interfaces() -> Result<Vec<String>, LabError> {
-    let names = if_nameindex().map_err(|errno| LabError::Attachments {
-        interface: "all interfaces".to_owned(),
-        reason: errno.to_string(),
-    })?;
-    Ok(names
-        .iter()
-        .map(|interface| interface.name().to_string_lossy().into_owned())
-        .collect())
+    let names = if_nameindex()
+        .map_err(|errno| LabError::Attachments { interface: "all interfaces".to_owned(), reason: errno.to_string() })?;
+    Ok(names.iter().map(|interface| interface.name().to_string_lossy().into_owned()).collect())
 }

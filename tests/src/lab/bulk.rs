@@ -32,11 +32,7 @@ pub struct BulkReport {
 
 impl Bulk {
     /// Sends from `namespace` to the echo server behind `target` while reading back what it echoes.
-    pub fn run(
-        self,
-        namespace: &Namespace,
-        target: SocketAddr,
-    ) -> Result<BulkReport, ExchangeError> {
+    pub fn run(self, namespace: &Namespace, target: SocketAddr) -> Result<BulkReport, ExchangeError> {
         let started = Instant::now();
         let mut receiving = TcpSession::open(namespace, target)?.into_stream();
         let no_answer = |source| ExchangeError::NoAnswer { target, source };
@@ -62,14 +58,9 @@ impl Bulk {
                 // Otherwise the sender would wait for a reader that is gone.
                 let _ = receiving.shutdown(Shutdown::Both);
             }
-            let sent = sender
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             received.and(sent).map_err(no_answer)?;
-            Ok(BulkReport {
-                intact,
-                took: started.elapsed(),
-            })
+            Ok(BulkReport { intact, took: started.elapsed() })
         })
     }
 }
@@ -88,11 +79,7 @@ fn content() -> Vec<u8> {
 }
 
 /// Calls `with` for consecutive pieces of the endless repetition of `content`, `total` bytes in all.
-fn for_chunks(
-    total: usize,
-    content: &[u8],
-    mut with: impl FnMut(&[u8]) -> std::io::Result<()>,
-) -> std::io::Result<()> {
+fn for_chunks(total: usize, content: &[u8], mut with: impl FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()> {
     let mut done = 0;
     while done < total {
         let at = done % content.len();
@@ -118,10 +105,6 @@ mod tests {
         })
         .expect("nothing fails");
         assert_eq!(seen.len(), total);
-        assert!(
-            seen.iter()
-                .enumerate()
-                .all(|(at, byte)| *byte == content[at % PERIOD])
-        );
+        assert!(seen.iter().enumerate().all(|(at, byte)| *byte == content[at % PERIOD]));
     }
 }

@@ -82,20 +82,12 @@ pub struct HttpAnswer {
 
 impl<'lab> Daemon<'lab> {
     /// Starts the daemon on node A and waits until it calls itself healthy.
-    pub fn start(
-        lab: &'lab Lab,
-        manifests: &Manifests,
-        options: DaemonOptions,
-    ) -> Result<Self, LabError> {
+    pub fn start(lab: &'lab Lab, manifests: &Manifests, options: DaemonOptions) -> Result<Self, LabError> {
         Self::start_on(lab, manifests.directory(), options)
     }
 
     /// The same with any directory of manifests.
-    pub fn start_on(
-        lab: &'lab Lab,
-        manifests: &Path,
-        options: DaemonOptions,
-    ) -> Result<Self, LabError> {
+    pub fn start_on(lab: &'lab Lab, manifests: &Path, options: DaemonOptions) -> Result<Self, LabError> {
         let bpffs = lab.directory().join("bpffs");
         fs::create_dir_all(&bpffs).map_err(|source| LabError::file("create", &bpffs, source))?;
         let mut daemon = Self {
@@ -125,9 +117,7 @@ impl<'lab> Daemon<'lab> {
             .append(true)
             .open(&self.log)
             .map_err(|source| LabError::file("open", &self.log, source))?;
-        let errors = log
-            .try_clone()
-            .map_err(|source| LabError::file("open", &self.log, source))?;
+        let errors = log.try_clone().map_err(|source| LabError::file("open", &self.log, source))?;
         let mut command = Command::new(&self.binary);
         command
             .arg("run")
@@ -155,10 +145,7 @@ impl<'lab> Daemon<'lab> {
     pub fn await_health(&mut self) -> Result<(), LabError> {
         let started = std::time::Instant::now();
         loop {
-            let ended = self
-                .child
-                .as_mut()
-                .and_then(|child| child.try_wait().ok().flatten());
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             if let Some(status) = ended {
                 self.child = None;
                 return Err(self.failure(&format!("ended while starting ({status})")));
@@ -169,9 +156,7 @@ impl<'lab> Daemon<'lab> {
                 Err(error) => error.to_string(),
             };
             if started.elapsed() > START {
-                return Err(
-                    self.failure(&format!("is not healthy {START:?} after its start: {last}"))
-                );
+                return Err(self.failure(&format!("is not healthy {START:?} after its start: {last}")));
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -194,12 +179,10 @@ impl<'lab> Daemon<'lab> {
         if let Err(errno) = kill(Pid::from_raw(child.id().cast_signed()), signal) {
             return Err(self.failure(&format!("cannot be sent {signal}: {errno}")));
         }
-        eventually("waiting for dsproxy to end", END, || {
-            match child.try_wait() {
-                Ok(Some(status)) => Ok(status),
-                Ok(None) => Err("it still runs".to_owned()),
-                Err(error) => Err(error.to_string()),
-            }
+        eventually("waiting for dsproxy to end", END, || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err("it still runs".to_owned()),
+            Err(error) => Err(error.to_string()),
         })
         .inspect_err(|_| {
             // It did not listen; the lab must not leave it behind.
@@ -211,18 +194,12 @@ impl<'lab> Daemon<'lab> {
     /// Runs another command of the binary against this daemon's bpffs, in node A.
     pub fn command(&self, arguments: &[&str]) -> Result<Output, LabError> {
         let mut command = Command::new(&self.binary);
-        command
-            .args(arguments)
-            .arg("--bpffs")
-            .arg(&self.bpffs)
-            .stdin(Stdio::null());
-        self.namespace
-            .run(|| command.output())?
-            .map_err(|source| LabError::Spawn {
-                program: self.binary.display().to_string(),
-                namespace: self.namespace.name().to_owned(),
-                source,
-            })
+        command.args(arguments).arg("--bpffs").arg(&self.bpffs).stdin(Stdio::null());
+        self.namespace.run(|| command.output())?.map_err(|source| LabError::Spawn {
+            program: self.binary.display().to_string(),
+            namespace: self.namespace.name().to_owned(),
+            source,
+        })
     }
 
     /// Runs `arguments -o json` and reads what it prints.
@@ -236,11 +213,8 @@ impl<'lab> Daemon<'lab> {
                 String::from_utf8_lossy(&output.stderr).trim()
             )));
         }
-        serde_json::from_str(&printed).map_err(|error| {
-            self.failure(&format!(
-                "{arguments:?} printed no JSON ({error}): {printed}"
-            ))
-        })
+        serde_json::from_str(&printed)
+            .map_err(|error| self.failure(&format!("{arguments:?} printed no JSON ({error}): {printed}")))
     }
 
     /// `GET /healthz`.
@@ -291,33 +265,21 @@ impl<'lab> Daemon<'lab> {
             .run(|| -> std::io::Result<String> {
                 let mut stream = TcpStream::connect(("127.0.0.1", port))?;
                 stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-                write!(
-                    stream,
-                    "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-                )?;
+                write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
                 let mut text = String::new();
                 stream.read_to_string(&mut text)?;
                 Ok(text)
             })?
             .map_err(|error| self.failure(&format!("does not answer {path}: {error}")))?;
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text.as_str(), ""));
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok());
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
         status
-            .map(|status| HttpAnswer {
-                status,
-                body: body.to_owned(),
-            })
+            .map(|status| HttpAnswer { status, body: body.to_owned() })
             .ok_or_else(|| self.failure(&format!("does not speak HTTP on {path}: {text}")))
     }
 
     fn failure(&self, what: &str) -> LabError {
-        LabError::Daemon {
-            what: what.to_owned(),
-            log: self.end_of_log(),
-        }
+        LabError::Daemon { what: what.to_owned(), log: self.end_of_log() }
     }
 }
 
@@ -338,8 +300,7 @@ pub fn daemon_binary() -> Result<PathBuf, LabError> {
     let path = match env::var_os("DSPROXY_BIN") {
         Some(path) => PathBuf::from(path),
         None => {
-            let own = env::current_exe()
-                .map_err(|source| LabError::file("find", "/proc/self/exe", source))?;
+            let own = env::current_exe().map_err(|source| LabError::file("find", "/proc/self/exe", source))?;
             // Tests stand in `deps`, one level below the binaries.
             own.ancestors()
                 .skip(1)
@@ -348,9 +309,5 @@ pub fn daemon_binary() -> Result<PathBuf, LabError> {
                 .join("dsproxy")
         }
     };
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(LabError::NoDaemon { path })
-    }
+    if path.is_file() { Ok(path) } else { Err(LabError::NoDaemon { path }) }
 }

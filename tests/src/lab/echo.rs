@@ -32,23 +32,15 @@ impl EchoServer {
     }
 
     /// Starts a server called `name` on `port` of `addresses`, which are those of `namespace`.
-    pub fn start_in(
-        namespace: &Namespace,
-        addresses: DualStack,
-        port: u16,
-        name: &str,
-    ) -> Result<Self, LabError> {
+    pub fn start_in(namespace: &Namespace, addresses: DualStack, port: u16, name: &str) -> Result<Self, LabError> {
         let mut sockets = Vec::new();
         for family in IpFamily::ALL {
             let address = addresses.socket(family, port);
-            let listening =
-                namespace
-                    .run(|| listen(address))?
-                    .map_err(|source| LabError::Listen {
-                        address,
-                        namespace: namespace.name().to_owned(),
-                        source,
-                    })?;
+            let listening = namespace.run(|| listen(address))?.map_err(|source| LabError::Listen {
+                address,
+                namespace: namespace.name().to_owned(),
+                source,
+            })?;
             sockets.push(listening);
         }
         let (stop, mut told_to_stop) = oneshot::channel::<()>();
@@ -69,11 +61,7 @@ impl EchoServer {
             tasks.shutdown().await;
             drop(sockets_closed);
         });
-        Ok(Self {
-            name: name.to_owned(),
-            stop: Some(stop),
-            stopped: Some(stopped),
-        })
+        Ok(Self { name: name.to_owned(), stop: Some(stop), stopped: Some(stopped) })
     }
 
     /// The name it answers with.

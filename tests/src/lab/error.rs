@@ -16,9 +16,7 @@ pub enum LabError {
         source: io::Error,
     },
     /// `ip` or `tc` could not be run.
-    #[error(
-        "cannot run `{program}`: {source}; it is in the package iproute2, which `cargo xtask setup` installs"
-    )]
+    #[error("cannot run `{program}`: {source}; it is in the package iproute2, which `cargo xtask setup` installs")]
     NoIpRoute {
         /// Which of them.
         program: &'static str,
@@ -106,15 +104,7 @@ pub enum LabError {
 }
 
 impl LabError {
-    pub(crate) fn file(
-        operation: &'static str,
-        path: impl Into<PathBuf>,
-        source: io::Error,
-    ) -> Self {
-        Self::File {
-            operation,
-            path: path.into(),
-            source,
-        }
+    pub(crate) fn file(operation: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::File { operation, path: path.into(), source }
     }
 }

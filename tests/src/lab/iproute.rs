@@ -36,20 +36,12 @@ pub(crate) fn batch(namespace: &str, commands: &[String]) -> Result<(), LabError
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|source| LabError::NoIpRoute {
-            program: "ip",
-            source,
-        })?;
+        .map_err(|source| LabError::NoIpRoute { program: "ip", source })?;
     if let Some(mut stdin) = child.stdin.take() {
         // A program that ended early has said why on its standard error, which is read below.
         let _ = stdin.write_all((commands.join("\n") + "\n").as_bytes());
     }
-    let output = child
-        .wait_with_output()
-        .map_err(|source| LabError::NoIpRoute {
-            program: "ip",
-            source,
-        })?;
+    let output = child.wait_with_output().map_err(|source| LabError::NoIpRoute { program: "ip", source })?;
     if output.status.success() {
         return Ok(());
     }
@@ -70,15 +62,7 @@ pub struct LinkCounters {
 
 /// Reads the receive counters of `interface`.
 pub fn link_counters(namespace: &Namespace, interface: &str) -> Result<LinkCounters, LabError> {
-    let arguments = [
-        "-n",
-        namespace.name(),
-        "-s",
-        "-j",
-        "link",
-        "show",
-        interface,
-    ];
+    let arguments = ["-n", namespace.name(), "-s", "-j", "link", "show", interface];
     let printed = ip(&arguments)?;
     let value: serde_json::Value = serde_json::from_str(&printed).unwrap_or_default();
     let received = &value[0]["stats64"]["rx"];
@@ -93,27 +77,14 @@ pub fn link_counters(namespace: &Namespace, interface: &str) -> Result<LinkCount
 
 /// What traffic control and XDP have on `interface`: the hook and the program's name, which a bare qdisc
 /// does not have.
-pub(crate) fn traffic_control(
-    namespace: &Namespace,
-    interface: &str,
-) -> Result<Vec<(&'static str, String)>, LabError> {
+pub(crate) fn traffic_control(namespace: &Namespace, interface: &str) -> Result<Vec<(&'static str, String)>, LabError> {
     let inside = ["-n", namespace.name(), "-j"];
     let mut found = Vec::new();
-    let qdiscs = print_of(
-        "tc",
-        &[&inside[..], &["qdisc", "show", "dev", interface]].concat(),
-    )?;
+    let qdiscs = print_of("tc", &[&inside[..], &["qdisc", "show", "dev", interface]].concat())?;
     if entries(&qdiscs).any(|qdisc| qdisc["kind"] == "clsact") {
         found.push(("clsact", String::new()));
         for (hook, direction) in [("clsact ingress", "ingress"), ("clsact egress", "egress")] {
-            let filters = print_of(
-                "tc",
-                &[
-                    &inside[..],
-                    &["filter", "show", "dev", interface, direction],
-                ]
-                .concat(),
-            )?;
+            let filters = print_of("tc", &[&inside[..], &["filter", "show", "dev", interface, direction]].concat())?;
             // A filter is printed twice: its priority alone, and with what it runs.
             found.extend(entries(&filters).filter_map(|filter| {
                 let program = filter["options"]["bpf_name"].as_str()?;
@@ -122,11 +93,7 @@ pub(crate) fn traffic_control(
         }
     }
     let links = ip(&[&inside[..], &["-d", "link", "show", "dev", interface]].concat())?;
-    found.extend(
-        entries(&links)
-            .filter(|link| !link["xdp"].is_null())
-            .map(|link| ("xdp", link["xdp"].to_string())),
-    );
+    found.extend(entries(&links).filter(|link| !link["xdp"].is_null()).map(|link| ("xdp", link["xdp"].to_string())));
     Ok(found)
 }
 

@@ -72,10 +72,7 @@ pub fn find(extent: &Extent) -> Vec<Leftover> {
 
 /// Removes what the labs of `extent` have standing; returns what could not be removed, and why.
 pub fn remove(extent: &Extent) -> Vec<LabError> {
-    find(extent)
-        .iter()
-        .filter_map(|leftover| remove_one(leftover).err())
-        .collect()
+    find(extent).iter().filter_map(|leftover| remove_one(leftover).err()).collect()
 }
 
 /// Makes the directory of `lab`, and in it the list of processes, opened by its owner.
@@ -116,24 +113,14 @@ fn extent_has(extent: &Extent, lab: LabName) -> bool {
 }
 
 fn all_labs() -> BTreeSet<LabName> {
-    [namespace::DIRECTORY, ROOT]
-        .into_iter()
-        .flat_map(names_in)
-        .filter_map(|name| LabName::of(&name))
-        .collect()
+    [namespace::DIRECTORY, ROOT].into_iter().flat_map(names_in).filter_map(|name| LabName::of(&name)).collect()
 }
 
 fn find_of(lab: LabName, found: &mut BTreeSet<Leftover>) {
     let directory = lab.directory();
     // The first record is the owner, who is not a leftover of its own lab.
     let started = fs::read_to_string(lab.processes_file()).unwrap_or_default();
-    found.extend(
-        started
-            .lines()
-            .skip(1)
-            .filter_map(recorded_process)
-            .map(Leftover::Process),
-    );
+    found.extend(started.lines().skip(1).filter_map(recorded_process).map(Leftover::Process));
     found.extend(mounts_below(&directory).into_iter().map(Leftover::Mount));
     found.extend(
         names_in(namespace::DIRECTORY)
@@ -149,8 +136,9 @@ fn find_of(lab: LabName, found: &mut BTreeSet<Leftover>) {
 fn remove_one(leftover: &Leftover) -> Result<(), LabError> {
     match leftover {
         Leftover::Process(id) => end_process(*id),
-        Leftover::Mount(path) => umount2(path, MntFlags::MNT_DETACH)
-            .map_err(|errno| LabError::file("unmount", path, errno.into())),
+        Leftover::Mount(path) => {
+            umount2(path, MntFlags::MNT_DETACH).map_err(|errno| LabError::file("unmount", path, errno.into()))
+        }
         Leftover::Namespace(name) => iproute::ip(&["netns", "del", name]).map(|_| ()),
         Leftover::Directory(path) => {
             fs::remove_dir_all(path).map_err(|source| LabError::file("remove", path, source))?;
@@ -200,16 +188,10 @@ fn start_time(id: u32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
     // The program's name stands in parentheses and may hold spaces; the state follows it, and the start
     // time is the twentieth field from there.
-    let fields = stat
-        .rsplit_once(')')
-        .map_or("", |(_, rest)| rest)
-        .split_whitespace()
-        .collect::<Vec<_>>();
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect::<Vec<_>>();
     match (fields.first(), fields.get(19)) {
         (Some(&("Z" | "X")), _) => Err(io::ErrorKind::NotFound.into()),
-        (Some(_), Some(started)) => started
-            .parse()
-            .map_err(|_| io::ErrorKind::InvalidData.into()),
+        (Some(_), Some(started)) => started.parse().map_err(|_| io::ErrorKind::InvalidData.into()),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
@@ -230,10 +212,7 @@ fn names_in(directory: &str) -> Vec<String> {
     fs::read_dir(directory).map_or_else(
         |_| Vec::new(),
         |entries| {
-            entries
-                .filter_map(Result::ok)
-                .map(|entry| entry.file_name().to_string_lossy().into_owned())
-                .collect()
+            entries.filter_map(Result::ok).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
         },
     )
 }

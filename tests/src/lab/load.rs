@@ -58,20 +58,14 @@ impl LoadReport {
             Err(error) => {
                 self.failed += 1;
                 if self.failures.len() < FAILURES_KEPT {
-                    self.failures
-                        .push(format!("{:?} after the start: {error}", since.elapsed()));
+                    self.failures.push(format!("{:?} after the start: {error}", since.elapsed()));
                 }
             }
         }
     }
 
     fn merge(&mut self, other: Self) {
-        let Self {
-            answers,
-            failed,
-            failures,
-            slowest,
-        } = other;
+        let Self { answers, failed, failures, slowest } = other;
         for (backend, count) in answers {
             *self.answers.entry(backend).or_default() += count;
         }
@@ -101,11 +95,7 @@ impl Load {
                 })
             })
             .collect();
-        Self {
-            stop,
-            done,
-            workers,
-        }
+        Self { stop, done, workers }
     }
 
     /// How many exchanges have ended so far, well or not.
@@ -125,10 +115,7 @@ impl Load {
 }
 
 /// Exchanges once over a new connection; returns who answered and how long all of it took.
-pub(crate) fn exchange_once(
-    protocol: Protocol,
-    target: SocketAddr,
-) -> Result<(String, Duration), ExchangeError> {
+pub(crate) fn exchange_once(protocol: Protocol, target: SocketAddr) -> Result<(String, Duration), ExchangeError> {
     let started = Instant::now();
     let backend = match protocol {
         Protocol::Tcp => {
@@ -192,11 +179,7 @@ fn keep_on(
     stop: &AtomicBool,
     mut exchange: impl FnMut() -> Result<String, ExchangeError>,
 ) -> Result<SteadyReport, ExchangeError> {
-    let mut report = SteadyReport {
-        exchanges: 0,
-        backends: Vec::new(),
-        slowest: Duration::ZERO,
-    };
+    let mut report = SteadyReport { exchanges: 0, backends: Vec::new(), slowest: Duration::ZERO };
     while !stop.load(Ordering::Relaxed) {
         let started = Instant::now();
         let backend = exchange()?;
@@ -211,7 +194,5 @@ fn keep_on(
 }
 
 fn join<T>(worker: thread::JoinHandle<T>) -> T {
-    worker
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

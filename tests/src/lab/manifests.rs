@@ -61,12 +61,7 @@ struct Port {
 impl From<DualStack> for Backend {
     /// An endpoint that is ready.
     fn from(addresses: DualStack) -> Self {
-        Self {
-            addresses,
-            ready: true,
-            serving: true,
-            terminating: false,
-        }
+        Self { addresses, ready: true, serving: true, terminating: false }
     }
 }
 
@@ -95,12 +90,7 @@ impl ServiceManifest {
 
     /// Adds a port `number` of the VIP that endpoints serve on `target`.
     pub fn port(mut self, protocol: Protocol, number: u16, target: u16) -> Self {
-        self.ports.push(Port {
-            name: format!("{protocol}-{number}").to_lowercase(),
-            protocol,
-            number,
-            target,
-        });
+        self.ports.push(Port { name: format!("{protocol}-{number}").to_lowercase(), protocol, number, target });
         self
     }
 
@@ -122,8 +112,7 @@ impl ServiceManifest {
         let mut documents = serde_yaml::Serializer::new(&mut yaml);
         self.service().serialize(&mut documents)?;
         for address in &self.cluster_ips {
-            self.slice(IpFamily::of(*address))
-                .serialize(&mut documents)?;
+            self.slice(IpFamily::of(*address)).serialize(&mut documents)?;
         }
         Ok(String::from_utf8_lossy(&yaml).into_owned())
     }
@@ -136,12 +125,7 @@ impl ServiceManifest {
                 type_: Some("ClusterIP".to_owned()),
                 cluster_ip: texts.first().cloned(),
                 cluster_ips: Some(texts),
-                ip_families: Some(
-                    self.cluster_ips
-                        .iter()
-                        .map(|address| IpFamily::of(*address).to_string())
-                        .collect(),
-                ),
+                ip_families: Some(self.cluster_ips.iter().map(|address| IpFamily::of(*address).to_string()).collect()),
                 ip_family_policy: Some(
                     match self.cluster_ips.len() {
                         2 => "RequireDualStack",
@@ -229,10 +213,7 @@ impl Manifests {
     /// Writes `service`, in place of what stood under its name before.
     pub fn write(&self, service: &ServiceManifest) -> Result<(), LabError> {
         let name = file_name(&service.namespace, &service.name);
-        let yaml = service.to_yaml().map_err(|source| LabError::Manifest {
-            name: name.clone(),
-            source,
-        })?;
+        let yaml = service.to_yaml().map_err(|source| LabError::Manifest { name: name.clone(), source })?;
         self.write_text(&name, &yaml)
     }
 
@@ -247,9 +228,7 @@ impl Manifests {
 
     /// Removes a Service and its slices.
     pub fn remove(&self, service: &ServiceManifest) -> Result<(), LabError> {
-        let path = self
-            .directory
-            .join(file_name(&service.namespace, &service.name));
+        let path = self.directory.join(file_name(&service.namespace, &service.name));
         fs::remove_file(&path).map_err(|source: io::Error| LabError::file("remove", path, source))
     }
 }
@@ -277,15 +256,10 @@ mod tests {
             .map(|document| serde_yaml::Value::deserialize(document).expect("it is YAML"))
             .collect();
         assert_eq!(documents.len(), 3, "{yaml}");
-        let service: Service =
-            serde_yaml::from_value(documents[0].clone()).expect("it is a Service");
+        let service: Service = serde_yaml::from_value(documents[0].clone()).expect("it is a Service");
         let spec = service.spec.expect("it has a spec");
-        assert_eq!(
-            spec.cluster_ips,
-            Some(vec![vip.v4.to_string(), vip.v6.to_string()])
-        );
-        let slice: EndpointSlice =
-            serde_yaml::from_value(documents[2].clone()).expect("it is an EndpointSlice");
+        assert_eq!(spec.cluster_ips, Some(vec![vip.v4.to_string(), vip.v6.to_string()]));
+        let slice: EndpointSlice = serde_yaml::from_value(documents[2].clone()).expect("it is an EndpointSlice");
         assert_eq!(slice.address_type, "IPv6");
         assert_eq!(slice.endpoints[0].addresses, ["fd00:10:244:1::2"]);
     }

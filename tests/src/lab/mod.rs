@@ -85,12 +85,7 @@ impl Lab {
             Ok([a, b])
         };
         match build() {
-            Ok(nodes) => Ok(Self {
-                name,
-                directory,
-                nodes,
-                processes: Mutex::new(processes),
-            }),
+            Ok(nodes) => Ok(Self { name, directory, nodes, processes: Mutex::new(processes) }),
             Err(error) => {
                 for failure in leftovers::remove(&Extent::Lab(name)) {
                     eprintln!("lab {name}: {failure}");
@@ -125,23 +120,16 @@ impl Lab {
 
     /// Starts `command` in `namespace`; the process ends with the lab at the latest.
     pub fn spawn(&self, namespace: &Namespace, command: &mut Command) -> Result<Child, LabError> {
-        let child = namespace
-            .run(|| command.spawn())?
-            .map_err(|source| LabError::Spawn {
-                program: command.get_program().to_string_lossy().into_owned(),
-                namespace: namespace.name().to_owned(),
-                source,
-            })?;
+        let child = namespace.run(|| command.spawn())?.map_err(|source| LabError::Spawn {
+            program: command.get_program().to_string_lossy().into_owned(),
+            namespace: namespace.name().to_owned(),
+            source,
+        })?;
         let line = leftovers::process_record(child.id())?;
-        let mut processes = self
-            .processes
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut processes = self.processes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         writeln!(processes, "{line}")
             .and_then(|()| processes.flush())
-            .map_err(|source| {
-                LabError::file("record a process in", self.name.processes_file(), source)
-            })?;
+            .map_err(|source| LabError::file("record a process in", self.name.processes_file(), source))?;
         Ok(child)
     }
 

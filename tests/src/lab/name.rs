@@ -26,19 +26,13 @@ impl LabName {
     /// A name that no other lab has.
     pub(crate) fn next() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        Self {
-            owner: process::id(),
-            number: NEXT.fetch_add(1, Ordering::Relaxed),
-        }
+        Self { owner: process::id(), number: NEXT.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// The lab that a namespace or directory called `name` belongs to, when it is a lab's at all.
     pub(crate) fn of(name: &str) -> Option<Self> {
         let mut parts = name.strip_prefix(PREFIX)?.splitn(3, '-');
-        Some(Self {
-            owner: parts.next()?.parse().ok()?,
-            number: parts.next()?.parse().ok()?,
-        })
+        Some(Self { owner: parts.next()?.parse().ok()?, number: parts.next()?.parse().ok()? })
     }
 
     /// The network namespace of `role`.
@@ -77,9 +71,7 @@ impl FromStr for LabName {
     type Err = NotALab;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::of(text)
-            .filter(|name| name.to_string() == text)
-            .ok_or_else(|| NotALab(text.to_owned()))
+        Self::of(text).filter(|name| name.to_string() == text).ok_or_else(|| NotALab(text.to_owned()))
     }
 }
 
@@ -89,10 +81,7 @@ mod tests {
 
     #[test]
     fn a_namespace_names_its_lab() {
-        let lab = LabName {
-            owner: 4711,
-            number: 3,
-        };
+        let lab = LabName { owner: 4711, number: 3 };
         assert_eq!(LabName::of(&lab.namespace("node-a")), Some(lab));
         assert_eq!(LabName::of(&lab.to_string()), Some(lab));
         assert_eq!("dsp-4711-3".parse::<LabName>().ok(), Some(lab));
@@ -100,9 +89,7 @@ mod tests {
 
     #[test]
     fn foreign_names_are_not_labs() {
-        for name in [
-            "default", "dsp-", "dsp-x-1", "dsp-12", "cni-12-3", "dsp-1-x",
-        ] {
+        for name in ["default", "dsp-", "dsp-x-1", "dsp-12", "cni-12-3", "dsp-1-x"] {
             assert_eq!(LabName::of(name), None, "{name}");
         }
         assert!("dsp-1-2-node-a".parse::<LabName>().is_err());

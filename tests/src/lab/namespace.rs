@@ -33,14 +33,8 @@ impl Namespace {
         iproute::ip(&["netns", "add", &name])?;
         let path = PathBuf::from(DIRECTORY).join(&name);
         let file = File::open(&path).map_err(|source| LabError::file("open", path, source))?;
-        let namespace = Self {
-            name: name.into(),
-            file: Arc::new(file),
-        };
-        namespace.set_sysctls(&[
-            ("net/ipv6/conf/all/accept_dad", "0"),
-            ("net/ipv6/conf/default/accept_dad", "0"),
-        ])?;
+        let namespace = Self { name: name.into(), file: Arc::new(file) };
+        namespace.set_sysctls(&[("net/ipv6/conf/all/accept_dad", "0"), ("net/ipv6/conf/default/accept_dad", "0")])?;
         iproute::batch(namespace.name(), &["link set lo up".to_owned()])?;
         Ok(namespace)
     }
@@ -87,9 +81,7 @@ impl Namespace {
     }
 
     fn enter(&self) -> Result<(), LabError> {
-        setns(&*self.file, CloneFlags::CLONE_NEWNET).map_err(|errno| LabError::Enter {
-            name: self.name().to_owned(),
-            source: io::Error::from(errno),
-        })
+        setns(&*self.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| LabError::Enter { name: self.name().to_owned(), source: io::Error::from(errno) })
     }
 }

@@ -102,19 +102,11 @@ impl Node {
         NIC
     }
 
-    pub(crate) fn add_pod(
-        &self,
-        lab: LabName,
-        wiring: Wiring,
-        role: &str,
-    ) -> Result<Pod, LabError> {
+    pub(crate) fn add_pod(&self, lab: LabName, wiring: Wiring, role: &str) -> Result<Pod, LabError> {
         let index = self.pods.fetch_add(1, Ordering::Relaxed);
         let addresses = DualStack::pod(self.side.subnet(wiring), FIRST_POD + index);
-        let pod = Pod {
-            namespace: Namespace::create(lab, role)?,
-            addresses,
-            host_interface: format!("pod{}", index + 1),
-        };
+        let pod =
+            Pod { namespace: Namespace::create(lab, role)?, addresses, host_interface: format!("pod{}", index + 1) };
         let node = self.namespace.name();
         match wiring {
             Wiring::Routed => connect_routed(node, &pod)?,
@@ -166,10 +158,7 @@ impl Pod {
 pub(crate) fn join(a: &Node, b: &Node) -> Result<(), LabError> {
     iproute::batch(
         a.namespace.name(),
-        &[format!(
-            "link add {NIC} type veth peer name {NIC} netns {}",
-            b.namespace.name()
-        )],
+        &[format!("link add {NIC} type veth peer name {NIC} netns {}", b.namespace.name())],
     )?;
     for (node, other) in [(a, b), (b, a)] {
         let mut commands = vec![
@@ -179,14 +168,8 @@ pub(crate) fn join(a: &Node, b: &Node) -> Result<(), LabError> {
         ];
         for wiring in [Wiring::Routed, Wiring::Bridged] {
             let subnet = DualStack::pod(other.side.subnet(wiring), 0);
-            commands.push(format!(
-                "route add {}/24 via {}",
-                subnet.v4, other.addresses.v4
-            ));
-            commands.push(format!(
-                "route add {}/64 via {}",
-                subnet.v6, other.addresses.v6
-            ));
+            commands.push(format!("route add {}/24 via {}", subnet.v4, other.addresses.v4));
+            commands.push(format!("route add {}/64 via {}", subnet.v6, other.addresses.v6));
         }
         iproute::batch(node.namespace.name(), &commands)?;
     }
@@ -194,19 +177,12 @@ pub(crate) fn join(a: &Node, b: &Node) -> Result<(), LabError> {
     // has no route to a VIP.
     iproute::batch(
         a.namespace.name(),
-        &[
-            format!("route add default via {}", b.addresses.v4),
-            format!("route add default via {}", b.addresses.v6),
-        ],
+        &[format!("route add default via {}", b.addresses.v4), format!("route add default via {}", b.addresses.v6)],
     )
 }
 
 fn connect_routed(node: &str, pod: &Pod) -> Result<(), LabError> {
-    let Pod {
-        namespace,
-        addresses,
-        host_interface,
-    } = pod;
+    let Pod { namespace, addresses, host_interface } = pod;
     add_link(node, pod)?;
     iproute::batch(
         node,
@@ -232,18 +208,11 @@ fn connect_routed(node: &str, pod: &Pod) -> Result<(), LabError> {
 }
 
 fn connect_bridged(node: &str, pod: &Pod, gateway: DualStack) -> Result<(), LabError> {
-    let Pod {
-        namespace,
-        addresses,
-        host_interface,
-    } = pod;
+    let Pod { namespace, addresses, host_interface } = pod;
     add_link(node, pod)?;
     iproute::batch(
         node,
-        &[
-            format!("link set {host_interface} master {BRIDGE}"),
-            format!("link set {host_interface} up"),
-        ],
+        &[format!("link set {host_interface} master {BRIDGE}"), format!("link set {host_interface} up")],
     )?;
     iproute::batch(
         namespace.name(),
@@ -260,10 +229,6 @@ fn connect_bridged(node: &str, pod: &Pod, gateway: DualStack) -> Result<(), LabE
 fn add_link(node: &str, pod: &Pod) -> Result<(), LabError> {
     iproute::batch(
         node,
-        &[format!(
-            "link add {} type veth peer name eth0 netns {}",
-            pod.host_interface,
-            pod.namespace.name()
-        )],
+        &[format!("link add {} type veth peer name eth0 netns {}", pod.host_interface, pod.namespace.name())],
     )
 }

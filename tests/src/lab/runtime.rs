@@ -30,10 +30,7 @@ pub(crate) fn handle() -> &'static Handle {
 }
 
 async fn end_on_signal() {
-    let signals = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    );
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
     let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
         eprintln!("cannot listen for signals: an interrupted run leaves its lab to the next one");
         return std::future::pending().await;

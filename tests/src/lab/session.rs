@@ -86,22 +86,12 @@ impl TcpSession {
         let no_answer = |source| ExchangeError::NoAnswer { target, source };
         stream.set_nodelay(true).map_err(no_answer)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(no_answer)?;
-        stream
-            .set_write_timeout(Some(PATIENCE))
-            .map_err(no_answer)?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(no_answer)?;
         let mut stream = BufReader::new(stream);
         let mut greeting = String::new();
         stream.read_line(&mut greeting).map_err(no_answer)?;
-        let backend = greeting
-            .strip_suffix('\n')
-            .ok_or(ExchangeError::Garbled { target })?
-            .to_owned();
-        Ok(Self {
-            target,
-            stream,
-            backend,
-            latency: started.elapsed(),
-        })
+        let backend = greeting.strip_suffix('\n').ok_or(ExchangeError::Garbled { target })?.to_owned();
+        Ok(Self { target, stream, backend, latency: started.elapsed() })
     }
 
     /// The name of the backend that answered.
@@ -117,27 +107,17 @@ impl TcpSession {
     /// The client's own address.
     pub fn local_address(&self) -> Result<SocketAddr, ExchangeError> {
         let target = self.target;
-        self.stream
-            .get_ref()
-            .local_addr()
-            .map_err(|source| ExchangeError::NoAnswer { target, source })
+        self.stream.get_ref().local_addr().map_err(|source| ExchangeError::NoAnswer { target, source })
     }
 
     /// Sends `payload` and checks that it comes back.
     pub fn exchange(&mut self, payload: &[u8]) -> Result<(), ExchangeError> {
         let target = self.target;
         let no_answer = |source| ExchangeError::NoAnswer { target, source };
-        self.stream
-            .get_mut()
-            .write_all(payload)
-            .map_err(no_answer)?;
+        self.stream.get_mut().write_all(payload).map_err(no_answer)?;
         let mut answer = vec![0; payload.len()];
         self.stream.read_exact(&mut answer).map_err(no_answer)?;
-        if answer == payload {
-            Ok(())
-        } else {
-            Err(ExchangeError::Garbled { target })
-        }
+        if answer == payload { Ok(()) } else { Err(ExchangeError::Garbled { target }) }
     }
 
     /// The bare connection, once the greeting was read.
@@ -158,11 +138,7 @@ pub struct UdpSession {
 impl UdpSession {
     /// A socket in `namespace`. A connected one leaves the check of the answer's source to the kernel, an
     /// unconnected one makes it itself.
-    pub fn open(
-        namespace: &Namespace,
-        target: SocketAddr,
-        connected: bool,
-    ) -> Result<Self, ExchangeError> {
+    pub fn open(namespace: &Namespace, target: SocketAddr, connected: bool) -> Result<Self, ExchangeError> {
         namespace.run(|| Self::open_here(target, connected))?
     }
 
@@ -191,9 +167,7 @@ impl UdpSession {
     /// Gives up on an answer after `patience` instead of seconds.
     pub fn with_patience(self, patience: Duration) -> Result<Self, ExchangeError> {
         let target = self.target;
-        self.socket
-            .set_read_timeout(Some(patience))
-            .map_err(|source| ExchangeError::NoAnswer { target, source })?;
+        self.socket.set_read_timeout(Some(patience)).map_err(|source| ExchangeError::NoAnswer { target, source })?;
         Ok(self)
     }
 
@@ -206,22 +180,15 @@ impl UdpSession {
         if self.connected {
             self.socket.send(question.as_bytes()).map_err(no_answer)?;
         } else {
-            self.socket
-                .send_to(question.as_bytes(), target)
-                .map_err(no_answer)?;
+            self.socket.send_to(question.as_bytes(), target).map_err(no_answer)?;
         }
         let mut buffer = [0; 2048];
         loop {
             let (length, source_address) = self.socket.recv_from(&mut buffer).map_err(no_answer)?;
             if source_address != target {
-                return Err(ExchangeError::WrongSource {
-                    target,
-                    source_address,
-                });
+                return Err(ExchangeError::WrongSource { target, source_address });
             }
-            let answer = std::str::from_utf8(&buffer[..length])
-                .ok()
-                .and_then(|text| text.split_once('\n'));
+            let answer = std::str::from_utf8(&buffer[..length]).ok().and_then(|text| text.split_once('\n'));
             match answer {
                 Some((backend, echoed)) if echoed == question => return Ok(backend.to_owned()),
                 // The late answer to a question that was given up on.

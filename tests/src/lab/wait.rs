@@ -21,11 +21,7 @@ pub fn eventually<T, E: Display>(
         match attempt() {
             Ok(value) => return Ok(value),
             Err(last) if started.elapsed() >= within => {
-                return Err(LabError::TimedOut {
-                    what: what.to_owned(),
-                    within,
-                    last: last.to_string(),
-                });
+                return Err(LabError::TimedOut { what: what.to_owned(), within, last: last.to_string() });
             }
             Err(_) => thread::sleep(PAUSE),
         }

@@ -1,0 +1,10 @@
+//! `cargo xtask bench`: builds the daemon and the benchmarks optimised, and hands the arguments on.
+
+use crate::{cargo, run};
+
+pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
+    run::pass_on_signals()?;
+    cargo::build_daemon(true)?;
+    let mut command = cargo::cargo(&["run", "--release", "-p", "dsproxy-tests", "--bin", "dsproxy-bench", "--"]);
+    run::succeed(command.args(arguments))
+}

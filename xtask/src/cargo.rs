@@ -1,0 +1,46 @@
+//! Calling cargo, and where it puts what it builds.
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::run;
+
+/// A cargo command in the workspace.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).args(arguments);
+    command
+}
+
+/// Builds the daemon.
+pub(crate) fn build_daemon(release: bool) -> anyhow::Result<()> {
+    let mut command = cargo(&["build", "-p", "dsproxy"]);
+    if release {
+        command.arg("--release");
+    }
+    run::succeed(&mut command)
+}
+
+/// Builds the binary `name` of the test crate and returns where it is.
+pub(crate) fn build_lab_binary(name: &str) -> anyhow::Result<PathBuf> {
+    run::succeed(&mut cargo(&["build", "--quiet", "-p", "dsproxy-tests", "--bin", name]))?;
+    let path = target_directory()?.join("debug").join(name);
+    if path.is_file() { Ok(path) } else { bail!("cargo built {name}, but it is not at {}", path.display()) }
+}
+
+fn target_directory() -> anyhow::Result<PathBuf> {
+    let output = cargo(&["metadata", "--format-version=1", "--no-deps"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("run cargo metadata")?;
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
+    match metadata["target_directory"].as_str() {
+        Some(path) => Ok(path.into()),
+        None => bail!("cargo metadata names no target directory"),
+    }
+}
