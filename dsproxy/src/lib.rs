@@ -5,9 +5,11 @@
 pub mod cluster;
 pub mod datapath;
 pub mod diff;
+pub mod interfaces;
 pub mod maglev;
 pub mod maps;
 pub mod model;
+mod netlink;
 pub mod progress;
 pub mod reconcile;
 pub mod resolve;

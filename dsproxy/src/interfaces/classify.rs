@@ -1,0 +1,169 @@
+//! Which interfaces the data path sits on, and as what. Pure: a snapshot in, roles out.
+//!
+//! What an interface *is* (its kind) does not tell. In a nested node or a lab the NIC itself is a
+//! veth whose other end is elsewhere, and some CNIs put an address on the host side of every pod's
+//! veth. What it *carries* tells:
+//!
+//! - A **node device** carries a route for more than one host (default or subnet) or a global
+//!   address of a subnet. Link-local and multicast prefixes, host routes and the `local` table
+//!   count for nothing. Tunnels (vxlan, ipip, wireguard, tun) are no exception.
+//! - A **pod interface** is the host side of a veth or netkit whose other end is in another network
+//!   namespace, and that is not a node device.
+//!
+//! Special places:
+//!
+//! - Loopback, dummy and ifb devices pass no traffic of others. A VRF device only groups its
+//!   ports, which are IP interfaces of their own and judged as such.
+//! - A port of a bond, a team or an Open vSwitch hands its packets to its master; the master is the
+//!   place to be.
+//! - A **port of a bridge** takes no part in routing, so routes say nothing about it: a veth with
+//!   its other end elsewhere is a pod interface. This holds for a bridge with the node's uplink,
+//!   and the default route, too: two pods of one bridge answer each other without passing the
+//!   bridge's own device, so their ports must be hooks. There an uplink that is itself a veth (in a
+//!   lab) cannot be told from a pod's port and becomes a hook in vain: it costs a lookup, and a
+//!   packet that it translated is no VIP packet any more when it reaches the bridge's own device.
+//! - A veth as a port of an Open vSwitch is a pod's as well: tc sees its packets before the switch.
+//! - A **bridge** whose ports are all pod interfaces needs no hook: its packets pass the ports'. It
+//!   is a node device if it also has another port (the NIC enslaved to it, a VM's tap) or the
+//!   default route, through which packets of the world come and go.
+//!
+//! An override replaces the detection of its role and of that role alone. A name that the user gave
+//! as a node device is one even if the pod pattern matches it; a pod pattern wins over a detected
+//! node device. A veth that carries routes is not detected as a pod interface, even when an override
+//! has taken its role as a node device away.
+
+use super::{Interface, Interfaces, Link, LinkLayer, Overrides, Role, Snapshot};
+
+/// Decides the role of every interface; those that the data path leaves alone are not in the result.
+pub fn classify(snapshot: &Snapshot, overrides: &Overrides) -> Interfaces {
+    let judge = Judge {
+        snapshot,
+        overrides,
+    };
+    snapshot
+        .links
+        .values()
+        .filter_map(|link| {
+            let link_layer = link_layer(link.hardware)?;
+            let role = judge.role(link)?;
+            let interface = Interface {
+                index: link.index,
+                name: link.name.clone(),
+                role,
+                link_layer,
+            };
+            Some((link.index, interface))
+        })
+        .collect()
+}
+
+/// What packets begin with, by hardware type; none for those the data path cannot read.
+///
+/// The types without a header are those of the kernel's own list (`dev_is_mac_header_xmit` in
+/// include/linux/if_arp.h).
+fn link_layer(hardware: u16) -> Option<LinkLayer> {
+    const ARPHRD_RAWIP: u16 = 519;
+    const ARPHRD_IP6GRE: u16 = 823;
+    match hardware {
+        libc::ARPHRD_ETHER => Some(LinkLayer::Ethernet),
+        libc::ARPHRD_NONE
+        | libc::ARPHRD_TUNNEL
+        | libc::ARPHRD_TUNNEL6
+        | libc::ARPHRD_SIT
+        | libc::ARPHRD_IPGRE
+        | ARPHRD_IP6GRE
+        | ARPHRD_RAWIP
+        | libc::ARPHRD_PPP => Some(LinkLayer::None),
+        _ => None,
+    }
+}
+
+/// What a link is a port of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Master {
+    /// Nothing that would take its packets away.
+    Free,
+    Bridge,
+    Switch,
+    Bond,
+}
+
+struct Judge<'a> {
+    snapshot: &'a Snapshot,
+    overrides: &'a Overrides,
+}
+
+impl Judge<'_> {
+    fn role(&self, link: &Link) -> Option<Role> {
+        if link.loopback {
+            return None;
+        }
+        let Overrides {
+            node_devices,
+            pod_interfaces,
+        } = self.overrides;
+        if node_devices
+            .as_ref()
+            .is_some_and(|names| names.contains(&link.name))
+        {
+            return Some(Role::NodeDevice);
+        }
+        let pod = match pod_interfaces {
+            Some(patterns) => patterns.is_match(&link.name),
+            None => self.looks_like_pod_interface(link),
+        };
+        if pod {
+            return Some(Role::PodInterface);
+        }
+        (node_devices.is_none() && self.looks_like_node_device(link)).then_some(Role::NodeDevice)
+    }
+
+    fn looks_like_pod_interface(&self, link: &Link) -> bool {
+        matches!(link.kind.as_str(), "veth" | "netkit")
+            && link.peer_elsewhere
+            && match self.master(link) {
+                Master::Free => !self.snapshot.is_routed(link.index),
+                Master::Bridge | Master::Switch => true,
+                Master::Bond => false,
+            }
+    }
+
+    fn looks_like_node_device(&self, link: &Link) -> bool {
+        self.master(link) == Master::Free
+            && !matches!(link.kind.as_str(), "dummy" | "ifb" | "nlmon" | "vrf")
+            && self.snapshot.is_routed(link.index)
+            && (link.kind != "bridge" || self.bridge_leads_out(link))
+    }
+
+    fn bridge_leads_out(&self, bridge: &Link) -> bool {
+        self.snapshot.has_default_route(bridge.index)
+            || self
+                .snapshot
+                .links
+                .values()
+                // A dummy port only lends the bridge its MAC address.
+                .filter(|port| port.master == Some(bridge.index) && port.kind != "dummy")
+                .any(|port| self.role(port) != Some(Role::PodInterface))
+    }
+
+    fn master(&self, link: &Link) -> Master {
+        let Some(master) = link.master else {
+            return Master::Free;
+        };
+        match self
+            .snapshot
+            .links
+            .get(&master)
+            .map_or("", |master| master.kind.as_str())
+        {
+            "vrf" => Master::Free,
+            "bridge" => Master::Bridge,
+            "openvswitch" => Master::Switch,
+            // Bond, team, and whatever else takes its ports' packets.
+            _ => Master::Bond,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
