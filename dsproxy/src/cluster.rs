@@ -59,8 +59,7 @@ impl Cluster {
                 self.have_services = true;
                 let listed: BTreeMap<_, _> =
                     services.into_iter().map(|service| (service.name.clone(), service)).collect();
-                let gone: Vec<_> =
-                    self.services.keys().filter(|name| !listed.contains_key(name)).cloned().collect();
+                let gone: Vec<_> = self.services.keys().filter(|name| !listed.contains_key(name)).cloned().collect();
                 gone.iter().for_each(|name| self.drop_service(name));
                 listed.into_values().for_each(|service| self.put_service(service));
             }

@@ -9,8 +9,8 @@ use std::io;
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::{
     packet_core::{
-        NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
-        NetlinkBuffer, NlasIterator,
+        NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
+        NlasIterator,
     },
     sys::{AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
@@ -60,10 +60,7 @@ pub enum NetlinkError {
 }
 
 fn note(message: &Option<String>) -> String {
-    message
-        .as_ref()
-        .map(|text| format!(" ({text})"))
-        .unwrap_or_default()
+    message.as_ref().map(|text| format!(" ({text})")).unwrap_or_default()
 }
 
 impl NetlinkError {
@@ -149,9 +146,7 @@ pub(crate) struct Message<'a> {
 
 /// The messages of a datagram. The first malformed one ends it: where the next one would begin
 /// cannot be known.
-pub(crate) fn messages(
-    mut datagram: &[u8],
-) -> impl Iterator<Item = Result<Message<'_>, NetlinkError>> {
+pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, NetlinkError>> {
     std::iter::from_fn(move || {
         if datagram.is_empty() {
             return None;
@@ -160,9 +155,7 @@ pub(crate) fn messages(
             datagram = &[];
             return Some(Err(NetlinkError::Malformed));
         };
-        let length = (buffer.length() as usize)
-            .next_multiple_of(4)
-            .min(datagram.len());
+        let length = (buffer.length() as usize).next_multiple_of(4).min(datagram.len());
         datagram = &datagram[length..];
         Some(Ok(Message {
             kind: buffer.message_type(),
@@ -193,10 +186,7 @@ pub(crate) fn number(value: &[u8]) -> Option<u32> {
 
 /// A text, with or without the final NUL.
 pub(crate) fn text(value: &[u8]) -> String {
-    let end = value
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(value.len());
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
@@ -208,20 +198,13 @@ struct Answer {
 
 impl Answer {
     fn to(sequence: u32) -> Self {
-        Self {
-            sequence,
-            interrupted: false,
-        }
+        Self { sequence, interrupted: false }
     }
 
     /// Hands the messages of a datagram that belong to the answer to `take`. True at its end.
     ///
     /// An interrupted list is read to its end all the same: the kernel starts no other before.
-    fn continues(
-        &mut self,
-        datagram: &[u8],
-        take: &mut impl FnMut(Message<'_>),
-    ) -> Result<bool, NetlinkError> {
+    fn continues(&mut self, datagram: &[u8], take: &mut impl FnMut(Message<'_>)) -> Result<bool, NetlinkError> {
         for message in messages(datagram) {
             let message = message?;
             // What an earlier, abandoned request left in the socket.
@@ -234,16 +217,9 @@ impl Answer {
                     let code = number(message.payload).map_or(0, |code| code as i32);
                     if code < 0 {
                         let source = io::Error::from_raw_os_error(-code);
-                        return Err(NetlinkError::Refused {
-                            source,
-                            message: kernel_words(&message),
-                        });
+                        return Err(NetlinkError::Refused { source, message: kernel_words(&message) });
                     }
-                    return if self.interrupted {
-                        Err(NetlinkError::Interrupted)
-                    } else {
-                        Ok(true)
-                    };
+                    return if self.interrupted { Err(NetlinkError::Interrupted) } else { Ok(true) };
                 }
                 _ => take(message),
             }
@@ -270,10 +246,7 @@ fn kernel_words(message: &Message<'_>) -> Option<String> {
 fn prepare(socket: &mut Socket) -> Result<(), NetlinkError> {
     socket.bind_auto().map_err(NetlinkError::Open)?;
     // Errors that repeat the header of a request only, and say why in words.
-    socket
-        .set_cap_ack(true)
-        .and_then(|()| socket.set_ext_ack(true))
-        .map_err(NetlinkError::Open)
+    socket.set_cap_ack(true).and_then(|()| socket.set_ext_ack(true)).map_err(NetlinkError::Open)
 }
 
 /// A socket for requests that the kernel answers at once, within the calling thread.
@@ -289,23 +262,13 @@ impl BlockingSocket {
     pub(crate) fn open() -> Result<Self, NetlinkError> {
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Open)?;
         prepare(&mut socket)?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-            buffer: Vec::with_capacity(DATAGRAM),
-        })
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(DATAGRAM) })
     }
 
     /// Sends a request and hands each message of the answer to `take`.
-    pub(crate) fn exchange(
-        &mut self,
-        request: Request,
-        mut take: impl FnMut(Message<'_>),
-    ) -> Result<(), NetlinkError> {
+    pub(crate) fn exchange(&mut self, request: Request, mut take: impl FnMut(Message<'_>)) -> Result<(), NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1);
-        self.socket
-            .send(&request.numbered(self.sequence), 0)
-            .map_err(NetlinkError::Send)?;
+        self.socket.send(&request.numbered(self.sequence), 0).map_err(NetlinkError::Send)?;
         let mut answer = Answer::to(self.sequence);
         loop {
             self.buffer.clear();
@@ -339,24 +302,14 @@ impl EventLoopSocket {
         let mut socket = TokioSocket::new(NETLINK_ROUTE).map_err(NetlinkError::Open)?;
         // Beyond the system's limit; without the privilege an overrun costs a fresh dump, no more.
         if setsockopt(socket.socket_ref(), sockopt::RcvBufForce, &EVENT_BUFFER).is_err() {
-            tracing::debug!(
-                bytes = EVENT_BUFFER,
-                "the events socket keeps the system's buffer size"
-            );
+            tracing::debug!(bytes = EVENT_BUFFER, "the events socket keeps the system's buffer size");
         }
-        socket
-            .socket_mut()
-            .bind(&SocketAddr::new(0, groups))
-            .map_err(NetlinkError::Open)?;
+        socket.socket_mut().bind(&SocketAddr::new(0, groups)).map_err(NetlinkError::Open)?;
         Ok(Self::with(socket))
     }
 
     fn with(socket: TokioSocket) -> Self {
-        Self {
-            socket,
-            sequence: 0,
-            buffer: Vec::with_capacity(DATAGRAM),
-        }
+        Self { socket, sequence: 0, buffer: Vec::with_capacity(DATAGRAM) }
     }
 
     /// Sends a request and hands each message of the answer to `take`.
@@ -368,10 +321,7 @@ impl EventLoopSocket {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         let request = request.numbered(sequence);
-        self.socket
-            .send(&request)
-            .await
-            .map_err(NetlinkError::Send)?;
+        self.socket.send(&request).await.map_err(NetlinkError::Send)?;
         let mut answer = Answer::to(sequence);
         while !answer.continues(self.receive().await?, &mut take)? {}
         Ok(())
@@ -398,20 +348,13 @@ mod tests {
             .attribute(3, b"eth0\0")
             .nested(18, |inner| inner.attribute(1, b"veth"))
             .numbered(7);
-        let all: Vec<_> = messages(&request)
-            .collect::<Result<_, _>>()
-            .expect("well formed");
-        let [message] = all.as_slice() else {
-            panic!("one message, got {all:?}")
-        };
+        let all: Vec<_> = messages(&request).collect::<Result<_, _>>().expect("well formed");
+        let [message] = all.as_slice() else { panic!("one message, got {all:?}") };
         assert_eq!((message.kind, message.sequence), (18, 7));
         let found: Vec<_> = attributes(message.payload, 16).collect();
         assert_eq!(found[0], (3, b"eth0\0".as_slice()));
         assert_eq!(found[1].0, 18);
-        assert_eq!(
-            attributes(found[1].1, 0).collect::<Vec<_>>(),
-            [(1, b"veth".as_slice())]
-        );
+        assert_eq!(attributes(found[1].1, 0).collect::<Vec<_>>(), [(1, b"veth".as_slice())]);
     }
 
     #[test]
@@ -419,15 +362,9 @@ mod tests {
         let mut bytes = Request::dump(18, &[]).numbered(1);
         bytes.extend_from_slice(&[200, 0, 0, 0, 1]);
         let results: Vec<_> = messages(&bytes).collect();
-        assert!(matches!(
-            results.as_slice(),
-            [Ok(_), Err(NetlinkError::Malformed)]
-        ));
+        assert!(matches!(results.as_slice(), [Ok(_), Err(NetlinkError::Malformed)]));
         // An attribute longer than what is left ends the list.
-        assert_eq!(
-            attributes(&[5, 0, 1, 0, 9, 0, 0, 0, 99, 0, 2, 0], 0).count(),
-            1
-        );
+        assert_eq!(attributes(&[5, 0, 1, 0, 9, 0, 0, 0, 99, 0, 2, 0], 0).count(), 1);
         assert_eq!(attributes(&[1], 4).count(), 0);
     }
 
@@ -438,22 +375,14 @@ mod tests {
         let mut answer = Request::new(NLMSG_ERROR, NLM_F_CAPPED | NLM_F_ACK_TLVS, &payload)
             .attribute(NLMSGERR_ATTR_MSG, b"no such thing\0")
             .numbered(3);
-        let error = Answer::to(3)
-            .continues(&answer, &mut |_| {})
-            .expect_err("refused");
+        let error = Answer::to(3).continues(&answer, &mut |_| {}).expect_err("refused");
         assert_eq!(error.errno(), Some(22));
         assert!(error.to_string().ends_with("(no such thing)"), "{error}");
         // An answer to another request is none.
-        assert!(matches!(
-            Answer::to(4).continues(&answer, &mut |_| {}),
-            Ok(false)
-        ));
+        assert!(matches!(Answer::to(4).continues(&answer, &mut |_| {}), Ok(false)));
         // Zero is an acknowledgement.
         answer[NETLINK_HEADER_LEN..NETLINK_HEADER_LEN + 4].copy_from_slice(&[0; 4]);
-        assert!(matches!(
-            Answer::to(3).continues(&answer, &mut |_| {}),
-            Ok(true)
-        ));
+        assert!(matches!(Answer::to(3).continues(&answer, &mut |_| {}), Ok(true)));
     }
 
     #[test]
@@ -461,15 +390,9 @@ mod tests {
         let mut answer = Answer::to(1);
         let mut taken = 0;
         let part = Request::new(16, NLM_F_DUMP_INTR, &[0; 16]).numbered(1);
-        assert!(matches!(
-            answer.continues(&part, &mut |_| taken += 1),
-            Ok(false)
-        ));
+        assert!(matches!(answer.continues(&part, &mut |_| taken += 1), Ok(false)));
         let rest = Request::new(16, 0, &[0; 16]).numbered(1);
-        assert!(matches!(
-            answer.continues(&rest, &mut |_| taken += 1),
-            Ok(false)
-        ));
+        assert!(matches!(answer.continues(&rest, &mut |_| taken += 1), Ok(false)));
         let end = Request::new(NLMSG_DONE, 0, &[0; 4]).numbered(1);
         let ended = answer.continues(&end, &mut |_| taken += 1);
         assert!(matches!(ended, Err(NetlinkError::Interrupted)));
@@ -480,15 +403,11 @@ mod tests {
     fn the_kernel_answers() {
         let mut socket = BlockingSocket::open().expect("socket");
         let mut seen = 0;
-        socket
-            .exchange(Request::dump(libc::RTM_GETLINK, &[0; 16]), |_| seen += 1)
-            .expect("dump");
+        socket.exchange(Request::dump(libc::RTM_GETLINK, &[0; 16]), |_| seen += 1).expect("dump");
         assert!(seen >= 1, "at least lo");
         let mut nowhere = [0u8; 16];
         nowhere[4..8].copy_from_slice(&i32::MAX.to_ne_bytes());
-        let error = socket
-            .exchange(Request::change(libc::RTM_GETLINK, 0, &nowhere), |_| {})
-            .expect_err("no such link");
+        let error = socket.exchange(Request::change(libc::RTM_GETLINK, 0, &nowhere), |_| {}).expect_err("no such link");
         assert_eq!(error.errno(), Some(libc::ENODEV));
     }
 }

@@ -205,7 +205,12 @@ impl<S: MapStore> Reconciler<S> {
         self.note_failures(&services, errors, now);
     }
 
-    fn remove_unwanted(&mut self, service: &ObjectName, ports: &[ResolvedPort], now: Instant) -> Result<bool, MapError> {
+    fn remove_unwanted(
+        &mut self,
+        service: &ObjectName,
+        ports: &[ResolvedPort],
+        now: Instant,
+    ) -> Result<bool, MapError> {
         let wanted: BTreeSet<String> = ports.iter().map(|port| port.name.to_string()).collect();
         let unwanted: Vec<String> =
             self.served.get(service).into_iter().flatten().filter(|name| !wanted.contains(*name)).cloned().collect();

@@ -61,10 +61,7 @@ pub enum Distribution {
 }
 
 /// What `service` with the endpoints in `slices` asks of the data path, port by port.
-pub fn resolve<'a>(
-    service: &Service,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
-) -> Vec<ResolvedPort> {
+pub fn resolve<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointSlice> + Clone) -> Vec<ResolvedPort> {
     service
         .ports
         .iter()
@@ -126,10 +123,8 @@ fn endpoints_of_port<'a>(
     let mut endpoints = BTreeMap::new();
     for slice in slices {
         // Item 27: by name and protocol, so a named port may have another number in each slice.
-        let numbers = slice
-            .ports
-            .iter()
-            .filter(|candidate| candidate.name == port.name && candidate.protocol == port.protocol);
+        let numbers =
+            slice.ports.iter().filter(|candidate| candidate.name == port.name && candidate.protocol == port.protocol);
         for number in numbers {
             for Endpoint { address, ready, serving, terminating } in &slice.endpoints {
                 let conditions = Conditions { ready: *ready, serving: *serving, terminating: *terminating };

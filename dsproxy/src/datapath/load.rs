@@ -119,8 +119,7 @@ pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, lifetimes: &Lifetime
     let directory = bpffs.map(map_directory);
     let found = directory.as_ref().is_some_and(|directory| directory.join(layout::SETTINGS).exists());
     if let Some(directory) = &directory {
-        fs::create_dir_all(directory)
-            .map_err(|source| LoadError::Directory { path: directory.clone(), source })?;
+        fs::create_dir_all(directory).map_err(|source| LoadError::Directory { path: directory.clone(), source })?;
     }
     let mut loader = EbpfLoader::new();
     for (name, entries) in sizes(capacities) {
@@ -236,4 +235,3 @@ fn chain(error: &dyn std::error::Error) -> String {
         _ => lines.join(" | "),
     }
 }
-

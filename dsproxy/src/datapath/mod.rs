@@ -1,3 +1,5 @@
 //! Everything about having the data path in the kernel.
 
+pub mod attach;
+pub mod bpffs;
 pub mod load;

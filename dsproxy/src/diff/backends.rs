@@ -44,10 +44,7 @@ pub(super) struct BackendPlan {
 }
 
 impl Backends {
-    pub(super) fn new<'a>(
-        capacity: u32,
-        found: impl Iterator<Item = &'a (IpFamily, u32, BackendRecord)>,
-    ) -> Self {
+    pub(super) fn new<'a>(capacity: u32, found: impl Iterator<Item = &'a (IpFamily, u32, BackendRecord)>) -> Self {
         let mut backends = Self {
             capacity,
             records: Vec::new(),

@@ -179,10 +179,10 @@ impl Known {
         let name = wanted.name.to_string();
         let service = match self.ids_by_name.get(&name) {
             Some(id) => *id,
-            None => self.service_ids.peek().ok_or(PlanError::Full {
-                map: MapKind::Services,
-                capacity: self.service_ids.capacity(),
-            })?,
+            None => self
+                .service_ids
+                .peek()
+                .ok_or(PlanError::Full { map: MapKind::Services, capacity: self.service_ids.capacity() })?,
         };
         let mut plan = Plan::default();
         let known = self.services.get(&service);
@@ -280,7 +280,9 @@ impl Known {
         let mut switches = Vec::new();
         for (address, frontend) in wanted {
             let held = self.frontends.get(address);
-            if let Some(holder) = held.filter(|held| held.service != service).and_then(|held| self.name_of(held.service)) {
+            if let Some(holder) =
+                held.filter(|held| held.service != service).and_then(|held| self.name_of(held.service))
+            {
                 plan.conflicts.push(Conflict { address: *address, holder: holder.to_owned() });
                 continue;
             }
@@ -309,14 +311,16 @@ impl Known {
         }
         plan.writes.append(&mut switches);
         // Removals last: the first frontend of a run keeps it from being given to others.
-        let removed = known.into_iter().flat_map(|known| &known.frontends).filter(|address| !wanted.contains_key(address));
+        let removed =
+            known.into_iter().flat_map(|known| &known.frontends).filter(|address| !wanted.contains_key(address));
         plan.writes.extend(removed.map(|address| Write::RemoveFrontend { address: *address }));
         Ok(())
     }
 
     /// The writes that take a service port out of the maps.
     pub fn plan_removal(&self, name: &str) -> Vec<Write> {
-        let Some((service, known)) = self.ids_by_name.get(name).and_then(|id| Some((*id, self.services.get(id)?))) else {
+        let Some((service, known)) = self.ids_by_name.get(name).and_then(|id| Some((*id, self.services.get(id)?)))
+        else {
             return Vec::new();
         };
         let mut writes: Vec<Write> =

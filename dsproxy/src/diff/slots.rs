@@ -61,7 +61,11 @@ impl Slots {
         match ready.next() {
             Some((size, first)) if size == class => Some(first),
             larger => {
-                if class <= self.capacity - self.fresh { Some(self.fresh) } else { larger.map(|(_, first)| first) }
+                if class <= self.capacity - self.fresh {
+                    Some(self.fresh)
+                } else {
+                    larger.map(|(_, first)| first)
+                }
             }
         }
     }

@@ -54,11 +54,7 @@ fn endpoint(family: IpFamily, number: u8) -> (IpAddr, u16) {
 fn resolved(number: u8, wanted: &Wanted) -> ResolvedPort {
     let families = wanted.families.iter().map(|family| ResolvedFamily {
         family: *family,
-        frontends: vec![FrontendAddress {
-            address: vip(*family, number),
-            port: wanted.port,
-            protocol: Protocol::Tcp,
-        }],
+        frontends: vec![FrontendAddress { address: vip(*family, number), port: wanted.port, protocol: Protocol::Tcp }],
         active: wanted.active.iter().map(|endpoint_number| endpoint(*family, *endpoint_number)).collect(),
         draining: wanted
             .draining

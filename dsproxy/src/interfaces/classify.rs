@@ -36,22 +36,14 @@ use super::{Interface, Interfaces, Link, LinkLayer, Overrides, Role, Snapshot};
 
 /// Decides the role of every interface; those that the data path leaves alone are not in the result.
 pub fn classify(snapshot: &Snapshot, overrides: &Overrides) -> Interfaces {
-    let judge = Judge {
-        snapshot,
-        overrides,
-    };
+    let judge = Judge { snapshot, overrides };
     snapshot
         .links
         .values()
         .filter_map(|link| {
             let link_layer = link_layer(link.hardware)?;
             let role = judge.role(link)?;
-            let interface = Interface {
-                index: link.index,
-                name: link.name.clone(),
-                role,
-                link_layer,
-            };
+            let interface = Interface { index: link.index, name: link.name.clone(), role, link_layer };
             Some((link.index, interface))
         })
         .collect()
@@ -98,14 +90,8 @@ impl Judge<'_> {
         if link.loopback {
             return None;
         }
-        let Overrides {
-            node_devices,
-            pod_interfaces,
-        } = self.overrides;
-        if node_devices
-            .as_ref()
-            .is_some_and(|names| names.contains(&link.name))
-        {
+        let Overrides { node_devices, pod_interfaces } = self.overrides;
+        if node_devices.as_ref().is_some_and(|names| names.contains(&link.name)) {
             return Some(Role::NodeDevice);
         }
         let pod = match pod_interfaces {
@@ -150,12 +136,7 @@ impl Judge<'_> {
         let Some(master) = link.master else {
             return Master::Free;
         };
-        match self
-            .snapshot
-            .links
-            .get(&master)
-            .map_or("", |master| master.kind.as_str())
-        {
+        match self.snapshot.links.get(&master).map_or("", |master| master.kind.as_str()) {
             "vrf" => Master::Free,
             "bridge" => Master::Bridge,
             "openvswitch" => Master::Switch,

@@ -38,16 +38,14 @@ pub(super) const GROUPS: u32 = (libc::RTMGRP_LINK
 
 /// A request for all links.
 pub(super) fn all_links() -> Request {
-    Request::dump(libc::RTM_GETLINK, &[0; LINK_HEADER])
-        .attribute(libc::IFLA_EXT_MASK, &without_statistics())
+    Request::dump(libc::RTM_GETLINK, &[0; LINK_HEADER]).attribute(libc::IFLA_EXT_MASK, &without_statistics())
 }
 
 /// A request for one link.
 pub(super) fn one_link(index: u32) -> Request {
     let mut header = [0; LINK_HEADER];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
-    Request::change(libc::RTM_GETLINK, 0, &header)
-        .attribute(libc::IFLA_EXT_MASK, &without_statistics())
+    Request::change(libc::RTM_GETLINK, 0, &header).attribute(libc::IFLA_EXT_MASK, &without_statistics())
 }
 
 fn without_statistics() -> [u8; 4] {
@@ -134,25 +132,11 @@ fn address(payload: &[u8]) -> Option<Address> {
         }
     }
     // On a point-to-point link the prefix is that of the other end; without one, both are the same.
-    Some(Address {
-        link,
-        address: local.or(peer)?,
-        prefix_len,
-        global: scope == libc::RT_SCOPE_UNIVERSE,
-    })
+    Some(Address { link, address: local.or(peer)?, prefix_len, global: scope == libc::RT_SCOPE_UNIVERSE })
 }
 
 fn route(payload: &[u8]) -> Option<Route> {
-    let [
-        family,
-        prefix_len,
-        _source_len,
-        tos,
-        table,
-        protocol,
-        _scope,
-        kind,
-    ] = *payload.first_chunk()?;
+    let [family, prefix_len, _source_len, tos, table, protocol, _scope, kind] = *payload.first_chunk()?;
     let flags = number(payload.get(8..)?)?;
     let host = match i32::from(family) {
         libc::AF_INET => 32,
@@ -168,11 +152,7 @@ fn route(payload: &[u8]) -> Option<Route> {
     }
     let mut key = RouteKey {
         table: u32::from(table),
-        destination: if host == 32 {
-            Ipv4Addr::UNSPECIFIED.into()
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        },
+        destination: if host == 32 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() },
         prefix_len,
         tos,
         priority: 0,
@@ -188,12 +168,11 @@ fn route(payload: &[u8]) -> Option<Route> {
             _ => {}
         }
     }
-    (is_wide(key.destination, prefix_len) && key.table != u32::from(libc::RT_TABLE_LOCAL))
-        .then_some(Route {
-            key,
-            protocol,
-            links,
-        })
+    (is_wide(key.destination, prefix_len) && key.table != u32::from(libc::RT_TABLE_LOCAL)).then_some(Route {
+        key,
+        protocol,
+        links,
+    })
 }
 
 /// The links of a multipath route: records of length, flags, weight and link, then attributes.
@@ -201,9 +180,7 @@ fn next_hops(mut records: &[u8]) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*records.first_chunk()?));
         let link = number(records.get(4..)?)?;
-        records = records
-            .get(length.next_multiple_of(4).max(8)..)
-            .unwrap_or_default();
+        records = records.get(length.next_multiple_of(4).max(8)..).unwrap_or_default();
         Some(link)
     })
 }
@@ -223,10 +200,7 @@ mod tests {
 
     fn read_back(kind: u16, fixed: &[u8], fill: impl FnOnce(Request) -> Request) -> Option<Event> {
         let bytes = fill(Request::change(kind, 0, fixed)).numbered(1);
-        let message = messages(&bytes)
-            .next()
-            .expect("a message")
-            .expect("well formed");
+        let message = messages(&bytes).next().expect("a message").expect("well formed");
         read(&message)
     }
 
@@ -251,18 +225,10 @@ mod tests {
                 hops.extend_from_slice(&[8, 0, 5, 0, 192, 0, 2, 1]);
             }
         }
-        let event = read_back(
-            libc::RTM_NEWROUTE,
-            &route_header(libc::AF_INET, 0, 254),
-            |request| {
-                request
-                    .attribute(libc::RTA_MULTIPATH, &hops)
-                    .attribute(libc::RTA_PRIORITY, &9u32.to_ne_bytes())
-            },
-        );
-        let Some(Event::Route(route, false)) = event else {
-            panic!("a route, got {event:?}")
-        };
+        let event = read_back(libc::RTM_NEWROUTE, &route_header(libc::AF_INET, 0, 254), |request| {
+            request.attribute(libc::RTA_MULTIPATH, &hops).attribute(libc::RTA_PRIORITY, &9u32.to_ne_bytes())
+        });
+        let Some(Event::Route(route, false)) = event else { panic!("a route, got {event:?}") };
         assert_eq!(route.links, [2, 3, 7]);
         assert_eq!((route.key.prefix_len, route.key.priority), (0, 9));
         assert_eq!(route.key.destination, IpAddr::from([0, 0, 0, 0]));
@@ -274,33 +240,15 @@ mod tests {
         let oif = 2u32.to_ne_bytes();
         let of = |header: &[u8], destination: &[u8]| {
             read_back(libc::RTM_NEWROUTE, header, |request| {
-                request
-                    .attribute(libc::RTA_DST, destination)
-                    .attribute(libc::RTA_OIF, &oif)
+                request.attribute(libc::RTA_DST, destination).attribute(libc::RTA_OIF, &oif)
             })
         };
         let global = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0).octets();
         assert!(of(&route_header(libc::AF_INET6, 64, 254), &global).is_some());
-        assert_eq!(
-            of(&route_header(libc::AF_INET6, 64, 254), &address),
-            None,
-            "link-local"
-        );
-        assert_eq!(
-            of(&route_header(libc::AF_INET6, 128, 254), &global),
-            None,
-            "host"
-        );
-        assert_eq!(
-            of(&route_header(libc::AF_INET6, 64, 255), &global),
-            None,
-            "local table"
-        );
-        assert_eq!(
-            of(&route_header(libc::AF_MPLS, 20, 254), &global),
-            None,
-            "other family"
-        );
+        assert_eq!(of(&route_header(libc::AF_INET6, 64, 254), &address), None, "link-local");
+        assert_eq!(of(&route_header(libc::AF_INET6, 128, 254), &global), None, "host");
+        assert_eq!(of(&route_header(libc::AF_INET6, 64, 255), &global), None, "local table");
+        assert_eq!(of(&route_header(libc::AF_MPLS, 20, 254), &global), None, "other family");
         let mut cached = route_header(libc::AF_INET6, 64, 254);
         cached[8..12].copy_from_slice(&libc::RTM_F_CLONED.to_ne_bytes());
         assert_eq!(of(&cached, &global), None, "cached");
@@ -313,31 +261,17 @@ mod tests {
     fn a_bridge_speaking_of_its_port_is_not_the_link() {
         let mut header = [0; LINK_HEADER];
         header[4] = 5;
-        assert_eq!(
-            read_back(libc::RTM_DELLINK, &header, |r| r),
-            Some(Event::LinkGone(5))
-        );
-        assert_eq!(
-            read_back(libc::RTM_NEWLINK, &header, |r| r),
-            None,
-            "no name: a wireless event"
-        );
+        assert_eq!(read_back(libc::RTM_DELLINK, &header, |r| r), Some(Event::LinkGone(5)));
+        assert_eq!(read_back(libc::RTM_NEWLINK, &header, |r| r), None, "no name: a wireless event");
         header[0] = libc::AF_BRIDGE as u8;
         assert_eq!(read_back(libc::RTM_DELLINK, &header, |r| r), None);
-        let named = read_back(libc::RTM_NEWLINK, &header, |r| {
-            r.attribute(libc::IFLA_IFNAME, b"veth0\0")
-        });
+        let named = read_back(libc::RTM_NEWLINK, &header, |r| r.attribute(libc::IFLA_IFNAME, b"veth0\0"));
         assert_eq!(named, None);
     }
 
     #[test]
     fn short_messages_say_nothing() {
-        for kind in [
-            libc::RTM_NEWLINK,
-            libc::RTM_DELLINK,
-            libc::RTM_NEWADDR,
-            libc::RTM_NEWROUTE,
-        ] {
+        for kind in [libc::RTM_NEWLINK, libc::RTM_DELLINK, libc::RTM_NEWADDR, libc::RTM_NEWROUTE] {
             for length in [0, 1, 3, 5] {
                 assert_eq!(read_back(kind, &vec![0; length], |r| r), None);
             }

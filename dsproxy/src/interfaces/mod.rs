@@ -80,9 +80,7 @@ impl Overrides {
         }
         Ok(Self {
             node_devices: (!node_devices.is_empty()).then(|| node_devices.to_vec()),
-            pod_interfaces: (!pod_interfaces.is_empty())
-                .then(|| globs.build())
-                .transpose()?,
+            pod_interfaces: (!pod_interfaces.is_empty()).then(|| globs.build()).transpose()?,
         })
     }
 }

@@ -83,12 +83,8 @@ pub struct Route {
 /// gateway address with a host prefix.
 pub(super) fn is_wide(address: IpAddr, prefix_len: u8) -> bool {
     match address {
-        IpAddr::V4(address) => {
-            prefix_len < 32 && !address.is_link_local() && !address.is_multicast()
-        }
-        IpAddr::V6(address) => {
-            prefix_len < 128 && !address.is_unicast_link_local() && !address.is_multicast()
-        }
+        IpAddr::V4(address) => prefix_len < 32 && !address.is_link_local() && !address.is_multicast(),
+        IpAddr::V6(address) => prefix_len < 128 && !address.is_unicast_link_local() && !address.is_multicast(),
     }
 }
 
@@ -106,10 +102,7 @@ impl Witness {
             libc::RTPROT_BOOT | libc::RTPROT_STATIC | RTPROT_RA | RTPROT_DHCP => 1,
             _ => 2,
         };
-        Self {
-            key: route.key,
-            rank,
-        }
+        Self { key: route.key, rank }
     }
 }
 
@@ -124,10 +117,7 @@ struct Routed {
 
 impl Routed {
     fn rests_on(&self, key: &RouteKey) -> bool {
-        [self.any, self.default]
-            .iter()
-            .flatten()
-            .any(|witness| witness.key == *key)
+        [self.any, self.default].iter().flatten().any(|witness| witness.key == *key)
     }
 }
 
@@ -160,9 +150,7 @@ impl Routing {
 
     /// Whether some link other than `except` counts as routed because of this route.
     fn rests_on(&self, key: &RouteKey, except: &[u32]) -> bool {
-        self.links
-            .iter()
-            .any(|(link, routed)| !except.contains(link) && routed.rests_on(key))
+        self.links.iter().any(|(link, routed)| !except.contains(link) && routed.rests_on(key))
     }
 }
 
@@ -207,26 +195,18 @@ impl Snapshot {
 
     /// Whether the link carries a global address of a subnet, or a route wider than one host.
     pub(super) fn is_routed(&self, link: u32) -> bool {
-        self.routing
-            .links
-            .get(&link)
-            .is_some_and(|routed| routed.any.is_some())
+        self.routing.links.get(&link).is_some_and(|routed| routed.any.is_some())
             || self.addresses_of(link).any(Address::is_wide)
     }
 
     /// Whether a default route leads to the link.
     pub(super) fn has_default_route(&self, link: u32) -> bool {
-        self.routing
-            .links
-            .get(&link)
-            .is_some_and(|routed| routed.default.is_some())
+        self.routing.links.get(&link).is_some_and(|routed| routed.default.is_some())
     }
 
     /// The addresses of a link.
     pub fn addresses_of(&self, link: u32) -> impl Iterator<Item = &Address> {
-        self.addresses
-            .values()
-            .filter(move |address| address.link == link)
+        self.addresses.values().filter(move |address| address.link == link)
     }
 
     /// The links, by index.
@@ -259,27 +239,16 @@ impl Snapshot {
             .filter(|link| link.peer == Some(index) && !link.peer_elsewhere)
             .map(|link| link.index)
             .collect();
-        Consequence {
-            reclassify: known,
-            list_routes: false,
-            ask_links,
-        }
+        Consequence { reclassify: known, list_routes: false, ask_links }
     }
 
     pub(super) fn set_address(&mut self, address: Address) -> Consequence {
-        let before = self
-            .addresses
-            .insert((address.link, address.address, address.prefix_len), address);
-        Consequence {
-            reclassify: address.is_wide() && before != Some(address),
-            ..Consequence::default()
-        }
+        let before = self.addresses.insert((address.link, address.address, address.prefix_len), address);
+        Consequence { reclassify: address.is_wide() && before != Some(address), ..Consequence::default() }
     }
 
     pub(super) fn remove_address(&mut self, address: &Address) -> Consequence {
-        let gone = self
-            .addresses
-            .remove(&(address.link, address.address, address.prefix_len));
+        let gone = self.addresses.remove(&(address.link, address.address, address.prefix_len));
         Consequence {
             reclassify: gone.is_some_and(|gone| gone.is_wide()),
             // With an address go the routes that prefer it as source, silently.
@@ -297,19 +266,13 @@ impl Snapshot {
     }
 
     pub(super) fn remove_route(&mut self, route: &Route) -> Consequence {
-        Consequence {
-            list_routes: self.routing.rests_on(&route.key, &[]),
-            ..Consequence::default()
-        }
+        Consequence { list_routes: self.routing.rests_on(&route.key, &[]), ..Consequence::default() }
     }
 
     pub(super) fn set_routing(&mut self, routing: Routing) -> Consequence {
         let reclassify = routing != self.routing;
         self.routing = routing;
-        Consequence {
-            reclassify,
-            ..Consequence::default()
-        }
+        Consequence { reclassify, ..Consequence::default() }
     }
 }
 
@@ -337,11 +300,7 @@ mod tests {
     #[test]
     fn churn_of_learned_routes_asks_for_nothing() {
         let mut snapshot = Snapshot::default();
-        assert!(
-            snapshot
-                .set_route(&route("10.9.0.0/16", BGP, &[2]), false)
-                .reclassify
-        );
+        assert!(snapshot.set_route(&route("10.9.0.0/16", BGP, &[2]), false).reclassify);
         let connected = route("192.0.2.0/24", libc::RTPROT_KERNEL, &[2]);
         assert!(!snapshot.set_route(&connected, false).reclassify);
         for network in 0..=255 {
@@ -366,21 +325,9 @@ mod tests {
     #[test]
     fn a_link_that_goes_down_takes_ipv4_routes_along() {
         let mut snapshot = Snapshot::default();
-        let link = Link {
-            index: 2,
-            up: true,
-            ..Link::default()
-        };
+        let link = Link { index: 2, up: true, ..Link::default() };
         snapshot.set_link(link.clone());
-        assert!(
-            !snapshot
-                .set_link(Link {
-                    up: false,
-                    ..link.clone()
-                })
-                .list_routes,
-            "no routes"
-        );
+        assert!(!snapshot.set_link(Link { up: false, ..link.clone() }).list_routes, "no routes");
         snapshot.set_link(link.clone());
         snapshot.set_route(&route("0.0.0.0/0", libc::RTPROT_STATIC, &[2]), false);
         assert!(snapshot.set_link(Link { up: false, ..link }).list_routes);
@@ -389,22 +336,9 @@ mod tests {
     #[test]
     fn a_peer_that_leaves_makes_the_other_end_worth_asking() {
         let mut snapshot = Snapshot::default();
-        snapshot.set_link(Link {
-            index: 5,
-            peer: Some(6),
-            ..Link::default()
-        });
-        snapshot.set_link(Link {
-            index: 6,
-            peer: Some(5),
-            ..Link::default()
-        });
-        snapshot.set_link(Link {
-            index: 7,
-            peer: Some(6),
-            peer_elsewhere: true,
-            ..Link::default()
-        });
+        snapshot.set_link(Link { index: 5, peer: Some(6), ..Link::default() });
+        snapshot.set_link(Link { index: 6, peer: Some(5), ..Link::default() });
+        snapshot.set_link(Link { index: 7, peer: Some(6), peer_elsewhere: true, ..Link::default() });
         assert_eq!(snapshot.remove_link(6).ask_links, [5]);
         assert!(!snapshot.remove_link(6).reclassify, "gone already");
     }

@@ -101,11 +101,7 @@ pub async fn watch(overrides: Overrides) -> Result<Watch, InterfaceError> {
     Ok(Watch { receiver, task })
 }
 
-async fn follow_forever(
-    mut follower: Follower,
-    overrides: Overrides,
-    sender: Sender<Arc<Interfaces>>,
-) -> Infallible {
+async fn follow_forever(mut follower: Follower, overrides: Overrides, sender: Sender<Arc<Interfaces>>) -> Infallible {
     let announce = |snapshot: &Snapshot| {
         let interfaces = classify(snapshot, &overrides);
         sender.send_if_modified(|known| {
@@ -155,18 +151,11 @@ impl Follower {
         let events = EventLoopSocket::subscribe(message::GROUPS).map_err(InterfaceError::Events)?;
         let mut queries = EventLoopSocket::open().map_err(InterfaceError::Events)?;
         let snapshot = list(&mut queries).await?;
-        Ok(Self {
-            events,
-            queries,
-            snapshot,
-        })
+        Ok(Self { events, queries, snapshot })
     }
 
     /// Takes in events until one is lost or a socket fails.
-    async fn follow(
-        &mut self,
-        announce: &impl Fn(&Snapshot),
-    ) -> Result<Infallible, InterfaceError> {
+    async fn follow(&mut self, announce: &impl Fn(&Snapshot)) -> Result<Infallible, InterfaceError> {
         let mut announce_at: Option<Instant> = None;
         let mut listing = RoutesListing::default();
         loop {
@@ -193,12 +182,7 @@ impl Follower {
                     }
                 }
             }
-            while let Some(Consequence {
-                reclassify,
-                list_routes,
-                ask_links,
-            }) = consequences.pop()
-            {
+            while let Some(Consequence { reclassify, list_routes, ask_links }) = consequences.pop() {
                 if reclassify {
                     announce_at.get_or_insert_with(|| Instant::now() + COALESCE);
                 }
@@ -219,10 +203,7 @@ impl Follower {
             Ok(()) => Ok(answer.map(|event| take_in(&mut self.snapshot, event))),
             // It is gone too; its own event is on the way.
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
-            Err(source) => Err(InterfaceError::List {
-                what: "links",
-                source,
-            }),
+            Err(source) => Err(InterfaceError::List { what: "links", source }),
         }
     }
 }
@@ -241,14 +222,8 @@ impl RoutesListing {
             return;
         }
         let now = Instant::now();
-        let settled = self
-            .done_at
-            .is_none_or(|done| now - done > LIST_ROUTES_AT_MOST_EVERY);
-        self.pause = if settled {
-            LIST_ROUTES_AFTER
-        } else {
-            (self.pause * 2).min(LIST_ROUTES_AT_MOST_EVERY)
-        };
+        let settled = self.done_at.is_none_or(|done| now - done > LIST_ROUTES_AT_MOST_EVERY);
+        self.pause = if settled { LIST_ROUTES_AFTER } else { (self.pause * 2).min(LIST_ROUTES_AT_MOST_EVERY) };
         self.at = Some(now + self.pause);
     }
 
@@ -299,10 +274,7 @@ async fn complete(
     let before = found.len();
     let mut attempt = 1;
     loop {
-        match queries
-            .exchange(request(), |message| found.extend(message::read(&message)))
-            .await
-        {
+        match queries.exchange(request(), |message| found.extend(message::read(&message))).await {
             Ok(()) => return Ok(()),
             Err(NetlinkError::Interrupted) if attempt < LISTING_ATTEMPTS => {
                 found.truncate(before);
@@ -329,10 +301,7 @@ async fn list_routes(queries: &mut EventLoopSocket) -> Result<Routing, Interface
                 // one adds, and what was removed meanwhile comes as an event too.
                 Err(NetlinkError::Interrupted) => {}
                 Err(source) => {
-                    return Err(InterfaceError::List {
-                        what: "routes",
-                        source,
-                    });
+                    return Err(InterfaceError::List { what: "routes", source });
                 }
             }
         }

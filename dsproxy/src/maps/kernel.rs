@@ -116,10 +116,8 @@ impl KernelMaps {
         let mut counters = Vec::new();
         for reason in Reason::ALL {
             for family in [None, Some(IpFamily::V4), Some(IpFamily::V6)] {
-                let values = self
-                    .counters
-                    .get(&counter_index(*reason, family), 0)
-                    .map_err(kernel("read", MapKind::Counters))?;
+                let values =
+                    self.counters.get(&counter_index(*reason, family), 0).map_err(kernel("read", MapKind::Counters))?;
                 let sum: u64 = values.iter().sum();
                 if sum != 0 {
                     counters.push((*reason, family, sum));
@@ -337,11 +335,7 @@ impl<A: Address + Pod> FamilyMaps<A> {
             let endpoint = self.backends.get(&backend, 0).map_err(kernel("read", MapKind::Backends))?;
             connections.push(ConnectionRecord {
                 client: (source.into(), source_port.number()),
-                frontend: FrontendAddress {
-                    address: destination.into(),
-                    port: destination_port.number(),
-                    protocol,
-                },
+                frontend: FrontendAddress { address: destination.into(), port: destination_port.number(), protocol },
                 service,
                 backend,
                 endpoint: (endpoint.generation == generation).then(|| record(&endpoint)),
@@ -385,9 +379,7 @@ fn kernel(operation: &'static str, map: MapKind) -> impl Fn(AyaError) -> MapErro
 fn full(operation: &'static str, map: MapKind, capacity: u32) -> impl Fn(AyaError) -> MapError {
     move |source| match &source {
         AyaError::OutOfBounds { .. } => MapError::Full { map, capacity },
-        AyaError::SyscallError(error)
-            if matches!(error.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) =>
-        {
+        AyaError::SyscallError(error) if matches!(error.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => {
             MapError::Full { map, capacity }
         }
         _ => MapError::Kernel { operation, map, source },

@@ -75,17 +75,14 @@ impl MemoryMaps {
         self.frontends.iter().map(|(address, frontend)| Ok((*address, self.endpoints(*address, frontend)?))).collect()
     }
 
-    fn endpoints(
-        &self,
-        address: FrontendAddress,
-        frontend: &Frontend,
-    ) -> Result<(String, Vec<(IpAddr, u16)>), String> {
+    fn endpoints(&self, address: FrontendAddress, frontend: &Frontend) -> Result<(String, Vec<(IpAddr, u16)>), String> {
         let family = address.family();
         let bit = filter_bit(&address);
         if self.filter.get(&(family, bit.word())).is_none_or(|word| word & bit.mask() == 0) {
             return Err(format!("{address} is not in the filter"));
         }
-        let name = self.names.get(&frontend.service).ok_or(format!("{address}: service {} has no name", frontend.service))?;
+        let name =
+            self.names.get(&frontend.service).ok_or(format!("{address}: service {} has no name", frontend.service))?;
         let ids: Vec<u32> = match frontend.slot_count {
             1 => vec![frontend.slots],
             count => (frontend.slots..frontend.slots + count)

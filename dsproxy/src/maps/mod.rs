@@ -238,4 +238,3 @@ pub trait MapStore {
     /// How many entries the maps have.
     fn capacities(&self) -> Capacities;
 }
-

@@ -150,24 +150,16 @@ pub fn json_name(value: &Value) -> Option<ObjectName> {
     let metadata = value.get("metadata")?;
     let text = |field| metadata.get(field).and_then(Value::as_str);
     let name = text("name").filter(|name| !name.is_empty())?;
-    Some(ObjectName::new(
-        namespace_or_default(text("namespace")),
-        name,
-    ))
+    Some(ObjectName::new(namespace_or_default(text("namespace")), name))
 }
 
 fn namespace_or_default(namespace: Option<&str>) -> &str {
-    namespace
-        .filter(|namespace| !namespace.is_empty())
-        .unwrap_or(DEFAULT_NAMESPACE)
+    namespace.filter(|namespace| !namespace.is_empty()).unwrap_or(DEFAULT_NAMESPACE)
 }
 
 fn object_name(metadata: &ObjectMeta) -> Option<ObjectName> {
     let name = metadata.name.as_deref().filter(|name| !name.is_empty())?;
-    Some(ObjectName::new(
-        namespace_or_default(metadata.namespace.as_deref()),
-        name,
-    ))
+    Some(ObjectName::new(namespace_or_default(metadata.namespace.as_deref()), name))
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
@@ -250,9 +242,5 @@ impl FromObject for EndpointSlice {
 
 /// Most ports have no name, and the empty `Arc<str>` takes no memory.
 fn port_name(name: &str) -> Arc<str> {
-    if name.is_empty() {
-        Arc::default()
-    } else {
-        name.into()
-    }
+    if name.is_empty() { Arc::default() } else { name.into() }
 }

@@ -92,9 +92,7 @@ pub enum ConnectError {
     )]
     Nowhere,
     /// The configuration was read but makes no client.
-    #[error(
-        "make a client for the API server {url}: {source}; check its certificates and credentials"
-    )]
+    #[error("make a client for the API server {url}: {source}; check its certificates and credentials")]
     Client {
         /// The server.
         url: String,
@@ -121,14 +119,9 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> 
 }
 
 async fn from_file(path: &Path) -> Result<Config, ConnectError> {
-    let failed = |source| ConnectError::Kubeconfig {
-        path: path.to_owned(),
-        source: Box::new(source),
-    };
+    let failed = |source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
     let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .map_err(failed)
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)
 }
 
 fn client(mut config: Config) -> Result<Client, ConnectError> {
@@ -136,10 +129,7 @@ fn client(mut config: Config) -> Result<Client, ConnectError> {
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(10));
     let url = config.cluster_url.to_string();
-    Client::try_from(config).map_err(|source| ConnectError::Client {
-        url,
-        source: Box::new(source),
-    })
+    Client::try_from(config).map_err(|source| ConnectError::Client { url, source: Box::new(source) })
 }
 
 /// Lists and watches until nobody listens to `events` any more.
@@ -150,8 +140,7 @@ pub async fn run(client: Client, events: EventSender, status: Arc<SourceStatus>)
 /// [`run`] with other waiting times.
 pub async fn run_at(client: Client, events: EventSender, status: Arc<SourceStatus>, pace: Pace) {
     let health = Health::new(Arc::clone(&status));
-    let services =
-        ListWatch::<Service>::new(client.clone(), events.clone(), &status, &health, &pace);
+    let services = ListWatch::<Service>::new(client.clone(), events.clone(), &status, &health, &pace);
     let slices = ListWatch::<EndpointSlice>::new(client, events, &status, &health, &pace);
     tokio::join!(services.run(), slices.run());
 }
@@ -179,11 +168,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_is_made_without_a_connection() {
-        for server in [
-            "http://192.0.2.1:6443",
-            "https://192.0.2.1:6443",
-            "https://[2001:db8::1]",
-        ] {
+        for server in ["http://192.0.2.1:6443", "https://192.0.2.1:6443", "https://[2001:db8::1]"] {
             let file = kubeconfig(&format!("{{server: '{server}'}}"));
             connect(Some(file.path())).await.expect("a client");
         }
@@ -202,26 +187,16 @@ mod tests {
     #[tokio::test]
     async fn a_broken_kubeconfig_is_named() {
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
-        file.write_all(b"clusters: [")
-            .expect("write the kubeconfig");
+        file.write_all(b"clusters: [").expect("write the kubeconfig");
         let error = connect(Some(file.path())).await.err().expect("an error");
         assert!(matches!(error, ConnectError::Kubeconfig { .. }), "{error}");
-        assert!(
-            error
-                .to_string()
-                .contains(&file.path().display().to_string()),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
     }
 
     #[tokio::test]
     async fn a_certificate_authority_that_is_missing_is_named() {
-        let file =
-            kubeconfig("{server: 'https://192.0.2.1', certificate-authority: /nowhere/ca.crt}");
+        let file = kubeconfig("{server: 'https://192.0.2.1', certificate-authority: /nowhere/ca.crt}");
         let error = connect(Some(file.path())).await.err().expect("an error");
-        assert!(
-            error.to_string().contains("certificate authority"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("certificate authority"), "{error}");
     }
 }

@@ -83,14 +83,8 @@ pub struct Manifests {
 impl Manifests {
     /// The directory at `path`, which has to exist.
     pub fn open(path: &Path) -> Result<Self, ManifestsError> {
-        std::fs::read_dir(path).map_err(|source| ManifestsError::Directory {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(Self {
-            path: path.to_owned(),
-            pace: Pace::default(),
-        })
+        std::fs::read_dir(path).map_err(|source| ManifestsError::Directory { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), pace: Pace::default() })
     }
 
     /// The same with other waiting times.
@@ -147,11 +141,7 @@ impl Manifests {
                     status.count_failure(reason.clone());
                 }
             }
-            let wait = if failure.is_some() {
-                pace.retry
-            } else {
-                pace.rescan
-            };
+            let wait = if failure.is_some() { pace.retry } else { pace.rescan };
             last_failure = failure;
 
             tokio::select! {

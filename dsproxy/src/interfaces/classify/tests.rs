@@ -10,15 +10,9 @@ use crate::interfaces::{Address, Route, RouteKey};
 /// Words: an address or a route as `addr=PREFIX` / `route=PREFIX`, `peer` for another end in
 /// another namespace, `master=NAME`, `down`; a hardware type in place of Ethernet as `type=NUMBER`.
 fn node(text: &str) -> Snapshot {
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let index_of = |name: &str| {
-        let at = lines
-            .iter()
-            .position(|line| line.split(' ').next() == Some(name));
+        let at = lines.iter().position(|line| line.split(' ').next() == Some(name));
         at.expect("a link of that name") as u32 + 1
     };
     let (mut links, mut addresses, mut routes) = (Vec::new(), Vec::new(), Vec::new());
@@ -30,16 +24,8 @@ fn node(text: &str) -> Snapshot {
         let mut link = Link {
             index,
             name: name.into(),
-            kind: if kind == "nic" {
-                String::new()
-            } else {
-                kind.into()
-            },
-            hardware: if kind == "loopback" {
-                libc::ARPHRD_LOOPBACK
-            } else {
-                libc::ARPHRD_ETHER
-            },
+            kind: if kind == "nic" { String::new() } else { kind.into() },
+            hardware: if kind == "loopback" { libc::ARPHRD_LOOPBACK } else { libc::ARPHRD_ETHER },
             loopback: kind == "loopback",
             up: true,
             ..Link::default()
@@ -52,29 +38,14 @@ fn node(text: &str) -> Snapshot {
                         IpAddr::V4(_) => true,
                         IpAddr::V6(address) => !address.is_unicast_link_local(),
                     };
-                    addresses.push(Address {
-                        link: index,
-                        address,
-                        prefix_len,
-                        global,
-                    });
+                    addresses.push(Address { link: index, address, prefix_len, global });
                 }
                 Some(("route", prefix)) => {
                     let (destination, prefix_len) = prefix_of(prefix);
-                    let key = RouteKey {
-                        table: 254,
-                        destination,
-                        prefix_len,
-                        tos: 0,
-                        priority: 0,
-                    };
+                    let key = RouteKey { table: 254, destination, prefix_len, tos: 0, priority: 0 };
                     // The reader of messages leaves out what cannot count.
                     if super::super::snapshot::is_wide(destination, prefix_len) {
-                        routes.push(Route {
-                            key,
-                            protocol: libc::RTPROT_STATIC,
-                            links: vec![index],
-                        });
+                        routes.push(Route { key, protocol: libc::RTPROT_STATIC, links: vec![index] });
                     }
                 }
                 Some(("master", master)) => link.master = Some(index_of(master)),
@@ -91,33 +62,23 @@ fn node(text: &str) -> Snapshot {
 
 fn prefix_of(text: &str) -> (IpAddr, u8) {
     let (address, length) = text.split_once('/').expect("a prefix");
-    (
-        address.parse().expect("an address"),
-        length.parse().expect("a length"),
-    )
+    (address.parse().expect("an address"), length.parse().expect("a length"))
 }
 
 fn roles_with(text: &str, overrides: &Overrides) -> String {
     let words: Vec<String> = classify(&node(text), overrides)
         .into_values()
-        .map(
-            |Interface {
-                 name,
-                 role,
-                 link_layer,
-                 ..
-             }| {
-                let role = match role {
-                    Role::PodInterface => "pod",
-                    Role::NodeDevice => "node",
-                };
-                let layer = match link_layer {
-                    LinkLayer::Ethernet => "",
-                    LinkLayer::None => "/ip",
-                };
-                format!("{name}:{role}{layer}")
-            },
-        )
+        .map(|Interface { name, role, link_layer, .. }| {
+            let role = match role {
+                Role::PodInterface => "pod",
+                Role::NodeDevice => "node",
+            };
+            let layer = match link_layer {
+                LinkLayer::Ethernet => "",
+                LinkLayer::None => "/ip",
+            };
+            format!("{name}:{role}{layer}")
+        })
         .collect();
     words.join(" ")
 }
@@ -146,10 +107,7 @@ const BRIDGED: &str = "
 
 #[test]
 fn bridged_pods() {
-    assert_eq!(
-        roles(BRIDGED),
-        "eth0:node veth1:pod veth2:pod flannel.1:node"
-    );
+    assert_eq!(roles(BRIDGED), "eth0:node veth1:pod veth2:pod flannel.1:node");
 }
 
 #[test]
@@ -176,10 +134,7 @@ fn a_nic_that_is_a_veth() {
 
 #[test]
 fn a_nic_with_a_host_address_and_a_default_route() {
-    assert_eq!(
-        roles("ens4 nic addr=10.128.0.5/32 route=0.0.0.0/0"),
-        "ens4:node"
-    );
+    assert_eq!(roles("ens4 nic addr=10.128.0.5/32 route=0.0.0.0/0"), "ens4:node");
     assert_eq!(roles("ens4 nic addr=10.128.0.5/32 route=10.128.0.1/32"), "");
 }
 
@@ -240,15 +195,9 @@ fn devices_without_a_link_layer_header() {
 fn overrides_replace_their_role_alone() {
     let with = |nodes: &[&str], pods: &[&str]| roles_with(BRIDGED, &overrides(nodes, pods));
     assert_eq!(with(&["eth1"], &[]), "eth1:node veth1:pod veth2:pod");
-    assert_eq!(
-        with(&[], &["veth1", "none*"]),
-        "eth0:node cni0:node veth1:pod flannel.1:node"
-    );
+    assert_eq!(with(&[], &["veth1", "none*"]), "eth0:node cni0:node veth1:pod flannel.1:node");
     assert_eq!(with(&["eth0"], &["eth*"]), "eth0:node eth1:pod");
-    assert_eq!(
-        with(&[], &["eth?"]),
-        "eth0:pod eth1:pod cni0:node flannel.1:node"
-    );
+    assert_eq!(with(&[], &["eth?"]), "eth0:pod eth1:pod cni0:node flannel.1:node");
     assert_eq!(with(&["lo", "gone0"], &[]), "veth1:pod veth2:pod");
     // A dummy that was named is taken at the user's word.
     assert_eq!(with(&["kube-ipvs0"], &["x"]), "kube-ipvs0:node");

@@ -44,11 +44,7 @@ pub enum AddressProblem {
 }
 
 /// Reads an address that has to be of `family`, where that is known.
-pub(super) fn parse(
-    text: &str,
-    family: Option<IpFamily>,
-    usage: AddressUse,
-) -> Result<IpAddr, AddressProblem> {
+pub(super) fn parse(text: &str, family: Option<IpFamily>, usage: AddressUse) -> Result<IpAddr, AddressProblem> {
     let address = parse_any(text).ok_or(AddressProblem::NotAnAddress)?;
     if let Some(family) = family
         && IpFamily::of(address) != family

@@ -18,34 +18,19 @@ pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-
 
 pub(super) fn service(object: &core::Service) -> Converted<Service> {
     let Some(name) = object_name(&object.metadata) else {
-        return Converted::Rejected(Rejected {
-            kind: Kind::Service,
-            name: None,
-            reason: Reason::NoName,
-        });
+        return Converted::Rejected(Rejected { kind: Kind::Service, name: None, reason: Reason::NoName });
     };
-    read(name.clone(), object).unwrap_or_else(|reason| {
-        Converted::Rejected(Rejected {
-            kind: Kind::Service,
-            name: Some(name),
-            reason,
-        })
-    })
+    read(name.clone(), object)
+        .unwrap_or_else(|reason| Converted::Rejected(Rejected { kind: Kind::Service, name: Some(name), reason }))
 }
 
 fn read(name: ObjectName, object: &core::Service) -> Result<Converted<Service>, Reason> {
     if label(&object.metadata, SERVICE_PROXY_NAME_LABEL).is_some() {
-        return Ok(Converted::NotOurs {
-            name,
-            why: NotOurs::OtherProxy,
-        });
+        return Ok(Converted::NotOurs { name, why: NotOurs::OtherProxy });
     }
     let spec = object.spec.as_ref().ok_or(Reason::NoSpec)?;
     if spec.type_.as_deref() == Some("ExternalName") {
-        return Ok(Converted::NotOurs {
-            name,
-            why: NotOurs::ExternalName,
-        });
+        return Ok(Converted::NotOurs { name, why: NotOurs::ExternalName });
     }
     let cluster_ips = match cluster_ips(spec)? {
         Ok(cluster_ips) => cluster_ips,
@@ -53,13 +38,14 @@ fn read(name: ObjectName, object: &core::Service) -> Result<Converted<Service>, 
     };
     let (ports, skipped) = service_ports(spec.ports.as_deref().unwrap_or_default())?;
     Ok(Converted::Ours {
-        object: Service {
-            name,
-            cluster_ips,
-            ports,
-        },
+        object: Service { name, cluster_ips, ports, reached_from_outside: reached_from_outside(spec) },
         skipped,
     })
+}
+
+fn reached_from_outside(spec: &core::ServiceSpec) -> bool {
+    matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
+        || spec.external_ips.as_ref().is_some_and(|addresses| !addresses.is_empty())
 }
 
 /// The ClusterIPs in the order of the object, which is the order of `ipFamilies`.
@@ -68,10 +54,7 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<Result<Vec<IpAddr>, NotOurs>,
     let plural = spec.cluster_ips.as_deref().unwrap_or_default();
     let texts = match plural.first() {
         Some(first) if !single.is_empty() && single != first => {
-            return Err(Reason::PrimaryMismatch {
-                cluster_ip: single.to_owned(),
-                first: first.clone(),
-            });
+            return Err(Reason::PrimaryMismatch { cluster_ip: single.to_owned(), first: first.clone() });
         }
         Some(_) => plural,
         // Objects from before dual stack, and manifests written by hand, have only clusterIP.
@@ -90,14 +73,8 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<Result<Vec<IpAddr>, NotOurs>,
     let mut addresses = Vec::with_capacity(texts.len());
     for (index, text) in texts.iter().enumerate() {
         let address = address::parse(text, families.get(index).copied(), AddressUse::ClusterIp)
-            .map_err(|problem| Reason::ClusterIp {
-                address: text.clone(),
-                problem,
-            })?;
-        if addresses
-            .iter()
-            .any(|&other| IpFamily::of(other) == IpFamily::of(address))
-        {
+            .map_err(|problem| Reason::ClusterIp { address: text.clone(), problem })?;
+        if addresses.iter().any(|&other| IpFamily::of(other) == IpFamily::of(address)) {
             return Err(Reason::ClusterIps(texts.to_vec()));
         }
         addresses.push(address);
@@ -133,19 +110,12 @@ fn service_ports(ports: &[core::ServicePort]) -> Result<(Vec<ServicePort>, Vec<S
             let same_protocol = ApiProtocol::parse(earlier.protocol.as_deref())
                 .is_some_and(|earlier| earlier.name() == api_protocol.name());
             if earlier.port == port.port && same_protocol {
-                return Err(Reason::DuplicatePort {
-                    protocol: api_protocol.name().to_owned(),
-                    port: number,
-                });
+                return Err(Reason::DuplicatePort { protocol: api_protocol.name().to_owned(), port: number });
             }
         }
         match api_protocol {
             ApiProtocol::Balanced(protocol) => {
-                kept.push(ServicePort {
-                    name: port_name(name),
-                    protocol,
-                    port: number,
-                });
+                kept.push(ServicePort { name: port_name(name), protocol, port: number });
             }
             ApiProtocol::Sctp => skipped.push(Skipped::Sctp { port: number }),
         }

@@ -89,58 +89,34 @@ impl Skipped {
 
 pub(super) fn endpoint_slice(object: &discovery::EndpointSlice) -> Converted<EndpointSlice> {
     let Some(name) = object_name(&object.metadata) else {
-        return Converted::Rejected(Rejected {
-            kind: Kind::EndpointSlice,
-            name: None,
-            reason: Reason::NoName,
-        });
+        return Converted::Rejected(Rejected { kind: Kind::EndpointSlice, name: None, reason: Reason::NoName });
     };
     let reject = |name: ObjectName, reason| {
-        Converted::Rejected(Rejected {
-            kind: Kind::EndpointSlice,
-            name: Some(name),
-            reason,
-        })
+        Converted::Rejected(Rejected { kind: Kind::EndpointSlice, name: Some(name), reason })
     };
 
     if label(&object.metadata, HEADLESS_LABEL).is_some() {
-        return Converted::NotOurs {
-            name,
-            why: NotOurs::HeadlessSlice,
-        };
+        return Converted::NotOurs { name, why: NotOurs::HeadlessSlice };
     }
     let family = match object.address_type.as_str() {
         "IPv4" => IpFamily::V4,
         "IPv6" => IpFamily::V6,
         "FQDN" => {
-            return Converted::NotOurs {
-                name,
-                why: NotOurs::Fqdn,
-            };
+            return Converted::NotOurs { name, why: NotOurs::Fqdn };
         }
         other => return reject(name, Reason::AddressType(other.to_owned())),
     };
     let service = match label(&object.metadata, SERVICE_NAME_LABEL) {
-        Some(service) if !service.is_empty() => ObjectName {
-            namespace: Arc::clone(&name.namespace),
-            name: service.into(),
-        },
+        Some(service) if !service.is_empty() => {
+            ObjectName { namespace: Arc::clone(&name.namespace), name: service.into() }
+        }
         _ => return reject(name, Reason::NoService),
     };
 
     let mut skipped = Vec::new();
     let ports = slice_ports(object.ports.as_deref().unwrap_or_default(), &mut skipped);
     let endpoints = endpoints(&object.endpoints, family, &mut skipped);
-    Converted::Ours {
-        object: EndpointSlice {
-            name,
-            service,
-            family,
-            ports,
-            endpoints,
-        },
-        skipped,
-    }
+    Converted::Ours { object: EndpointSlice { name, service, family, ports, endpoints }, skipped }
 }
 
 fn slice_ports(ports: &[discovery::EndpointPort], skipped: &mut Vec<Skipped>) -> Vec<SlicePort> {
@@ -149,9 +125,7 @@ fn slice_ports(ports: &[discovery::EndpointPort], skipped: &mut Vec<Skipped>) ->
         // The API server sets an absent name to the empty one.
         let name = port.name.as_deref().unwrap_or_default();
         let Some(wanted) = port.port else {
-            skipped.push(Skipped::NoPortNumber {
-                name: name.to_owned(),
-            });
+            skipped.push(Skipped::NoPortNumber { name: name.to_owned() });
             continue;
         };
         let Some(number) = port_number(wanted) else {
@@ -166,37 +140,20 @@ fn slice_ports(ports: &[discovery::EndpointPort], skipped: &mut Vec<Skipped>) ->
             }
             None => {
                 let protocol = port.protocol.clone().unwrap_or_default();
-                skipped.push(Skipped::Protocol {
-                    port: wanted,
-                    protocol,
-                });
+                skipped.push(Skipped::Protocol { port: wanted, protocol });
                 continue;
             }
         };
-        if kept
-            .iter()
-            .any(|other| &*other.name == name && other.protocol == protocol)
-        {
-            skipped.push(Skipped::DuplicatePort {
-                port: number,
-                name: name.to_owned(),
-            });
+        if kept.iter().any(|other| &*other.name == name && other.protocol == protocol) {
+            skipped.push(Skipped::DuplicatePort { port: number, name: name.to_owned() });
             continue;
         }
-        kept.push(SlicePort {
-            name: port_name(name),
-            protocol,
-            port: number,
-        });
+        kept.push(SlicePort { name: port_name(name), protocol, port: number });
     }
     kept
 }
 
-fn endpoints(
-    endpoints: &[discovery::Endpoint],
-    family: IpFamily,
-    skipped: &mut Vec<Skipped>,
-) -> Vec<Endpoint> {
+fn endpoints(endpoints: &[discovery::Endpoint], family: IpFamily, skipped: &mut Vec<Skipped>) -> Vec<Endpoint> {
     let mut kept = Vec::with_capacity(endpoints.len());
     for (index, endpoint) in endpoints.iter().enumerate() {
         // More than one address per endpoint was never given a meaning.
@@ -215,10 +172,7 @@ fn endpoints(
                 });
             }
             Err(problem) => {
-                skipped.push(Skipped::Address {
-                    address: text.clone(),
-                    problem,
-                });
+                skipped.push(Skipped::Address { address: text.clone(), problem });
             }
         }
     }

@@ -25,9 +25,7 @@ fn slice(fields: Value) -> Value {
         "addressType": "IPv4",
         "endpoints": [],
     });
-    let Value::Object(fields) = fields else {
-        panic!("fields are an object")
-    };
+    let Value::Object(fields) = fields else { panic!("fields are an object") };
     for (name, value) in fields {
         slice[name] = value;
     }
@@ -56,10 +54,7 @@ fn rejected<T: FromObject>(value: &Value) -> Rejected {
 }
 
 fn ips(addresses: &[&str]) -> Vec<IpAddr> {
-    addresses
-        .iter()
-        .map(|address| address.parse().expect("an address"))
-        .collect()
+    addresses.iter().map(|address| address.parse().expect("an address")).collect()
 }
 
 #[test]
@@ -69,14 +64,8 @@ fn cluster_ips_follow_the_families_in_either_order() {
         (json!({"clusterIP": "10.0.0.1"}), vec!["10.0.0.1"]),
         (json!({"clusterIP": "fd00::1"}), vec!["fd00::1"]),
         (json!({"clusterIPs": ["fd00::1"]}), vec!["fd00::1"]),
-        (
-            json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]}),
-            vec!["10.0.0.1"],
-        ),
-        (
-            json!({"clusterIPs": ["10.0.0.1", "fd00::1"]}),
-            vec!["10.0.0.1", "fd00::1"],
-        ),
+        (json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]}), vec!["10.0.0.1"]),
+        (json!({"clusterIPs": ["10.0.0.1", "fd00::1"]}), vec!["10.0.0.1", "fd00::1"]),
         (
             json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"]}),
             vec!["10.0.0.1", "fd00::1"],
@@ -110,24 +99,12 @@ fn services_of_others_are_passed_over() {
     for (spec, why) in [
         (json!({}), NotOurs::NoClusterIp),
         (json!({"clusterIP": ""}), NotOurs::NoClusterIp),
-        (
-            json!({"clusterIP": "", "clusterIPs": []}),
-            NotOurs::NoClusterIp,
-        ),
+        (json!({"clusterIP": "", "clusterIPs": []}), NotOurs::NoClusterIp),
         (json!({"clusterIP": "None"}), NotOurs::Headless),
         (json!({"clusterIPs": ["None"]}), NotOurs::Headless),
-        (
-            json!({"clusterIP": "None", "clusterIPs": ["None"]}),
-            NotOurs::Headless,
-        ),
-        (
-            json!({"type": "ExternalName", "externalName": "example.org"}),
-            NotOurs::ExternalName,
-        ),
-        (
-            json!({"type": "ExternalName", "clusterIP": "10.0.0.1"}),
-            NotOurs::ExternalName,
-        ),
+        (json!({"clusterIP": "None", "clusterIPs": ["None"]}), NotOurs::Headless),
+        (json!({"type": "ExternalName", "externalName": "example.org"}), NotOurs::ExternalName),
+        (json!({"type": "ExternalName", "clusterIP": "10.0.0.1"}), NotOurs::ExternalName),
     ] {
         assert_eq!(not_ours::<Service>(&with_spec(spec.clone())), why, "{spec}");
     }
@@ -159,31 +136,13 @@ fn cluster_ips_that_cannot_be_are_rejected() {
         (json!({"clusterIP": "224.0.0.1"}), "multicast"),
         (json!({"clusterIP": "ff02::1"}), "multicast"),
         (json!({"clusterIP": "255.255.255.255"}), "broadcast"),
-        (
-            json!({"clusterIP": "10.0.0.1", "ipFamilies": ["IPv6"]}),
-            "not of family IPv6",
-        ),
-        (
-            json!({"clusterIPs": ["10.0.0.1", "fd00::1"], "ipFamilies": ["IPv6", "IPv4"]}),
-            "not of family IPv6",
-        ),
-        (
-            json!({"clusterIP": "10.0.0.1", "ipFamilies": ["IPX"]}),
-            "IPX",
-        ),
-        (
-            json!({"clusterIPs": ["10.0.0.1", "10.0.0.2"]}),
-            "one of each family",
-        ),
-        (
-            json!({"clusterIPs": ["10.0.0.1", "fd00::1", "10.0.0.2"]}),
-            "one of each family",
-        ),
+        (json!({"clusterIP": "10.0.0.1", "ipFamilies": ["IPv6"]}), "not of family IPv6"),
+        (json!({"clusterIPs": ["10.0.0.1", "fd00::1"], "ipFamilies": ["IPv6", "IPv4"]}), "not of family IPv6"),
+        (json!({"clusterIP": "10.0.0.1", "ipFamilies": ["IPX"]}), "IPX"),
+        (json!({"clusterIPs": ["10.0.0.1", "10.0.0.2"]}), "one of each family"),
+        (json!({"clusterIPs": ["10.0.0.1", "fd00::1", "10.0.0.2"]}), "one of each family"),
         (json!({"clusterIPs": ["10.0.0.1", ""]}), "not an IP address"),
-        (
-            json!({"clusterIP": "10.0.0.2", "clusterIPs": ["10.0.0.1"]}),
-            "not the first",
-        ),
+        (json!({"clusterIP": "10.0.0.2", "clusterIPs": ["10.0.0.1"]}), "not the first"),
     ] {
         let rejected = rejected::<Service>(&with_spec(spec.clone()));
         assert_eq!(rejected.name, Some(ObjectName::new("shop", "web")));
@@ -201,24 +160,14 @@ fn service_ports_are_read_with_their_defaults() {
         {"name": "last", "port": 65535, "nodePort": 30000},
     ]});
     let (service, skipped) = ours::<Service>(&with_spec(spec));
-    let port = |name: &str, protocol, port| ServicePort {
-        name: name.into(),
-        protocol,
-        port,
-    };
+    let port = |name: &str, protocol, port| ServicePort { name: name.into(), protocol, port };
     assert_eq!(
         service.ports,
-        [
-            port("dns", Protocol::Udp, 53),
-            port("dns-tcp", Protocol::Tcp, 53),
-            port("last", Protocol::Tcp, 65535),
-        ]
+        [port("dns", Protocol::Udp, 53), port("dns-tcp", Protocol::Tcp, 53), port("last", Protocol::Tcp, 65535),]
     );
     assert_eq!(skipped, []);
 
-    let (service, _) = ours::<Service>(&with_spec(
-        json!({"clusterIP": "10.0.0.1", "ports": [{"port": 1}]}),
-    ));
+    let (service, _) = ours::<Service>(&with_spec(json!({"clusterIP": "10.0.0.1", "ports": [{"port": 1}]})));
     assert_eq!(service.ports, [port("", Protocol::Tcp, 1)]);
 }
 
@@ -243,22 +192,13 @@ fn service_ports_that_cannot_be_are_rejected() {
         (json!([{"port": 65536}]), "port 65536"),
         (json!([{}]), "port 0"),
         (json!([{"port": 80, "protocol": "tcp"}]), "\"tcp\""),
-        (
-            json!([{"name": "a", "port": 80}, {"name": "b", "port": 80}]),
-            "80/TCP",
-        ),
+        (json!([{"name": "a", "port": 80}, {"name": "b", "port": 80}]), "80/TCP"),
         (
             json!([{"name": "a", "port": 80, "protocol": "SCTP"}, {"name": "b", "port": 80, "protocol": "SCTP"}]),
             "80/SCTP",
         ),
-        (
-            json!([{"name": "a", "port": 80}, {"name": "a", "port": 81}]),
-            "\"a\"",
-        ),
-        (
-            json!([{"name": "a", "port": 80}, {"name": "a", "port": 80, "protocol": "UDP"}]),
-            "\"a\"",
-        ),
+        (json!([{"name": "a", "port": 80}, {"name": "a", "port": 81}]), "\"a\""),
+        (json!([{"name": "a", "port": 80}, {"name": "a", "port": 80, "protocol": "UDP"}]), "\"a\""),
         (json!([{"port": 80}, {"port": 81}]), "\"\""),
         (json!([{"port": "eighty"}]), "shape"),
         (json!([{"port": 4294967376_u64}]), "shape"),
@@ -266,10 +206,7 @@ fn service_ports_that_cannot_be_are_rejected() {
     ] {
         let spec = json!({"clusterIP": "10.0.0.1", "ports": ports});
         let text = rejected::<Service>(&with_spec(spec)).to_string();
-        assert!(
-            text.contains("shop/web") && text.contains(problem),
-            "{ports}: {text}"
-        );
+        assert!(text.contains("shop/web") && text.contains(problem), "{ports}: {text}");
     }
 }
 
@@ -277,15 +214,9 @@ fn service_ports_that_cannot_be_are_rejected() {
 fn objects_without_what_every_object_has_are_rejected() {
     for (object, problem) in [
         (json!({"spec": {"clusterIP": "10.0.0.1"}}), "metadata.name"),
-        (
-            json!({"metadata": {"name": ""}, "spec": {"clusterIP": "10.0.0.1"}}),
-            "metadata.name",
-        ),
+        (json!({"metadata": {"name": ""}, "spec": {"clusterIP": "10.0.0.1"}}), "metadata.name"),
         (json!({"metadata": {"name": "web"}}), "spec"),
-        (
-            json!({"metadata": {"name": "web", "labels": "none"}, "spec": {}}),
-            "shape",
-        ),
+        (json!({"metadata": {"name": "web", "labels": "none"}, "spec": {}}), "shape"),
         (json!("web"), "shape"),
     ] {
         let text = rejected::<Service>(&object).to_string();
@@ -293,8 +224,7 @@ fn objects_without_what_every_object_has_are_rejected() {
     }
     let named = rejected::<Service>(&json!({"metadata": {"name": "web", "labels": 1}}));
     assert_eq!(named.name, Some(ObjectName::new("default", "web")));
-    let (service, _) =
-        ours::<Service>(&json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "fd00::1"}}));
+    let (service, _) = ours::<Service>(&json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "fd00::1"}}));
     assert_eq!(service.name, ObjectName::new("default", "web"));
 }
 
@@ -326,16 +256,8 @@ fn slices_are_read_with_their_defaults() {
             service: ObjectName::new("shop", "web"),
             family: IpFamily::V6,
             ports: vec![
-                SlicePort {
-                    name: "".into(),
-                    protocol: Protocol::Tcp,
-                    port: 8080
-                },
-                SlicePort {
-                    name: "dns".into(),
-                    protocol: Protocol::Udp,
-                    port: 53
-                },
+                SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 },
+                SlicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53 },
             ],
             endpoints: vec![
                 endpoint("fd00::1", false, true, true),
@@ -354,10 +276,7 @@ fn slices_are_read_with_their_defaults() {
 
 #[test]
 fn slices_of_others_are_passed_over() {
-    assert_eq!(
-        not_ours::<EndpointSlice>(&slice(json!({"addressType": "FQDN"}))),
-        NotOurs::Fqdn
-    );
+    assert_eq!(not_ours::<EndpointSlice>(&slice(json!({"addressType": "FQDN"}))), NotOurs::Fqdn);
     let mut headless = slice(json!({}));
     headless["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
     assert_eq!(not_ours::<EndpointSlice>(&headless), NotOurs::HeadlessSlice);
@@ -370,32 +289,18 @@ fn slices_of_others_are_passed_over() {
 #[test]
 fn slices_that_cannot_be_are_rejected() {
     for (object, problem) in [
+        (slice(json!({"metadata": {"name": "web-1", "namespace": "shop"}})), SERVICE_NAME_LABEL),
         (
-            slice(json!({"metadata": {"name": "web-1", "namespace": "shop"}})),
+            slice(json!({"metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": ""}}})),
             SERVICE_NAME_LABEL,
         ),
-        (
-            slice(
-                json!({"metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": ""}}}),
-            ),
-            SERVICE_NAME_LABEL,
-        ),
-        (
-            slice(json!({"metadata": {"labels": {"kubernetes.io/service-name": "web"}}})),
-            "metadata.name",
-        ),
+        (slice(json!({"metadata": {"labels": {"kubernetes.io/service-name": "web"}}})), "metadata.name"),
         (slice(json!({"addressType": "IP"})), "\"IP\""),
         (slice(json!({"addressType": null})), "addressType \"\""),
-        (
-            slice(json!({"endpoints": [{"addresses": "10.0.0.1"}]})),
-            "shape",
-        ),
+        (slice(json!({"endpoints": [{"addresses": "10.0.0.1"}]})), "shape"),
     ] {
         let text = rejected::<EndpointSlice>(&object).to_string();
-        assert!(
-            text.starts_with("EndpointSlice ") && text.contains(problem),
-            "{object}: {text}"
-        );
+        assert!(text.starts_with("EndpointSlice ") && text.contains(problem), "{object}: {text}");
     }
 }
 
@@ -416,37 +321,21 @@ fn a_bad_part_of_a_slice_is_left_out_and_the_rest_stays() {
             {"addresses": ["10.1.0.1"]},
         ]})));
         assert_eq!(read.endpoints.len(), 1, "{addresses}");
-        let [skipped] = skipped.as_slice() else {
-            panic!("{addresses}: {skipped:?}")
-        };
-        assert!(
-            skipped.is_nonsense() && skipped.to_string().contains(problem),
-            "{skipped}"
-        );
+        let [skipped] = skipped.as_slice() else { panic!("{addresses}: {skipped:?}") };
+        assert!(skipped.is_nonsense() && skipped.to_string().contains(problem), "{skipped}");
     }
     for (port, nonsense, problem) in [
         (json!({"name": "x"}), false, "no number"),
         (json!({"name": "x", "port": 0}), true, "port 0"),
         (json!({"name": "x", "port": 65536}), true, "port 65536"),
-        (
-            json!({"name": "x", "port": 9, "protocol": "SCTP"}),
-            false,
-            "SCTP",
-        ),
-        (
-            json!({"name": "x", "port": 9, "protocol": "udp"}),
-            true,
-            "\"udp\"",
-        ),
+        (json!({"name": "x", "port": 9, "protocol": "SCTP"}), false, "SCTP"),
+        (json!({"name": "x", "port": 9, "protocol": "udp"}), true, "\"udp\""),
         (json!({"name": "a", "port": 9}), true, "another port"),
     ] {
-        let ports =
-            json!([{"name": "a", "port": 80}, port, {"name": "a", "port": 80, "protocol": "UDP"}]);
+        let ports = json!([{"name": "a", "port": 80}, port, {"name": "a", "port": 80, "protocol": "UDP"}]);
         let (read, skipped) = ours::<EndpointSlice>(&slice(json!({"ports": ports})));
         assert_eq!(read.ports.len(), 2, "{ports}");
-        let [skipped] = skipped.as_slice() else {
-            panic!("{ports}: {skipped:?}")
-        };
+        let [skipped] = skipped.as_slice() else { panic!("{ports}: {skipped:?}") };
         assert_eq!(skipped.is_nonsense(), nonsense, "{skipped}");
         assert!(skipped.to_string().contains(problem), "{skipped}");
     }

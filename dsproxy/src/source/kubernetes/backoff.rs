@@ -17,27 +17,17 @@ pub(super) struct Backoff {
 
 impl Backoff {
     pub(super) fn new(first: Duration) -> Self {
-        Self {
-            first,
-            failures: 0,
-            jitter: Jitter::new(),
-        }
+        Self { first, failures: 0, jitter: Jitter::new() }
     }
 
     /// The delay before the next try: at most `longest`, but not less than what the server asked for.
     pub(super) fn next(&mut self, longest: Duration, asked_for: Option<Duration>) -> Duration {
-        let doubled = self
-            .first
-            .saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
+        let doubled = self.first.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
         self.failures = self.failures.saturating_add(1);
-        let delay = self
-            .jitter
-            .between(doubled.min(longest).div_f64(2.0), doubled.min(longest));
+        let delay = self.jitter.between(doubled.min(longest).div_f64(2.0), doubled.min(longest));
         match asked_for {
             // Clients that were refused together were asked to wait equally long.
-            Some(asked_for) => {
-                delay.max(asked_for + self.jitter.between(Duration::ZERO, self.first))
-            }
+            Some(asked_for) => delay.max(asked_for + self.jitter.between(Duration::ZERO, self.first)),
             None => delay,
         }
     }
@@ -57,16 +47,12 @@ pub(super) struct Jitter {
 
 impl Jitter {
     pub(super) fn new() -> Self {
-        Self {
-            random: RandomState::new(),
-            drawn: 0,
-        }
+        Self { random: RandomState::new(), drawn: 0 }
     }
 
     pub(super) fn between(&mut self, low: Duration, high: Duration) -> Duration {
         self.drawn = self.drawn.wrapping_add(1);
-        let share =
-            f64::from((self.random.hash_one(self.drawn) >> 32) as u32) / f64::from(u32::MAX);
+        let share = f64::from((self.random.hash_one(self.drawn) >> 32) as u32) / f64::from(u32::MAX);
         low + high.saturating_sub(low).mul_f64(share)
     }
 }
@@ -84,10 +70,7 @@ mod tests {
         for failure in 0..100_u32 {
             let most = FIRST.saturating_mul(1 << failure.min(20)).min(LONGEST);
             let delay = backoff.next(LONGEST, None);
-            assert!(
-                delay >= most.div_f64(2.0) && delay <= most,
-                "{failure}: {delay:?} of {most:?}"
-            );
+            assert!(delay >= most.div_f64(2.0) && delay <= most, "{failure}: {delay:?} of {most:?}");
         }
         backoff.reset();
         assert!(backoff.next(LONGEST, None) <= FIRST);
@@ -98,18 +81,13 @@ mod tests {
         let mut backoff = Backoff::new(FIRST);
         let asked_for = Duration::from_secs(7);
         let delay = backoff.next(LONGEST, Some(asked_for));
-        assert!(
-            delay >= asked_for && delay <= asked_for + FIRST,
-            "{delay:?}"
-        );
+        assert!(delay >= asked_for && delay <= asked_for + FIRST, "{delay:?}");
     }
 
     #[test]
     fn two_clients_do_not_come_back_together() {
         let (mut one, mut other) = (Backoff::new(FIRST), Backoff::new(FIRST));
-        let delays = |backoff: &mut Backoff| -> Vec<Duration> {
-            (0..8).map(|_| backoff.next(LONGEST, None)).collect()
-        };
+        let delays = |backoff: &mut Backoff| -> Vec<Duration> { (0..8).map(|_| backoff.next(LONGEST, None)).collect() };
         assert_ne!(delays(&mut one), delays(&mut other));
     }
 }

@@ -61,26 +61,16 @@ pub(super) enum RequestError {
         source: kube::Error,
     },
     #[error("{operation}: the API server did not answer within {after:?}; it is tried again")]
-    Silent {
-        operation: Operation,
-        after: Duration,
-    },
+    Silent { operation: Operation, after: Duration },
     #[error("{operation}: the API server refuses with {code}: {message}; {}", advice(*code, *operation))]
-    Refused {
-        operation: Operation,
-        code: u16,
-        message: String,
-        asked_for: Option<Duration>,
-    },
+    Refused { operation: Operation, code: u16, message: String, asked_for: Option<Duration> },
     #[error("{operation}: the connection broke: {}; it is made again", Chain(.source))]
     Broken {
         operation: Operation,
         #[source]
         source: kube::Error,
     },
-    #[error(
-        "{operation}: the API server ended the stream at once or within an event; it is started again"
-    )]
+    #[error("{operation}: the API server ended the stream at once or within an event; it is started again")]
     CutShort { operation: Operation },
     #[error("{operation}: the answer cannot be read: {source}; everything is listed again")]
     Unreadable {
@@ -92,43 +82,20 @@ pub(super) enum RequestError {
     TooLong { operation: Operation, length: usize },
     #[error("{operation}: the list carries no resourceVersion; is this an API server?")]
     NoVersion { operation: Operation },
-    #[error(
-        "{operation}: the server no longer has what happened since ({message}); everything is listed again"
-    )]
-    Gone {
-        operation: Operation,
-        message: String,
-    },
+    #[error("{operation}: the server no longer has what happened since ({message}); everything is listed again")]
+    Gone { operation: Operation, message: String },
     #[error(
         "{operation}: resourceVersion {got} follows {seen}, so the server's history is another; everything is \
          listed again"
     )]
-    OtherHistory {
-        operation: Operation,
-        seen: u64,
-        got: u64,
-    },
+    OtherHistory { operation: Operation, seen: u64, got: u64 },
 }
 
 impl RequestError {
     /// What the server said in refusing.
-    pub(super) fn refused(
-        operation: Operation,
-        status: Status,
-        retry_after: Option<Duration>,
-    ) -> Self {
-        let Status {
-            code,
-            message,
-            reason,
-            details,
-            ..
-        } = status;
-        let message = if message.is_empty() {
-            reason.clone()
-        } else {
-            message
-        };
+    pub(super) fn refused(operation: Operation, status: Status, retry_after: Option<Duration>) -> Self {
+        let Status { code, message, reason, details, .. } = status;
+        let message = if message.is_empty() { reason.clone() } else { message };
         let asked_for = retry_after
             .or_else(|| {
                 let seconds = details.as_ref()?.retry_after_seconds;
@@ -136,21 +103,13 @@ impl RequestError {
             })
             .map(|asked_for| asked_for.min(LONGEST_ASKED_FOR));
         // A server restored from a backup is behind what was seen of it.
-        let behind = details.is_some_and(|details| {
-            details
-                .causes
-                .iter()
-                .any(|cause| cause.reason == "ResourceVersionTooLarge")
-        }) || message.contains("Too large resource version");
+        let behind = details
+            .is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "ResourceVersionTooLarge"))
+            || message.contains("Too large resource version");
         if behind || code == 410 || reason == "Expired" || reason == "Gone" {
             Self::Gone { operation, message }
         } else {
-            Self::Refused {
-                operation,
-                code,
-                message,
-                asked_for,
-            }
+            Self::Refused { operation, code, message, asked_for }
         }
     }
 
@@ -164,22 +123,14 @@ impl RequestError {
             | Self::NoVersion { .. }
             | Self::Request { .. } => true,
             // Refused credentials and an overloaded server say nothing against the resource version.
-            Self::Refused { code, .. } => {
-                matches!(code, 400..=499) && !matches!(code, 401 | 403 | 408 | 429)
-            }
-            Self::Unreachable { .. }
-            | Self::Silent { .. }
-            | Self::Broken { .. }
-            | Self::CutShort { .. } => false,
+            Self::Refused { code, .. } => matches!(code, 400..=499) && !matches!(code, 401 | 403 | 408 | 429),
+            Self::Unreachable { .. } | Self::Silent { .. } | Self::Broken { .. } | Self::CutShort { .. } => false,
         }
     }
 
     /// Whether trying again costs the server something.
     pub(super) fn reached_server(&self) -> bool {
-        !matches!(
-            self,
-            Self::Unreachable { .. } | Self::Silent { .. } | Self::Broken { .. }
-        )
+        !matches!(self, Self::Unreachable { .. } | Self::Silent { .. } | Self::Broken { .. })
     }
 
     /// How long the server asked us to stay away.
@@ -195,10 +146,7 @@ impl RequestError {
 fn advice(code: u16, operation: Operation) -> String {
     match code {
         401 => "check the token or the certificate of the kubeconfig".to_owned(),
-        403 => format!(
-            "allow list and watch on {} in a ClusterRole",
-            operation.kind.plural()
-        ),
+        403 => format!("allow list and watch on {} in a ClusterRole", operation.kind.plural()),
         404 => "check that the address is that of a Kubernetes API server".to_owned(),
         _ => "it is tried again".to_owned(),
     }
@@ -228,10 +176,7 @@ impl<E: Error> fmt::Display for Chain<'_, E> {
 mod tests {
     use super::*;
 
-    const WATCH: Operation = Operation {
-        verb: Verb::Watch,
-        kind: Kind::Service,
-    };
+    const WATCH: Operation = Operation { verb: Verb::Watch, kind: Kind::Service };
 
     fn refused(status: serde_json::Value) -> RequestError {
         let status = serde_json::from_value(status).expect("a status");

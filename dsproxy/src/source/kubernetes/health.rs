@@ -23,10 +23,7 @@ enum Watch {
 
 impl Health {
     pub(super) fn new(status: Arc<SourceStatus>) -> Self {
-        Self {
-            status,
-            watches: Mutex::default(),
-        }
+        Self { status, watches: Mutex::default() }
     }
 
     /// The watch of `kind` is established.

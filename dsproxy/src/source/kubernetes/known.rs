@@ -42,16 +42,10 @@ impl Known {
         let deltas = if kept.is_empty() {
             vec![Delta::Snapshot(ours)]
         } else {
-            let gone = self
-                .names
-                .iter()
-                .filter(|name| !names.contains(name) && !kept.contains(name));
+            let gone = self.names.iter().filter(|name| !names.contains(name) && !kept.contains(name));
             let mut gone: Vec<_> = gone.cloned().collect();
             gone.sort();
-            gone.into_iter()
-                .map(Delta::Delete)
-                .chain(ours.into_iter().map(Delta::Apply))
-                .collect()
+            gone.into_iter().map(Delta::Delete).chain(ours.into_iter().map(Delta::Apply)).collect()
         };
         names.extend(kept);
         self.names = names;
@@ -86,6 +80,7 @@ mod tests {
             name: ObjectName::new("ns", name),
             cluster_ips: vec![[10, 0, 0, 1].into()],
             ports: vec![],
+            reached_from_outside: false,
         }
     }
 
@@ -104,10 +99,7 @@ mod tests {
     #[test]
     fn a_list_is_a_snapshot() {
         let mut known = Known::default();
-        assert_eq!(
-            known.listed(vec![ours("a"), bad("b"), Taken::Bad(None)]),
-            [Delta::Snapshot(vec![service("a")])]
-        );
+        assert_eq!(known.listed(vec![ours("a"), bad("b"), Taken::Bad(None)]), [Delta::Snapshot(vec![service("a")])]);
         assert_eq!(known.listed::<Service>(vec![]), [Delta::Snapshot(vec![])]);
         assert_eq!(known.deleted::<Service>(name("a")), None);
     }
@@ -118,17 +110,10 @@ mod tests {
         known.listed(vec![ours("a"), ours("b"), ours("c")]);
         assert_eq!(
             known.listed(vec![bad("a"), ours("b"), ours("d"), bad("new")]),
-            [
-                Delta::Delete(name("c")),
-                Delta::Apply(service("b")),
-                Delta::Apply(service("d")),
-            ]
+            [Delta::Delete(name("c")), Delta::Apply(service("b")), Delta::Apply(service("d")),]
         );
         // The malformed object is still the receiver's, so it can still vanish.
-        assert_eq!(
-            known.deleted::<Service>(name("a")),
-            Some(Delta::Delete(name("a")))
-        );
+        assert_eq!(known.deleted::<Service>(name("a")), Some(Delta::Delete(name("a"))));
         assert_eq!(known.deleted::<Service>(name("new")), None);
     }
 
@@ -136,14 +121,8 @@ mod tests {
     fn a_malformed_object_vanishes_with_a_list_that_lacks_it() {
         let mut known = Known::default();
         known.listed(vec![ours("a"), ours("b")]);
-        assert_eq!(
-            known.listed(vec![bad("a"), ours("b")]),
-            [Delta::Apply(service("b"))]
-        );
-        assert_eq!(
-            known.listed(vec![ours("b")]),
-            [Delta::Snapshot(vec![service("b")])]
-        );
+        assert_eq!(known.listed(vec![bad("a"), ours("b")]), [Delta::Apply(service("b"))]);
+        assert_eq!(known.listed(vec![ours("b")]), [Delta::Snapshot(vec![service("b")])]);
     }
 
     #[test]
@@ -160,9 +139,6 @@ mod tests {
     #[test]
     fn an_object_listed_twice_is_sent_once() {
         let mut known = Known::default();
-        assert_eq!(
-            known.listed(vec![ours("a"), ours("a")]),
-            [Delta::Snapshot(vec![service("a")])]
-        );
+        assert_eq!(known.listed(vec![ours("a"), ours("a")]), [Delta::Snapshot(vec![service("a")])]);
     }
 }

@@ -116,33 +116,22 @@ impl<'a, T: FromObject> ListWatch<'a, T> {
         let mut objects = Vec::new();
         let mut continue_token = None;
         let version = loop {
-            let page = self
-                .requests
-                .list::<T>(self.paged, continue_token.take())
-                .await;
+            let page = self.requests.list::<T>(self.paged, continue_token.take()).await;
             let page = page.inspect_err(|error| {
                 if matches!(error, RequestError::Gone { .. }) {
                     self.paged = false;
                 }
             })?;
             let metadata = page.metadata.clone();
-            objects.extend(
-                page.into_objects()
-                    .map(|object| intake::take(object, self.status)),
-            );
+            objects.extend(page.into_objects().map(|object| intake::take(object, self.status)));
             match metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => continue_token = Some(token),
                 None => {
-                    break metadata
-                        .resource_version
-                        .filter(|version| !version.is_empty());
+                    break metadata.resource_version.filter(|version| !version.is_empty());
                 }
             }
         };
-        let operation = Operation {
-            verb: Verb::List,
-            kind: T::KIND,
-        };
+        let operation = Operation { verb: Verb::List, kind: T::KIND };
         let version = version.ok_or(RequestError::NoVersion { operation })?;
         self.paged = true;
         info!(kind = %T::KIND, objects = objects.len(), version, "listed");
@@ -155,9 +144,7 @@ impl<'a, T: FromObject> ListWatch<'a, T> {
     /// Watches from `version` on and moves it along.
     async fn watch(&mut self, version: &mut String) -> Result<(), Stop> {
         // The watches of many nodes that were started together shall not end together.
-        let duration = self
-            .jitter
-            .between(self.pace.watch.mul_f64(0.8), self.pace.watch);
+        let duration = self.jitter.between(self.pace.watch.mul_f64(0.8), self.pace.watch);
         let mut stream = self.requests.watch::<T>(version, duration).await?;
         debug!(kind = %T::KIND, version, "watching");
         self.health.working(T::KIND);
@@ -176,18 +163,14 @@ impl<'a, T: FromObject> ListWatch<'a, T> {
                     }
                 }
                 WatchEvent::Deleted { name, .. } => {
-                    let deleted =
-                        name.and_then(|name| self.known.changed::<T>(Taken::NotOurs(name)));
+                    let deleted = name.and_then(|name| self.known.changed::<T>(Taken::NotOurs(name)));
                     if let Some(delta) = deleted {
                         self.send(delta).await?;
                     }
                 }
                 WatchEvent::Bookmark { .. } => {}
                 WatchEvent::Error(status) => {
-                    let operation = Operation {
-                        verb: Verb::Watch,
-                        kind: T::KIND,
-                    };
+                    let operation = Operation { verb: Verb::Watch, kind: T::KIND };
                     return Err(RequestError::refused(operation, status, None).into());
                 }
             }
@@ -195,10 +178,7 @@ impl<'a, T: FromObject> ListWatch<'a, T> {
             self.backoff.reset();
         }
         if !heard && started.elapsed() < self.pace.shortest_watch {
-            let operation = Operation {
-                verb: Verb::Watch,
-                kind: T::KIND,
-            };
+            let operation = Operation { verb: Verb::Watch, kind: T::KIND };
             return Err(RequestError::CutShort { operation }.into());
         }
         self.backoff.reset();
@@ -206,10 +186,7 @@ impl<'a, T: FromObject> ListWatch<'a, T> {
     }
 
     async fn send(&self, delta: Delta<T>) -> Result<(), Stop> {
-        self.events
-            .send(T::event(delta))
-            .await
-            .map_err(|_| Stop::NobodyListens)
+        self.events.send(T::event(delta)).await.map_err(|_| Stop::NobodyListens)
     }
 }
 
@@ -217,14 +194,9 @@ impl<'a, T: FromObject> ListWatch<'a, T> {
 /// that was restored from a backup, and what was seen of it may never have happened there.
 fn ensure_same_history<T: FromObject>(seen: &str, got: &str) -> Result<(), RequestError> {
     match (seen.parse::<u64>(), got.parse::<u64>()) {
-        (Ok(seen), Ok(got)) if got < seen => Err(RequestError::OtherHistory {
-            operation: Operation {
-                verb: Verb::Watch,
-                kind: T::KIND,
-            },
-            seen,
-            got,
-        }),
+        (Ok(seen), Ok(got)) if got < seen => {
+            Err(RequestError::OtherHistory { operation: Operation { verb: Verb::Watch, kind: T::KIND }, seen, got })
+        }
         _ => Ok(()),
     }
 }

@@ -40,10 +40,7 @@ impl Requests {
         paged: bool,
         continue_token: Option<String>,
     ) -> Result<Page<T>, RequestError> {
-        let operation = Operation {
-            verb: Verb::List,
-            kind: T::KIND,
-        };
+        let operation = Operation { verb: Verb::List, kind: T::KIND };
         let params = ListParams {
             label_selector: Some(T::LABEL_SELECTOR.to_owned()),
             field_selector: T::FIELD_SELECTOR.map(str::to_owned),
@@ -51,17 +48,13 @@ impl Requests {
             continue_token,
             ..ListParams::default()
         };
-        let request = Request::new(T::PATH)
-            .list(&params)
-            .map_err(|source| RequestError::Request { operation, source })?;
+        let request =
+            Request::new(T::PATH).list(&params).map_err(|source| RequestError::Request { operation, source })?;
         let answer = self.within_time(operation, async {
             let body = self.send(operation, request).await?;
-            body.collect_bytes()
-                .await
-                .map_err(|source| RequestError::Broken { operation, source })
+            body.collect_bytes().await.map_err(|source| RequestError::Broken { operation, source })
         });
-        serde_json::from_slice(&answer.await?)
-            .map_err(|source| RequestError::Unreadable { operation, source })
+        serde_json::from_slice(&answer.await?).map_err(|source| RequestError::Unreadable { operation, source })
     }
 
     /// A watch of everything after `version`, which lasts `duration`.
@@ -70,10 +63,7 @@ impl Requests {
         version: &str,
         duration: Duration,
     ) -> Result<WatchStream, RequestError> {
-        let operation = Operation {
-            verb: Verb::Watch,
-            kind: T::KIND,
-        };
+        let operation = Operation { verb: Verb::Watch, kind: T::KIND };
         let params = WatchParams {
             label_selector: Some(T::LABEL_SELECTOR.to_owned()),
             field_selector: T::FIELD_SELECTOR.map(str::to_owned),
@@ -84,16 +74,9 @@ impl Requests {
         let request = Request::new(T::PATH)
             .watch(&params, version)
             .map_err(|source| RequestError::Request { operation, source })?;
-        let body = self
-            .within_time(operation, self.send(operation, request))
-            .await?;
+        let body = self.within_time(operation, self.send(operation, request)).await?;
         let silence = self.pace.silence;
-        Ok(WatchStream {
-            operation,
-            body,
-            lines: Lines::default(),
-            silence,
-        })
+        Ok(WatchStream { operation, body, lines: Lines::default(), silence })
     }
 
     async fn within_time<R>(
@@ -108,11 +91,7 @@ impl Requests {
         }
     }
 
-    async fn send(
-        &self,
-        operation: Operation,
-        request: http::Request<Vec<u8>>,
-    ) -> Result<Body, RequestError> {
+    async fn send(&self, operation: Operation, request: http::Request<Vec<u8>>) -> Result<Body, RequestError> {
         let response = self
             .client
             .send(request.map(Body::from))
@@ -129,20 +108,12 @@ impl Requests {
             .and_then(|seconds| seconds.to_str().ok()?.parse().ok())
             .map(Duration::from_secs);
         // Not every refusal carries a Status: priority and fairness, and proxies, answer in plain text.
-        let body = response
-            .into_body()
-            .collect_bytes()
-            .await
-            .unwrap_or_default();
+        let body = response.into_body().collect_bytes().await.unwrap_or_default();
         let status = serde_json::from_slice::<Status>(&body).unwrap_or_else(|_| {
             let text = String::from_utf8_lossy(&body);
             Status::failure(text.lines().next().unwrap_or_default().trim(), "")
         });
-        Err(RequestError::refused(
-            operation,
-            status.with_code(code),
-            retry_after,
-        ))
+        Err(RequestError::refused(operation, status.with_code(code), retry_after))
     }
 }
 
@@ -156,15 +127,11 @@ pub(super) struct WatchStream {
 
 impl WatchStream {
     /// The next event; none when the watch is over and can be started again from the last event's version.
-    pub(super) async fn next<T: FromObject>(
-        &mut self,
-    ) -> Result<Option<WatchEvent<T>>, RequestError> {
+    pub(super) async fn next<T: FromObject>(&mut self) -> Result<Option<WatchEvent<T>>, RequestError> {
         let operation = self.operation;
         loop {
             if let Some(line) = self.lines.pop() {
-                return read_line(&line)
-                    .map(Some)
-                    .map_err(|source| RequestError::Unreadable { operation, source });
+                return read_line(&line).map(Some).map_err(|source| RequestError::Unreadable { operation, source });
             }
             let length = self.lines.unfinished();
             if length > LONGEST_LINE {

@@ -40,15 +40,9 @@ impl<'de, T: FromObject> Deserialize<'de> for Item<T> {
 #[derive(Debug)]
 pub(super) enum WatchEvent<T> {
     /// An object is new, has changed, or has begun to match the selectors.
-    Changed {
-        object: Converted<T>,
-        version: Option<String>,
-    },
+    Changed { object: Converted<T>, version: Option<String> },
     /// An object is gone, or has ceased to match the selectors.
-    Deleted {
-        name: Option<ObjectName>,
-        version: Option<String>,
-    },
+    Deleted { name: Option<ObjectName>, version: Option<String> },
     /// Nothing happened up to this version.
     Bookmark { version: Option<String> },
     /// The server cannot go on.
@@ -59,9 +53,9 @@ impl<T> WatchEvent<T> {
     /// Where the watch has got to with this event.
     pub(super) fn version(&self) -> Option<&str> {
         match self {
-            Self::Changed { version, .. }
-            | Self::Deleted { version, .. }
-            | Self::Bookmark { version } => version.as_deref(),
+            Self::Changed { version, .. } | Self::Deleted { version, .. } | Self::Bookmark { version } => {
+                version.as_deref()
+            }
             Self::Error(_) => None,
         }
     }
@@ -93,14 +87,8 @@ pub(super) fn read_line<T: FromObject>(line: &[u8]) -> Result<WatchEvent<T>, ser
         .filter(|version| !version.is_empty())
         .map(str::to_owned);
     Ok(match event {
-        EventType::Added | EventType::Modified => WatchEvent::Changed {
-            object: convert::from_json(&object),
-            version,
-        },
-        EventType::Deleted => WatchEvent::Deleted {
-            name: convert::json_name(&object),
-            version,
-        },
+        EventType::Added | EventType::Modified => WatchEvent::Changed { object: convert::from_json(&object), version },
+        EventType::Deleted => WatchEvent::Deleted { name: convert::json_name(&object), version },
         EventType::Bookmark => WatchEvent::Bookmark { version },
         EventType::Error => WatchEvent::Error(serde_json::from_value(object)?),
     })
@@ -121,10 +109,7 @@ impl Lines {
     /// The next whole line that is not empty, without its end.
     pub(super) fn pop(&mut self) -> Option<Vec<u8>> {
         loop {
-            let Some(end) = self.buffer[self.searched..]
-                .iter()
-                .position(|&byte| byte == b'\n')
-            else {
+            let Some(end) = self.buffer[self.searched..].iter().position(|&byte| byte == b'\n') else {
                 self.searched = self.buffer.len();
                 return None;
             };
@@ -188,13 +173,7 @@ mod tests {
         let named = |ours, name: &str| (ours, Some(name.to_owned()));
         assert_eq!(
             objects,
-            [
-                named(true, "ns/a"),
-                named(false, "ns/b"),
-                named(false, "default/c"),
-                (false, None),
-                named(true, "ns/d"),
-            ]
+            [named(true, "ns/a"), named(false, "ns/b"), named(false, "default/c"), (false, None), named(true, "ns/d"),]
         );
     }
 
@@ -207,31 +186,23 @@ mod tests {
     #[test]
     fn lines_of_a_watch_are_told_apart() {
         let read = |event: &str, object: Value| {
-            read_line::<Service>(
-                json!({"type": event, "object": object})
-                    .to_string()
-                    .as_bytes(),
-            )
-            .expect("a line")
+            read_line::<Service>(json!({"type": event, "object": object}).to_string().as_bytes()).expect("a line")
         };
         for event in ["ADDED", "MODIFIED"] {
-            let WatchEvent::Changed { object, version } = read(event, service("a", &json!(80)))
-            else {
+            let WatchEvent::Changed { object, version } = read(event, service("a", &json!(80))) else {
                 panic!("{event} is no change");
             };
             assert!(matches!(object, Converted::Ours { .. }));
             assert_eq!(version.as_deref(), Some("7"));
         }
         // A deletion needs nothing but the name.
-        let WatchEvent::Deleted { name, .. } = read("DELETED", service("a", &json!("eighty")))
-        else {
+        let WatchEvent::Deleted { name, .. } = read("DELETED", service("a", &json!("eighty"))) else {
             panic!("no deletion");
         };
         assert_eq!(name, Some(ObjectName::new("ns", "a")));
         let bookmark = read("BOOKMARK", json!({"metadata": {"resourceVersion": "8"}}));
         assert_eq!(bookmark.version(), Some("8"));
-        let WatchEvent::Error(status) = read("ERROR", json!({"code": 410, "message": "old"}))
-        else {
+        let WatchEvent::Error(status) = read("ERROR", json!({"code": 410, "message": "old"})) else {
             panic!("no error");
         };
         assert_eq!((status.code, status.message.as_str()), (410, "old"));
@@ -239,13 +210,7 @@ mod tests {
 
     #[test]
     fn a_line_that_is_no_event_is_an_error() {
-        for line in [
-            "",
-            "{",
-            "[]",
-            r#"{"type": "RENAMED", "object": {}}"#,
-            r#"{"type": "ADDED"}"#,
-        ] {
+        for line in ["", "{", "[]", r#"{"type": "RENAMED", "object": {}}"#, r#"{"type": "ADDED"}"#] {
             read_line::<Service>(line.as_bytes()).expect_err(line);
         }
     }
@@ -262,11 +227,7 @@ mod tests {
                     whole.push(line);
                 }
             }
-            assert_eq!(
-                whole,
-                [b"one".as_slice(), b"two", b"three"],
-                "pieces of {size}"
-            );
+            assert_eq!(whole, [b"one".as_slice(), b"two", b"three"], "pieces of {size}");
             assert_eq!(lines.unfinished(), 2);
         }
     }

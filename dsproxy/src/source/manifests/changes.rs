@@ -49,12 +49,7 @@ struct Signs {
 
 impl Changes {
     pub(super) fn new(path: &Path, quiet: Duration) -> Self {
-        Self {
-            path: path.to_owned(),
-            quiet,
-            shared: Arc::default(),
-            watch: Mutex::new(None),
-        }
+        Self { path: path.to_owned(), quiet, shared: Arc::default(), watch: Mutex::new(None) }
     }
 
     /// Watches the directory that stands at the path now. Without a watch, as when inotify's limits are
@@ -66,23 +61,16 @@ impl Changes {
             return;
         };
         let directory = (metadata.dev(), metadata.ino());
-        if watch
-            .as_ref()
-            .is_some_and(|watch| watch.directory == directory)
-        {
+        if watch.as_ref().is_some_and(|watch| watch.directory == directory) {
             return;
         }
         let shared = Arc::clone(&self.shared);
-        let watcher =
-            notify::recommended_watcher(move |event| shared.note(event)).and_then(|mut watcher| {
-                watcher.watch(&self.path, RecursiveMode::NonRecursive)?;
-                Ok(watcher)
-            });
+        let watcher = notify::recommended_watcher(move |event| shared.note(event)).and_then(|mut watcher| {
+            watcher.watch(&self.path, RecursiveMode::NonRecursive)?;
+            Ok(watcher)
+        });
         *watch = match watcher {
-            Ok(watcher) => Some(Watch {
-                _watcher: watcher,
-                directory,
-            }),
+            Ok(watcher) => Some(Watch { _watcher: watcher, directory }),
             Err(error) => {
                 let path = self.path.display();
                 warn!(%path, %error, "no inotify watch; changes of manifests are seen late");
@@ -149,15 +137,11 @@ impl Signs {
             EventKind::Access(AccessKind::Open(_) | AccessKind::Read)
             | EventKind::Access(AccessKind::Close(AccessMode::Read | AccessMode::Execute)) => {}
             EventKind::Modify(ModifyKind::Data(_)) => {
-                self.writing
-                    .extend(names().map(|name| (name.to_owned(), Instant::now())));
+                self.writing.extend(names().map(|name| (name.to_owned(), Instant::now())));
             }
             // A new file is empty until its writer closes it. A symbolic link is complete.
-            EventKind::Create(CreateKind::File)
-                if !event.paths.iter().any(|path| path.is_symlink()) =>
-            {
-                self.writing
-                    .extend(names().map(|name| (name.to_owned(), Instant::now())));
+            EventKind::Create(CreateKind::File) if !event.paths.iter().any(|path| path.is_symlink()) => {
+                self.writing.extend(names().map(|name| (name.to_owned(), Instant::now())));
             }
             EventKind::Access(_)
             | EventKind::Any

@@ -114,10 +114,7 @@ impl Directory {
             Err(source) => {
                 let path = self.path.clone();
                 let failure = Some(ManifestsError::Directory { path, source });
-                return Scan {
-                    events: Vec::new(),
-                    failure,
-                };
+                return Scan { events: Vec::new(), failure };
             }
         };
         let mut failure = None;
@@ -140,9 +137,7 @@ impl Directory {
         let endpoint_slices = self.endpoint_slices.update(endpoint_slices);
         let events = if self.complete {
             let services = services.into_iter().map(Event::Services);
-            services
-                .chain(endpoint_slices.into_iter().map(Event::EndpointSlices))
-                .collect()
+            services.chain(endpoint_slices.into_iter().map(Event::EndpointSlices)).collect()
         } else {
             self.complete = true;
             vec![
@@ -208,8 +203,7 @@ impl Directory {
         let digest = self.hasher.hash_one(&text);
         let same = last.is_some_and(|last| last.digest == digest);
         let stamp = stamp.is_old().then_some(stamp);
-        self.files
-            .insert(Arc::clone(file), LastRead { stamp, digest });
+        self.files.insert(Arc::clone(file), LastRead { stamp, digest });
         Ok((!same).then_some(text))
     }
 
@@ -224,20 +218,11 @@ impl Directory {
         contents
     }
 
-    fn holds<T: FromObject>(
-        &self,
-        file: &Arc<Path>,
-        objects: Vec<Converted<T>>,
-        mut broken: bool,
-    ) -> FileHolds<T> {
+    fn holds<T: FromObject>(&self, file: &Arc<Path>, objects: Vec<Converted<T>>, mut broken: bool) -> FileHolds<T> {
         let mut ours = Vec::with_capacity(objects.len());
         let mut but_for = HashSet::new();
         for object in objects {
-            if let Converted::NotOurs {
-                name,
-                why: NotOurs::NoClusterIp,
-            } = &object
-            {
+            if let Converted::NotOurs { name, why: NotOurs::NoClusterIp } = &object {
                 info!(kind = %T::KIND, object = %name, "without a clusterIP, which nobody assigns here");
             }
             match intake::take(object, &self.status) {
@@ -249,16 +234,8 @@ impl Directory {
                 Taken::Bad(None) => broken = true,
             }
         }
-        let missing = if broken {
-            Missing::Stay
-        } else {
-            Missing::Gone { but_for }
-        };
-        FileHolds {
-            file: Arc::clone(file),
-            objects: ours,
-            missing,
-        }
+        let missing = if broken { Missing::Stay } else { Missing::Gone { but_for } };
+        FileHolds { file: Arc::clone(file), objects: ours, missing }
     }
 }
 
@@ -268,9 +245,7 @@ fn gone<T: FromObject>(holdings: &Holdings<T>, here: &HashSet<&Arc<Path>>) -> Ve
     gone.map(|file| FileHolds {
         file: Arc::clone(file),
         objects: Vec::new(),
-        missing: Missing::Gone {
-            but_for: HashSet::new(),
-        },
+        missing: Missing::Gone { but_for: HashSet::new() },
     })
     .collect()
 }

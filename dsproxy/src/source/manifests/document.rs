@@ -55,11 +55,7 @@ pub(super) enum DocumentError {
     #[error("an object of kind {kind} without apiVersion")]
     NoApiVersion { kind: String },
     #[error("{kind} of apiVersion {api_version}; {known} is known")]
-    ApiVersion {
-        kind: String,
-        api_version: String,
-        known: &'static str,
-    },
+    ApiVersion { kind: String, api_version: String, known: &'static str },
     #[error("a {0} whose items are no list")]
     NoItems(String),
     #[error("lists within lists, more than {DEEPEST_LIST} deep")]
@@ -100,26 +96,19 @@ fn yaml_documents(text: &str) -> impl Iterator<Item = &str> {
     let mut starts = vec![0];
     let mut position = 0;
     for line in text.split_inclusive('\n') {
-        if line
-            .strip_prefix("---")
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace))
-        {
+        if line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace)) {
             starts.push(position);
         }
         position += line.len();
     }
     let ends: Vec<usize> = starts[1..].iter().copied().chain([text.len()]).collect();
-    starts
-        .into_iter()
-        .zip(ends)
-        .map(|(start, end)| &text[start..end])
-        .filter(|document| {
-            // A comment or a %YAML directive above the first document is none.
-            document.lines().any(|line| {
-                let line = line.trim();
-                !(line.is_empty() || line.starts_with(['#', '%']) || line == "---")
-            })
+    starts.into_iter().zip(ends).map(|(start, end)| &text[start..end]).filter(|document| {
+        // A comment or a %YAML directive above the first document is none.
+        document.lines().any(|line| {
+            let line = line.trim();
+            !(line.is_empty() || line.starts_with(['#', '%']) || line == "---")
         })
+    })
 }
 
 fn read_yaml(document: &str) -> Vec<Result<Value, DocumentError>> {
@@ -166,21 +155,13 @@ impl Contents {
             Value::Array(_) => return Err(DocumentError::NoObject("a sequence")),
         };
         if let Some((api_version, kind)) = of_list {
-            object
-                .entry("apiVersion")
-                .or_insert_with(|| api_version.into());
+            object.entry("apiVersion").or_insert_with(|| api_version.into());
             object.entry("kind").or_insert_with(|| kind.into());
         }
-        let text = |field| {
-            object
-                .get(field)
-                .and_then(Value::as_str)
-                .filter(|text| !text.is_empty())
-        };
+        let text = |field| object.get(field).and_then(Value::as_str).filter(|text| !text.is_empty());
         let kind = text("kind").ok_or(DocumentError::NoKind)?.to_owned();
-        let api_version = text("apiVersion")
-            .ok_or_else(|| DocumentError::NoApiVersion { kind: kind.clone() })?
-            .to_owned();
+        let api_version =
+            text("apiVersion").ok_or_else(|| DocumentError::NoApiVersion { kind: kind.clone() })?.to_owned();
 
         match (group(&api_version), kind.as_str()) {
             ("", "Service") => {

@@ -24,10 +24,7 @@ pub(super) struct Holdings<T> {
 
 impl<T> Default for Holdings<T> {
     fn default() -> Self {
-        Self {
-            objects: HashMap::new(),
-            files: HashMap::new(),
-        }
+        Self { objects: HashMap::new(), files: HashMap::new() }
     }
 }
 
@@ -60,12 +57,7 @@ impl<T: FromObject> Holdings<T> {
         let mut gone = Vec::new();
         // First what is there and then what is gone: an object that moves from one file to another does not
         // vanish in between.
-        for FileHolds {
-            file,
-            objects,
-            missing,
-        } in files
-        {
+        for FileHolds { file, objects, missing } in files {
             let mut held = HashSet::with_capacity(objects.len());
             for object in objects {
                 let name = object.name().clone();
@@ -107,12 +99,8 @@ impl<T: FromObject> Holdings<T> {
 
     /// All objects, each from the file that wins.
     pub(super) fn all(&self) -> Vec<T> {
-        let mut all: Vec<&T> = self
-            .objects
-            .values()
-            .filter_map(|held| held.first())
-            .map(|(_, object)| object)
-            .collect();
+        let mut all: Vec<&T> =
+            self.objects.values().filter_map(|held| held.first()).map(|(_, object)| object).collect();
         all.sort_by_key(|object| object.name());
         all.into_iter().cloned().collect()
     }
@@ -135,8 +123,7 @@ impl<T: FromObject> Holdings<T> {
                         "the object is in two files; the first by name is used"
                     );
                 }
-                let same_as_before =
-                    place == 0 && held.get(1).is_some_and(|(_, before)| *before == held[0].1);
+                let same_as_before = place == 0 && held.get(1).is_some_and(|(_, before)| *before == held[0].1);
                 if same_as_before {
                     return None;
                 }
@@ -171,17 +158,12 @@ mod tests {
             name: ObjectName::new("ns", name),
             cluster_ips: vec![[10, 0, 0, last_octet].into()],
             ports: vec![],
+            reached_from_outside: false,
         }
     }
 
     fn holds(file: &str, objects: Vec<Service>) -> FileHolds<Service> {
-        FileHolds {
-            file: Path::new(file).into(),
-            objects,
-            missing: Missing::Gone {
-                but_for: HashSet::new(),
-            },
-        }
+        FileHolds { file: Path::new(file).into(), objects, missing: Missing::Gone { but_for: HashSet::new() } }
     }
 
     fn apply(name: &str, last_octet: u8) -> Delta<Service> {
@@ -196,17 +178,11 @@ mod tests {
     fn only_what_changed_is_told() {
         let mut holdings = Holdings::default();
         let both = || vec![service("a", 1), service("b", 2)];
-        assert_eq!(
-            holdings.update(vec![holds("f", both())]),
-            [apply("a", 1), apply("b", 2)]
-        );
+        assert_eq!(holdings.update(vec![holds("f", both())]), [apply("a", 1), apply("b", 2)]);
         assert_eq!(holdings.update(vec![holds("f", both())]), []);
         let changed = vec![service("a", 1), service("b", 3)];
         assert_eq!(holdings.update(vec![holds("f", changed)]), [apply("b", 3)]);
-        assert_eq!(
-            holdings.update(vec![holds("f", vec![service("b", 3)])]),
-            [delete("a")]
-        );
+        assert_eq!(holdings.update(vec![holds("f", vec![service("b", 3)])]), [delete("a")]);
         assert_eq!(holdings.update(vec![holds("f", vec![])]), [delete("b")]);
         assert_eq!(holdings.files().count(), 0);
         assert_eq!(holdings.all(), []);
@@ -245,22 +221,13 @@ mod tests {
     #[test]
     fn what_cannot_be_read_stays() {
         let mut holdings = Holdings::default();
-        holdings.update(vec![holds(
-            "f",
-            vec![service("a", 1), service("b", 1), service("c", 1)],
-        )]);
-        let half = FileHolds {
-            missing: Missing::Stay,
-            ..holds("f", vec![service("a", 2)])
-        };
+        holdings.update(vec![holds("f", vec![service("a", 1), service("b", 1), service("c", 1)])]);
+        let half = FileHolds { missing: Missing::Stay, ..holds("f", vec![service("a", 2)]) };
         assert_eq!(holdings.update(vec![half]), [apply("a", 2)]);
         assert_eq!(holdings.all().len(), 3);
 
         let but_for = HashSet::from([ObjectName::new("ns", "b"), ObjectName::new("ns", "new")]);
-        let nonsense = FileHolds {
-            missing: Missing::Gone { but_for },
-            ..holds("f", vec![])
-        };
+        let nonsense = FileHolds { missing: Missing::Gone { but_for }, ..holds("f", vec![]) };
         assert_eq!(holdings.update(vec![nonsense]), [delete("a"), delete("c")]);
         assert_eq!(holdings.all(), [service("b", 1)]);
     }

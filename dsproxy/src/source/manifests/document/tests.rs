@@ -43,9 +43,7 @@ fn ours(contents: &Contents) -> Vec<String> {
         }
     }
     let services = contents.services.iter().filter_map(name);
-    services
-        .chain(contents.endpoint_slices.iter().filter_map(name))
-        .collect()
+    services.chain(contents.endpoint_slices.iter().filter_map(name)).collect()
 }
 
 #[test]
@@ -59,16 +57,8 @@ fn several_documents_stand_in_one_file() {
         format!("\u{feff}{a}---{b}---{c}"),
     ] {
         let contents = yaml(&text);
-        assert!(
-            contents.broken.is_empty(),
-            "{:?} in {text}",
-            contents.broken
-        );
-        assert_eq!(
-            ours(&contents),
-            ["default/a", "default/c", "default/b"],
-            "{text}"
-        );
+        assert!(contents.broken.is_empty(), "{:?} in {text}", contents.broken);
+        assert_eq!(ours(&contents), ["default/a", "default/c", "default/b"], "{text}");
     }
 }
 
@@ -82,10 +72,7 @@ fn dashes_in_a_text_cut_nothing() {
 fn nothing_is_no_object_and_no_failure() {
     for text in ["", "\n", "# nothing\n", "---\n---\n", "null\n"] {
         let contents = yaml(text);
-        assert!(
-            contents.broken.is_empty() && ours(&contents).is_empty(),
-            "{text:?}"
-        );
+        assert!(contents.broken.is_empty() && ours(&contents).is_empty(), "{text:?}");
     }
 }
 
@@ -104,10 +91,7 @@ fn a_bad_document_harms_no_other() {
         let contents = yaml(&format!("{}---{bad}---{}", service("a"), slice("b")));
         assert_eq!(ours(&contents), ["default/a", "default/b"], "{bad}");
         assert_eq!(contents.broken.len(), 1, "{bad}");
-        assert!(
-            contents.broken[0].to_string().starts_with("document 2: "),
-            "{bad}"
-        );
+        assert!(contents.broken[0].to_string().starts_with("document 2: "), "{bad}");
     }
 }
 
@@ -141,17 +125,11 @@ fn lists_hold_objects() {
         "apiVersion": "v1", "kind": "ServiceList", "metadata": {"resourceVersion": "1"},
         "items": [{"metadata": {"name": "a"}, "spec": {"clusterIP": "fd00::1"}}],
     });
-    assert_eq!(
-        ours(&read(typed.to_string().as_bytes(), Format::Json)),
-        ["default/a"]
-    );
+    assert_eq!(ours(&read(typed.to_string().as_bytes(), Format::Json)), ["default/a"]);
     assert_eq!(ours(&yaml(&typed.to_string())), ["default/a"]);
     for items in ["", "items:\n", "items: []\n"] {
         let contents = yaml(&format!("apiVersion: v1\nkind: List\n{items}"));
-        assert!(
-            contents.broken.is_empty() && ours(&contents).is_empty(),
-            "{items}"
-        );
+        assert!(contents.broken.is_empty() && ours(&contents).is_empty(), "{items}");
     }
 }
 
@@ -161,12 +139,7 @@ fn lists_within_lists_have_an_end() {
     for _ in 0..=DEEPEST_LIST {
         value = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [value]});
     }
-    assert_eq!(
-        read(value.to_string().as_bytes(), Format::Json)
-            .broken
-            .len(),
-        1
-    );
+    assert_eq!(read(value.to_string().as_bytes(), Format::Json).broken.len(), 1);
 }
 
 #[test]
@@ -178,13 +151,8 @@ fn other_kinds_are_passed_over() {
         ("serving.knative.dev/v1", "Service"),
         ("apps/v1", "Deployment"),
     ] {
-        let contents = yaml(&format!(
-            "apiVersion: {api_version}\nkind: {kind}\nspec: 1\n"
-        ));
-        assert!(
-            contents.broken.is_empty() && ours(&contents).is_empty(),
-            "{kind}"
-        );
+        let contents = yaml(&format!("apiVersion: {api_version}\nkind: {kind}\nspec: 1\n"));
+        assert!(contents.broken.is_empty() && ours(&contents).is_empty(), "{kind}");
         assert_eq!(contents.services.len() + contents.endpoint_slices.len(), 0);
     }
 }

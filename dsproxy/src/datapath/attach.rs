@@ -1,0 +1,349 @@
+//! Keeps the programs attached to the interfaces that have a role, at ingress and at egress.
+//!
+//! Two ways lead there: a *tcx* link, pinned in bpffs, where the kernel has them (6.6 and later);
+//! else a *clsact* filter. Either outlives the daemon, which is never in the packet path: dropping
+//! an [`Attacher`] leaves everything attached, and the next one adopts what it finds. A program is
+//! only ever replaced in place, atomically; a change between the two ways attaches the new before
+//! it removes the old, so that there is a moment with both and none with neither (the second
+//! program finds no VIP left to translate). Programs of others are left alone.
+//!
+//! The state is the kernel's: every [`Attacher::sync`] compares with what is really attached. This
+//! file decides what should be where; `tcx` and `clsact` do it, `stray` knows our programs from
+//! others', `bpf` speaks to the kernel. None of them knows what the programs do.
+
+mod bpf;
+mod clsact;
+mod error;
+mod listing;
+mod programs;
+mod stray;
+mod tcx;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+use tracing::{debug, info, warn};
+
+pub use error::AttachError;
+use error::bpf_error;
+pub use listing::{Cleanup, detach_all, list};
+pub use programs::Programs;
+use programs::{PROGRAM_NAMES, Program};
+
+use crate::interfaces::{Interface, Interfaces, Role};
+
+/// How to attach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachMode {
+    /// With tcx where the kernel has it, else with clsact.
+    #[default]
+    Auto,
+    /// With tcx only.
+    Tcx,
+    /// With clsact only.
+    Clsact,
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachKind {
+    /// By a tcx link.
+    Tcx,
+    /// By a filter of the clsact qdisc.
+    Clsact,
+}
+
+impl fmt::Display for AttachKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+/// Which of an interface's two hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Packets that enter the host's stack.
+    Ingress,
+    /// Packets that leave it.
+    Egress,
+}
+
+impl Direction {
+    /// Both hooks, in the order in which they are attached: a translated reply needs egress, so
+    /// that comes first.
+    const BOTH: [Self; 2] = [Self::Egress, Self::Ingress];
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+/// One hook of one interface.
+#[derive(Clone, Copy, Debug)]
+struct Hook<'a> {
+    index: u32,
+    name: &'a str,
+    direction: Direction,
+}
+
+impl fmt::Display for Hook<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} (interface {})", self.direction, self.name, self.index)
+    }
+}
+
+/// A program at a hook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Attachment {
+    /// The interface index.
+    pub index: u32,
+    /// The interface's name; empty if it is gone.
+    pub interface: String,
+    /// The interface's role, where it is known.
+    pub role: Option<Role>,
+    /// The hook.
+    pub direction: Direction,
+    /// How the program is attached.
+    pub kind: AttachKind,
+    /// The id of the program.
+    pub program_id: u32,
+    /// The id of the link, for tcx.
+    pub link_id: Option<u32>,
+}
+
+/// One thing that did not work out; everything else was done all the same.
+#[derive(Debug)]
+pub struct Failure {
+    /// The interface, where there is one.
+    pub interface: String,
+    /// What happened.
+    pub error: AttachError,
+}
+
+/// What a sync did.
+#[derive(Debug, Default)]
+pub struct SyncReport {
+    /// Hooks where a program was attached or replaced.
+    pub attached: usize,
+    /// Attachments that were removed, strays included.
+    pub detached: usize,
+    /// What failed. The next sync tries it again.
+    pub failures: Vec<Failure>,
+}
+
+impl SyncReport {
+    fn failed(&mut self, interface: &str, error: AttachError) {
+        if error.is_gone() {
+            debug!(interface, %error, "the interface went away");
+        } else {
+            warn!(interface, %error, "not attached as it should be");
+            self.failures.push(Failure { interface: interface.to_owned(), error });
+        }
+    }
+}
+
+/// What attaching to a hook came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It was as it should be.
+    Unchanged,
+    /// Another program of ours was replaced in place.
+    Replaced,
+    /// There was none of ours.
+    Attached,
+}
+
+/// Attaches programs, and keeps them attached.
+#[derive(Debug)]
+pub struct Attacher {
+    programs: Programs,
+    pins: PathBuf,
+    mode: AttachMode,
+    /// Found out at the first hook.
+    kernel_has_tcx: Option<bool>,
+    attachments: BTreeMap<(u32, Direction), Attachment>,
+    /// Hooks that were searched for what an earlier dsproxy left in another way.
+    searched: BTreeSet<(u32, Direction)>,
+    /// Whether interfaces without a role were searched.
+    swept: bool,
+}
+
+impl Attacher {
+    /// Will attach these programs, with tcx links pinned in the directory `pins`, which is made if
+    /// need be and has to be on a bpffs.
+    pub fn new(programs: Programs, pins: &Path, mode: AttachMode) -> Result<Self, AttachError> {
+        std::fs::create_dir_all(pins).map_err(|source| AttachError::Pin {
+            operation: "make the directory",
+            path: pins.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            programs,
+            pins: pins.to_owned(),
+            mode,
+            kernel_has_tcx: None,
+            attachments: BTreeMap::new(),
+            searched: BTreeSet::new(),
+            swept: false,
+        })
+    }
+
+    /// Makes the attachments equal to what these interfaces want. Nothing happens where they are;
+    /// where something fails, the rest is done all the same, and calling again tries it again.
+    ///
+    /// Takes system calls that wait for the kernel's network configuration lock, so it does not
+    /// belong on a thread that has to answer others at once.
+    pub fn sync(&mut self, wanted: &Interfaces) -> SyncReport {
+        let mut report = SyncReport::default();
+        for interface in wanted.values() {
+            for direction in Direction::BOTH {
+                let hook = Hook { index: interface.index, name: &interface.name, direction };
+                if let Err(error) = self.attach(interface, hook, &mut report) {
+                    self.forget(interface.index, direction);
+                    report.failed(&interface.name, error);
+                }
+            }
+        }
+        self.detach_unwanted(wanted, &mut report);
+        report
+    }
+
+    /// What is attached, as of the last sync.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        self.attachments.values().cloned().collect()
+    }
+
+    fn attach(&mut self, interface: &Interface, hook: Hook<'_>, report: &mut SyncReport) -> Result<(), AttachError> {
+        let program = self.programs.fitting(interface.link_layer, hook.direction);
+        let (kind, link_id, outcome) = match (self.mode, self.kernel_has_tcx) {
+            (AttachMode::Clsact, _) | (AttachMode::Auto, Some(false)) => {
+                (AttachKind::Clsact, None, clsact::attach(hook, program)?)
+            }
+            (AttachMode::Auto | AttachMode::Tcx, _) => match tcx::attach(hook, program, &self.pins) {
+                Ok((link, outcome)) => {
+                    self.kernel_has_tcx = Some(true);
+                    (AttachKind::Tcx, Some(link), outcome)
+                }
+                // The attempt decides, not the kernel's version: distributions carry tcx back.
+                Err(AttachError::NoTcx { .. }) if self.mode == AttachMode::Auto && self.kernel_has_tcx.is_none() => {
+                    info!("the kernel has no tcx; attaching with clsact");
+                    self.kernel_has_tcx = Some(false);
+                    (AttachKind::Clsact, None, clsact::attach(hook, program)?)
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let attachment = Attachment {
+            index: interface.index,
+            interface: interface.name.clone(),
+            role: Some(interface.role),
+            direction: hook.direction,
+            kind,
+            program_id: program.id,
+            link_id,
+        };
+        let key = (interface.index, hook.direction);
+        if outcome == Outcome::Unchanged {
+            debug!(interface = %interface.name, direction = %hook.direction, %kind, "still attached");
+        } else {
+            report.attached += 1;
+            info!(
+                interface = %interface.name, role = ?interface.role, direction = %hook.direction,
+                %kind, program = program.name, ?outcome, "attached"
+            );
+        }
+        self.attachments.insert(key, attachment);
+        if !self.searched.contains(&key) {
+            report.detached += self.remove_leftovers(hook, kind, link_id)?;
+            self.searched.insert(key);
+        }
+        Ok(())
+    }
+
+    /// Removes what an earlier dsproxy left at a hook that is served now: the other kind of
+    /// attachment, programs in places where they are not looked for.
+    fn remove_leftovers(&self, hook: Hook<'_>, kind: AttachKind, link_id: Option<u32>) -> Result<usize, AttachError> {
+        let filters = match kind {
+            AttachKind::Tcx => clsact::detach(hook)?,
+            AttachKind::Clsact => usize::from(tcx::detach(hook.index, hook.direction, &self.pins)?),
+        };
+        let strays = stray::detach(hook, link_id)?;
+        if filters + strays > 0 {
+            info!(interface = %hook.name, direction = %hook.direction, filters, strays, "removed leftovers");
+        }
+        Ok(filters + strays)
+    }
+
+    fn detach_unwanted(&mut self, wanted: &Interfaces, report: &mut SyncReport) {
+        match tcx::pins_in(&self.pins) {
+            Ok(pins) => {
+                for (index, direction) in pins {
+                    if !wanted.contains_key(&index) {
+                        match tcx::detach(index, direction, &self.pins) {
+                            Ok(detached) => report.detached += usize::from(detached),
+                            Err(error) => report.failed(&listing::name_of(index), error),
+                        }
+                    }
+                }
+            }
+            Err(error) => report.failed("", error),
+        }
+        for index in self.unwanted_interfaces(wanted, report) {
+            let name = listing::name_of(index);
+            for direction in Direction::BOTH {
+                let hook = Hook { index, name: &name, direction };
+                match clsact::detach(hook).and_then(|filters| Ok(filters + stray::detach(hook, None)?)) {
+                    Ok(detached) => report.detached += detached,
+                    Err(error) => report.failed(&name, error),
+                }
+            }
+        }
+        for attachment in self.attachments.values() {
+            if !wanted.contains_key(&attachment.index) {
+                let Attachment { interface, direction, .. } = attachment;
+                info!(%interface, %direction, "no longer attached");
+            }
+        }
+        self.attachments.retain(|(index, _), _| wanted.contains_key(index));
+        self.searched.retain(|(index, _)| wanted.contains_key(index));
+    }
+
+    /// Interfaces without a role that may have programs of ours: those that had a role until now,
+    /// and at first all of them, for a role may have ended unseen.
+    fn unwanted_interfaces(&mut self, wanted: &Interfaces, report: &mut SyncReport) -> BTreeSet<u32> {
+        let mut unwanted: BTreeSet<u32> = self.attachments.keys().map(|(index, _)| *index).collect();
+        if !self.swept {
+            match listing::all_interfaces() {
+                Ok(interfaces) => {
+                    self.swept = true;
+                    unwanted.extend(interfaces.into_keys());
+                }
+                Err(error) => report.failed("", error),
+            }
+        }
+        unwanted.retain(|index| !wanted.contains_key(index));
+        unwanted
+    }
+
+    /// Leaves a hook in an unknown state, to be looked at in full the next time.
+    fn forget(&mut self, index: u32, direction: Direction) {
+        self.attachments.remove(&(index, direction));
+        self.searched.remove(&(index, direction));
+        self.swept = false;
+    }
+}

@@ -1,0 +1,94 @@
+//! What is attached in the network namespace, and the removal of all of it. Works from what the
+//! kernel and bpffs say alone: no program is loaded, and no daemon need be running.
+
+use std::{collections::BTreeMap, path::Path};
+
+use nix::net::if_::{Interface, if_indextoname, if_nameindex};
+
+use super::{AttachError, AttachKind, Attachment, Direction, Failure, Hook, bpf, bpf_error, clsact, stray, tcx};
+use crate::interfaces::Interfaces;
+
+/// The attachments, by interface; `interfaces` lends the roles.
+pub fn list(pins: &Path, interfaces: &Interfaces) -> Result<Vec<Attachment>, AttachError> {
+    let mut found = Vec::new();
+    let mut add = |index, direction, kind, program_id, link_id| {
+        found.push(Attachment {
+            index,
+            interface: name_of(index),
+            role: interfaces.get(&index).map(|interface| interface.role),
+            direction,
+            kind,
+            program_id,
+            link_id,
+        });
+    };
+    for (index, direction) in tcx::pins_in(pins)? {
+        if let Some((_, bpf::LinkInfo { id, program_id, interface })) = tcx::open_pin(pins, index, direction)?
+            && interface == index
+        {
+            add(index, direction, AttachKind::Tcx, program_id, Some(id));
+        }
+    }
+    for index in clsact::interfaces_with_clsact()? {
+        let name = name_of(index);
+        for direction in [Direction::Ingress, Direction::Egress] {
+            if let Some(program) = clsact::program_at(Hook { index, name: &name, direction })? {
+                add(index, direction, AttachKind::Clsact, program, None);
+            }
+        }
+    }
+    found.sort_by_key(|attachment| (attachment.index, attachment.direction, attachment.kind));
+    Ok(found)
+}
+
+/// What a removal did.
+#[derive(Debug, Default)]
+pub struct Cleanup {
+    /// Attachments and pins that were removed.
+    pub detached: usize,
+    /// What failed; everything else was done all the same.
+    pub failures: Vec<Failure>,
+}
+
+/// Detaches every program of ours from every interface of the network namespace.
+pub fn detach_all(pins: &Path) -> Cleanup {
+    let mut cleanup = Cleanup::default();
+    let mut note = |interface: &str, result: Result<usize, AttachError>| match result {
+        Ok(detached) => cleanup.detached += detached,
+        Err(error) if error.is_gone() => {}
+        Err(error) => cleanup.failures.push(Failure { interface: interface.to_owned(), error }),
+    };
+    match tcx::pins_in(pins) {
+        Ok(pinned) => {
+            for (index, direction) in pinned {
+                note(&name_of(index), tcx::detach(index, direction, pins).map(usize::from));
+            }
+        }
+        Err(error) => note("", Err(error)),
+    }
+    match all_interfaces() {
+        Ok(interfaces) => {
+            for (index, name) in interfaces {
+                for direction in [Direction::Ingress, Direction::Egress] {
+                    let hook = Hook { index, name: &name, direction };
+                    note(&name, clsact::detach(hook));
+                    note(&name, stray::detach(hook, None));
+                }
+            }
+        }
+        Err(error) => note("", Err(error)),
+    }
+    cleanup
+}
+
+/// The names of all interfaces, by index.
+pub(super) fn all_interfaces() -> Result<BTreeMap<u32, String>, AttachError> {
+    let interfaces = if_nameindex().map_err(|errno| bpf_error("list", "the interfaces")(errno.into()))?;
+    let named = |interface: &Interface| (interface.index(), interface.name().to_string_lossy().into_owned());
+    Ok(interfaces.iter().map(named).collect())
+}
+
+/// The name of an interface; empty if it is gone.
+pub(super) fn name_of(index: u32) -> String {
+    if_indextoname(index).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
