@@ -31,31 +31,40 @@ use crate::parse::link::Link;
 /// The host side of a pod's interface, or a node's device: packets that enter the stack.
 #[classifier]
 pub fn ingress_ethernet(context: TcContext) -> i32 {
-    action(pipeline::ingress(&context, Link::Ethernet))
+    action(&context, pipeline::ingress(&context, Link::Ethernet))
 }
 
 /// Packets that leave the stack.
 #[classifier]
 pub fn egress_ethernet(context: TcContext) -> i32 {
-    action(pipeline::egress(&context, Link::Ethernet))
+    action(&context, pipeline::egress(&context, Link::Ethernet))
 }
 
 /// As `ingress_ethernet`, on a device without a link-layer header.
 #[classifier]
 pub fn ingress_ip(context: TcContext) -> i32 {
-    action(pipeline::ingress(&context, Link::None))
+    action(&context, pipeline::ingress(&context, Link::None))
 }
 
 /// As `egress_ethernet`, on a device without a link-layer header.
 #[classifier]
 pub fn egress_ip(context: TcContext) -> i32 {
-    action(pipeline::egress(&context, Link::None))
+    action(&context, pipeline::egress(&context, Link::None))
 }
 
 /// What is not dropped goes on to whatever program is attached after ours, and from there to the stack.
 #[inline(always)]
-fn action(reason: Reason) -> i32 {
+fn action(context: &TcContext, reason: Reason) -> i32 {
+    log(context, reason);
     if reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
+}
+
+/// One line a packet, for debugging; no instruction of it is there without the feature.
+#[inline(always)]
+#[cfg_attr(not(feature = "log"), expect(unused_variables, reason = "nothing is logged without the feature"))]
+fn log(context: &TcContext, reason: Reason) {
+    #[cfg(feature = "log")]
+    aya_log_ebpf::info!(context, "{} bytes: {}", context.len(), reason.name());
 }
 
 #[cfg(target_arch = "bpf")]

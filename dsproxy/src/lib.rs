@@ -2,14 +2,23 @@
 //!
 //! Data flows one way, and the tree shows it: `source` -> `model` -> `resolve` -> `diff` -> `maps`.
 
+pub mod app;
+pub mod attachments;
+pub mod cli;
 pub mod cluster;
+pub mod cluster_cidr;
 pub mod datapath;
 pub mod diff;
+pub mod http;
+pub mod inspect;
 pub mod interfaces;
 pub mod maglev;
 pub mod maps;
+pub mod metrics;
 pub mod model;
 mod netlink;
+#[cfg(feature = "packet-log")]
+mod packet_log;
 pub mod progress;
 pub mod reconcile;
 pub mod resolve;

@@ -186,6 +186,14 @@ impl KernelMaps {
         Ok(connections)
     }
 
+    /// How many reply entries there are for connections of `family`.
+    pub fn reply_count(&self, family: IpFamily) -> Result<usize, MapError> {
+        match family {
+            IpFamily::V4 => self.v4.reply_count(),
+            IpFamily::V6 => self.v6.reply_count(),
+        }
+    }
+
     /// Everything the diff needs to know.
     pub fn contents(&self) -> Result<Contents, MapError> {
         let frontends = self.frontends()?;
@@ -323,6 +331,10 @@ impl<A: Address + Pod> FamilyMaps<A> {
             }
         }
         Ok(words)
+    }
+
+    fn reply_count(&self) -> Result<usize, MapError> {
+        self.reply.keys().try_fold(0, |count, key| key.map(|_| count + 1)).map_err(kernel("read", MapKind::Connections))
     }
 
     fn connections(&self) -> Result<Vec<ConnectionRecord>, MapError> {

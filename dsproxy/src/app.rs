@@ -1,0 +1,198 @@
+//! The daemon: everything is wired here, in the order in which data flows.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time,
+};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    attachments::Attachments,
+    cli::{LogFormat, RunArguments},
+    datapath::{
+        attach::{self, Attacher, Programs},
+        bpffs::Bpffs,
+        load::{self, Lifetimes, Loaded},
+    },
+    http,
+    interfaces::{self, Overrides},
+    maps::Contents,
+    metrics::Metrics,
+    progress::Progress,
+    reconcile::Reconciler,
+    source::{SourceStatus, kubernetes, manifests::Manifests},
+};
+
+/// How many events a source may be ahead of the reconciler.
+const EVENT_BACKLOG: usize = 1024;
+
+/// Runs the daemon until it is told to end. The data path goes on without it.
+///
+/// # Errors
+///
+/// When something that the daemon cannot do without is missing.
+pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
+    start_log(&arguments)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the asynchronous runtime")?
+        .block_on(serve(arguments))
+}
+
+async fn serve(arguments: RunArguments) -> anyhow::Result<()> {
+    let RunArguments {
+        kubeconfig,
+        manifests,
+        cluster_cidr,
+        node_devices,
+        pod_interfaces,
+        attach,
+        healthz_bind_address,
+        metrics_bind_address,
+        bpffs,
+        sizes,
+        log_format: _,
+        log_level: _,
+    } = arguments;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        kubeconfig = kubeconfig.as_deref().map(|file| tracing::field::display(file.display())),
+        manifests = manifests.as_deref().map(|directory| tracing::field::display(directory.display())),
+        cluster_cidr = cluster_cidr.map(tracing::field::display),
+        bpffs = %bpffs.directory.display(),
+        sizes = ?sizes.capacities(),
+        "starting"
+    );
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+
+    // Whatever can be refused is refused before anything is touched.
+    let source = match &manifests {
+        Some(directory) => Source::Manifests(Manifests::open(directory)?),
+        None => Source::Kubernetes(kubernetes::connect(kubeconfig.as_deref()).await?),
+    };
+    let overrides = Overrides::new(&node_devices, &pod_interfaces)?;
+    let interfaces = interfaces::watch(overrides).await?;
+    refuse_missing_devices(&node_devices)?;
+
+    let bpffs = Bpffs::ensure(&bpffs.directory)?;
+    let Loaded { object, maps, found } = load::load(Some(&bpffs), &sizes.capacities(), &Lifetimes::default())?;
+    let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
+    info!(found, frontends = contents.frontends.len(), backends = contents.backends.len(), "maps ready");
+    #[cfg(feature = "packet-log")]
+    let mut object = object;
+    #[cfg(feature = "packet-log")]
+    crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
+    let attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), attach)?;
+    let attachments = Attachments::follow(attacher, interfaces);
+
+    let progress = Arc::new(Progress::default());
+    let status = SourceStatus::new();
+    let metrics =
+        Metrics::new(load::open_pinned(&bpffs)?, Arc::clone(&progress), Arc::clone(&status), attachments.report());
+    let health = http::Health::new(Arc::clone(&progress));
+    tokio::spawn(http::serve("health", healthz_bind_address, http::health_routes(health)));
+    tokio::spawn(http::serve("metrics", metrics_bind_address, http::metrics_routes(metrics)));
+
+    let (sender, events) = mpsc::channel(EVENT_BACKLOG);
+    let reconciler = Reconciler::new(maps, &contents, progress, std::time::Instant::now());
+    drop(contents);
+    let mut reconciler = tokio::spawn(reconciler.run(events));
+    let mut source = tokio::spawn(async move {
+        match source {
+            Source::Manifests(manifests) => manifests.run(sender, status).await,
+            Source::Kubernetes(client) => kubernetes::run(client, sender, status).await,
+        }
+    });
+
+    tokio::select! {
+        _ = terminate.recv() => info!("told to end; the data path goes on"),
+        _ = interrupt.recv() => info!("interrupted; the data path goes on"),
+        ended = &mut reconciler => bail!("the reconciler ended ({ended:?}); the data path goes on as it is"),
+        ended = &mut source => bail!("the source ended ({ended:?}); the data path goes on as it is"),
+    }
+    Ok(())
+}
+
+enum Source {
+    Manifests(Manifests),
+    Kubernetes(kube::Client),
+}
+
+/// A device that was named and is not there is a mistake at start, and may come and go afterwards.
+fn refuse_missing_devices(node_devices: &[String]) -> anyhow::Result<()> {
+    for device in node_devices {
+        if let Err(error) = nix::net::if_::if_nametoindex(device.as_str()) {
+            bail!("--node-devices: no device {device:?} in this network namespace ({error}); `ip link` lists them");
+        }
+    }
+    Ok(())
+}
+
+fn start_log(arguments: &RunArguments) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&arguments.log_level).with_context(|| {
+        format!("--log-level {:?}: write a level, as in info, or targets and levels", arguments.log_level)
+    })?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match arguments.log_format {
+        LogFormat::Text => log.with_ansi(false).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("start the log: {error}"))
+}
+
+/// Removes everything of ours from the kernel.
+///
+/// # Errors
+///
+/// When something stays behind; the rest is removed all the same.
+pub fn cleanup(directory: &Path) -> anyhow::Result<()> {
+    let existing = Bpffs::existing(directory)?;
+    let links = existing.as_ref().map_or_else(|| directory.to_owned(), Bpffs::links);
+    let cleanup = attach::detach_all(&links);
+    println!("{} programs detached", cleanup.detached);
+    for failure in &cleanup.failures {
+        eprintln!("dsproxy: {}: {}", failure.interface, failure.error);
+    }
+    match existing {
+        Some(bpffs) => {
+            bpffs.remove()?;
+            println!("maps and pins removed from {}", directory.display());
+        }
+        None => println!("nothing pinned at {}", directory.display()),
+    }
+    if !cleanup.failures.is_empty() {
+        bail!("{} programs are still attached", cleanup.failures.len());
+    }
+    Ok(())
+}
+
+/// The waits between attempts at something that keeps failing.
+pub(crate) struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_secs(1);
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    pub(crate) fn new() -> Self {
+        Self { next: Self::FIRST }
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.next = Self::FIRST;
+    }
+
+    pub(crate) async fn wait(&mut self) {
+        time::sleep(self.next).await;
+        self.next = (self.next * 2).min(Self::LONGEST);
+    }
+}

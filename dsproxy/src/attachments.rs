@@ -1,0 +1,90 @@
+//! The task that keeps the programs attached to whatever interfaces there are.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing::{info, warn};
+
+use crate::{
+    app::Backoff,
+    datapath::attach::{Attacher, Attachment},
+    interfaces::Watch,
+};
+
+/// What is attached now, for metrics.
+#[derive(Debug, Default)]
+pub struct Report {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    attachments: Vec<Attachment>,
+    failing: usize,
+    failures: u64,
+}
+
+impl Report {
+    /// What is attached.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).attachments.clone()
+    }
+
+    /// How many interfaces have no program now because attaching failed, and how often it has failed since the start.
+    pub fn failures(&self) -> (usize, u64) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.failing, state.failures)
+    }
+}
+
+/// A running task.
+pub struct Attachments {
+    report: Arc<Report>,
+}
+
+impl Attachments {
+    /// Attaches to the interfaces of `watch` now, and follows them from here on.
+    pub fn follow(mut attacher: Attacher, mut watch: Watch) -> Self {
+        let report = Arc::new(Report::default());
+        let shared = Arc::clone(&report);
+        let interfaces = watch.current();
+        let mut failing = sync(&mut attacher, &interfaces, &shared);
+        tokio::spawn(async move {
+            let mut backoff = Backoff::new();
+            loop {
+                let interfaces = if failing {
+                    tokio::select! {
+                        interfaces = watch.changed() => interfaces,
+                        () = backoff.wait() => watch.current(),
+                    }
+                } else {
+                    backoff.reset();
+                    watch.changed().await
+                };
+                failing = sync(&mut attacher, &interfaces, &shared);
+            }
+        });
+        Self { report }
+    }
+
+    /// What is attached, as it changes.
+    pub fn report(&self) -> Arc<Report> {
+        Arc::clone(&self.report)
+    }
+}
+
+/// Says whether something is to be tried again.
+fn sync(attacher: &mut Attacher, interfaces: &crate::interfaces::Interfaces, report: &Report) -> bool {
+    let outcome = attacher.sync(interfaces);
+    if outcome.attached > 0 || outcome.detached > 0 {
+        info!(attached = outcome.attached, detached = outcome.detached, "interfaces followed");
+    }
+    for failure in &outcome.failures {
+        warn!(interface = failure.interface, error = %failure.error, "traffic of this interface is not translated");
+    }
+    let failing = outcome.failures.len();
+    let mut state = report.state.lock().unwrap_or_else(PoisonError::into_inner);
+    state.attachments = attacher.attachments();
+    state.failing = failing;
+    state.failures += failing as u64;
+    failing > 0
+}

@@ -1,0 +1,112 @@
+//! The HTTP servers for health and metrics.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use crate::{app::Backoff, metrics::Metrics, progress::Progress};
+
+/// What the health endpoints go by.
+#[derive(Clone)]
+pub struct Health {
+    progress: Arc<Progress>,
+}
+
+impl Health {
+    /// Health as `progress` tells it.
+    pub fn new(progress: Arc<Progress>) -> Self {
+        Self { progress }
+    }
+
+    /// Healthy once the maps have held everything, for as long as no update waits too long.
+    fn answer(&self, ready: bool) -> Response {
+        let now = Utc::now();
+        let healthy = ready && !self.progress.is_stale(Instant::now());
+        let family = FamilyHealth { last_updated: self.progress.updated(), healthy };
+        let body = HealthBody {
+            last_updated: self.progress.updated(),
+            current_time: now,
+            healthy,
+            status: Families { v4: family.clone(), v6: family },
+        };
+        let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (code, Json(body)).into_response()
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HealthBody {
+    last_updated: Option<DateTime<Utc>>,
+    current_time: DateTime<Utc>,
+    healthy: bool,
+    status: Families,
+}
+
+#[derive(Serialize)]
+struct Families {
+    #[serde(rename = "IPv4")]
+    v4: FamilyHealth,
+    #[serde(rename = "IPv6")]
+    v6: FamilyHealth,
+}
+
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FamilyHealth {
+    last_updated: Option<DateTime<Utc>>,
+    healthy: bool,
+}
+
+/// `/healthz`: may this node be sent traffic? `/livez`: is there a reason to restart the daemon?
+pub fn health_routes(health: Health) -> Router {
+    Router::new()
+        .route(
+            "/healthz",
+            get(|State(health): State<Health>| async move { health.answer(health.progress.snapshot().synced) }),
+        )
+        .route("/livez", get(|State(health): State<Health>| async move { health.answer(true) }))
+        .with_state(health)
+}
+
+/// `/metrics`, in the OpenMetrics text format.
+pub fn metrics_routes(metrics: Metrics) -> Router {
+    Router::new().route("/metrics", get(scrape)).with_state(Arc::new(metrics))
+}
+
+async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
+    match metrics.encode() {
+        Ok(text) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Serves `routes` at `address` for ever; an address that cannot be had is tried again, as kube-proxy does.
+pub async fn serve(what: &'static str, address: SocketAddr, routes: Router) {
+    let mut backoff = Backoff::new();
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                info!(what, %address, "serving");
+                if let Err(error) = axum::serve(listener, routes.clone()).await {
+                    warn!(what, %address, %error, "the server ended");
+                }
+            }
+            Err(error) => warn!(what, %address, %error, "cannot listen; the next attempt follows"),
+        }
+        backoff.wait().await;
+    }
+}

@@ -1,0 +1,49 @@
+//! `dsproxy status`, `services`, `backends` and `connections`: read from the live maps, whether a daemon runs or not.
+
+mod columns;
+mod views;
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+pub use self::views::{backends, connections, services, status};
+use crate::{
+    cli::{InspectArguments, OutputFormat},
+    datapath::{bpffs::Bpffs, load},
+    maps::kernel::KernelMaps,
+};
+
+/// What a view is made from.
+pub struct Live {
+    bpffs: Bpffs,
+    maps: KernelMaps,
+}
+
+/// Something that can be printed for people and for programs.
+pub trait View: Serialize {
+    /// The tables, as text.
+    fn table(&self) -> String;
+}
+
+/// Prints what `view` makes of the live maps.
+///
+/// # Errors
+///
+/// When there are none, or they cannot be read.
+pub fn print<V: View>(
+    arguments: &InspectArguments,
+    view: impl FnOnce(&Live) -> anyhow::Result<V>,
+) -> anyhow::Result<()> {
+    let InspectArguments { bpffs, output } = arguments;
+    let directory = &bpffs.directory;
+    let nothing =
+        || format!("no dsproxy maps are pinned at {}; is this the --bpffs of `dsproxy run`?", directory.display());
+    let bpffs = Bpffs::existing(directory)?.with_context(nothing)?;
+    let maps = load::open_pinned(&bpffs).with_context(nothing)?;
+    let view = view(&Live { bpffs, maps })?;
+    match output {
+        OutputFormat::Table => print!("{}", view.table()),
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&view).context("write JSON")?),
+    }
+    Ok(())
+}
