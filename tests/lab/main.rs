@@ -1,4 +1,10 @@
 //! Tests with real sockets in a lab of network namespaces. They need root, and the daemon's binary; `cargo
 //! xtask test` sees to both.
 
+mod change;
+mod cleanup;
+mod cluster;
+mod commands;
+mod restart;
+mod serve;
 mod topology;

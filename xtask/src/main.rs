@@ -8,6 +8,8 @@ mod run;
 mod setup;
 mod test;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -42,9 +44,18 @@ enum Task {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let Arguments { task } = Arguments::parse();
-    setup::ensure()?;
+    match setup::ensure().and_then(|()| perform(task)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Setup => Ok(()),
         Task::Build { release } => cargo::build_daemon(release),

@@ -54,12 +54,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !failed.is_empty() {
         bail!("FAILED after {took} s: {}", failed.join("; "));
     }
-    match &options.filter {
-        Some(filter) => {
-            println!("xtask test: all tests matching {filter:?} passed, nothing was left behind ({took} s)")
-        }
-        None => println!("xtask test: all tests passed, nothing was left behind ({took} s)"),
-    }
+    let which = options.filter.as_ref().map(|filter| format!(" matching {filter:?}")).unwrap_or_default();
+    println!("xtask test: all tests{which} passed, nothing was left behind ({took} s)");
     Ok(())
 }
 

@@ -32,5 +32,5 @@ fn main() -> ExitCode {
     for failure in &failures {
         eprintln!("{failure}");
     }
-    if failures.is_empty() && !(expect_none && !leftovers.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failures.is_empty() && (leftovers.is_empty() || !expect_none) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,0 +1,158 @@
+//! The small cluster that most cases start from: clients and backends in every place they can be.
+
+use std::time::Duration;
+
+use dsproxy_common::{IpFamily, Protocol};
+use dsproxy_tests::lab::{
+    Attach, Daemon, DaemonOptions, DualStack, EchoServer, ExchangeError, Lab, LabError, Manifests, Namespace, Pod,
+    ServiceManifest, Side, TcpSession, UdpSession, Wiring, eventually,
+};
+
+/// The port of the VIPs.
+pub(crate) const PORT: u16 = 80;
+
+/// The port the backends serve on.
+pub(crate) const TARGET: u16 = 8080;
+
+/// How long a change of the manifests may take to be seen in traffic.
+pub(crate) const SOON: Duration = Duration::from_secs(5);
+
+/// The place of a pod: its role, node and wiring.
+const PLACES: [(&str, Side, Wiring); 3] =
+    [("local", Side::A, Wiring::Routed), ("bridged", Side::A, Wiring::Bridged), ("remote", Side::B, Wiring::Routed)];
+
+/// Two clients on node A, three backends on both nodes, and an empty directory of manifests.
+pub(crate) struct Cluster {
+    pub(crate) client: Pod,
+    pub(crate) bridged_client: Pod,
+    pub(crate) backends: Vec<Backend>,
+    pub(crate) manifests: Manifests,
+    // Last, so that the namespaces go after what lives in them.
+    pub(crate) lab: Lab,
+}
+
+/// A pod with an echo server that answers with the pod's role.
+pub(crate) struct Backend {
+    pub(crate) role: String,
+    pub(crate) pod: Pod,
+    _server: EchoServer,
+}
+
+impl Cluster {
+    pub(crate) fn build() -> Self {
+        let lab = Lab::new().expect("the lab is built");
+        let add = |side, wiring, role: &str| lab.add_pod(side, wiring, role).expect("the pod is added");
+        let client = add(Side::A, Wiring::Routed, "client");
+        let bridged_client = add(Side::A, Wiring::Bridged, "bridged-client");
+        let manifests = Manifests::create(lab.directory().join("manifests")).expect("the directory is made");
+        let mut cluster = Self { client, bridged_client, backends: Vec::new(), manifests, lab };
+        for (role, side, wiring) in PLACES {
+            cluster.add_backend(role, side, wiring);
+        }
+        cluster
+    }
+
+    /// Adds a pod and starts its server.
+    pub(crate) fn add_backend(&mut self, role: &str, side: Side, wiring: Wiring) {
+        let pod = self.lab.add_pod(side, wiring, role).expect("the pod is added");
+        let server = EchoServer::start(&pod, TARGET, role).expect("the server listens");
+        self.backends.push(Backend { role: role.to_owned(), pod, _server: server });
+    }
+
+    /// The addresses of the backend `role`.
+    pub(crate) fn backend(&self, role: &str) -> DualStack {
+        self.backends
+            .iter()
+            .find(|backend| backend.role == role)
+            .unwrap_or_else(|| panic!("no backend {role}"))
+            .pod
+            .addresses()
+    }
+
+    /// Writes `service`, in place of what stood under its name before.
+    pub(crate) fn write(&self, service: &ServiceManifest) {
+        self.manifests.write(service).expect("the manifest is written");
+    }
+
+    /// Starts the daemon with default options.
+    pub(crate) fn start_daemon(&self) -> Daemon<'_> {
+        self.start_daemon_with(Attach::Auto)
+    }
+
+    /// Starts the daemon with `--attach`.
+    pub(crate) fn start_daemon_with(&self, attach: Attach) -> Daemon<'_> {
+        let options = DaemonOptions { attach, ..DaemonOptions::default() };
+        Daemon::start(&self.lab, &self.manifests, options).expect("the daemon starts")
+    }
+}
+
+/// A dual-stack Service `name` on TCP and UDP, served by the pods at `backends`.
+pub(crate) fn service(name: &str, vip: DualStack, backends: &[DualStack]) -> ServiceManifest {
+    ServiceManifest::new("default", name)
+        .dual_stack(vip)
+        .port(Protocol::Tcp, PORT, TARGET)
+        .port(Protocol::Udp, PORT, TARGET)
+        .backends(backends.iter().copied())
+}
+
+/// Exchanges with `vip` in every way a client can; fails unless it is always `role` that answers.
+pub(crate) fn answers(client: &Namespace, vip: DualStack, port: u16, role: &str) -> Result<(), Wrong> {
+    for family in IpFamily::ALL {
+        answers_in(client, family, vip, port, role)?;
+    }
+    Ok(())
+}
+
+/// [`answers`] in one family.
+pub(crate) fn answers_in(
+    client: &Namespace,
+    family: IpFamily,
+    vip: DualStack,
+    port: u16,
+    role: &str,
+) -> Result<(), Wrong> {
+    let target = vip.socket(family, port);
+    let expect = |protocol, backend: &str| {
+        if backend == role { Ok(()) } else { Err(Wrong::Backend { family, protocol, answered: backend.to_owned() }) }
+    };
+    let mut session = TcpSession::open(client, target)?;
+    expect(Protocol::Tcp, session.backend())?;
+    session.exchange(b"hello")?;
+    for connected in [true, false] {
+        expect(Protocol::Udp, &UdpSession::open(client, target, connected)?.ask()?)?;
+    }
+    Ok(())
+}
+
+/// Waits until `vip` answers everything as `role`.
+pub(crate) fn wait_until_answers(client: &Namespace, vip: DualStack, role: &str) {
+    eventually(&format!("{role} is to answer on {vip}"), SOON, || answers(client, vip, PORT, role))
+        .expect("the Service is served");
+}
+
+/// Fails unless nobody answers on `target`.
+pub(crate) fn is_silent(client: &Namespace, family: IpFamily, vip: DualStack, port: u16) -> Result<(), Wrong> {
+    let target = vip.socket(family, port);
+    // UDP first: it is the one that shows silence without waiting for seconds.
+    let asked =
+        UdpSession::open(client, target, false)?.with_patience(Duration::from_millis(200)).and_then(|mut s| s.ask());
+    if let Ok(answered) = asked {
+        return Err(Wrong::Backend { family, protocol: Protocol::Udp, answered });
+    }
+    match TcpSession::open(client, target) {
+        Ok(session) => Err(Wrong::Backend { family, protocol: Protocol::Tcp, answered: session.backend().to_owned() }),
+        Err(ExchangeError::Lab(error)) => Err(error.into()),
+        Err(_) => Ok(()),
+    }
+}
+
+/// What an answer can have wrong.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Wrong {
+    #[error("{family} {protocol}: {answered:?} answered")]
+    Backend { family: IpFamily, protocol: Protocol, answered: String },
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    #[error(transparent)]
+    Lab(#[from] LabError),
+}
