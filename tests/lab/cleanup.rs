@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use dsproxy_common::IpFamily;
-use dsproxy_tests::lab::{Attach, DualStack, Side, attachments, eventually};
+use dsproxy_tests::lab::{Attach, DualStack, Side, attachments, eventually, tc};
 
 use crate::cluster::{Cluster, PORT, SOON, TARGET, answers, is_silent, service, wait_until_answers};
 
@@ -43,6 +43,36 @@ fn cleanup_leaves_nothing(attach: Attach) {
 
     daemon.start_again().expect("the daemon starts from nothing");
     eventually("waiting for the Service", SOON, || answers(client, vip, PORT, "remote")).expect("the Service is back");
+}
+
+#[test]
+fn a_foreign_filter_is_left_alone() {
+    let cluster = Cluster::build();
+    let client = cluster.client.namespace();
+    let node = cluster.lab.node(Side::A).namespace();
+    let interface = cluster.client.host_interface();
+    let tc = |arguments: &[&str]| tc(node, arguments).expect("tc runs");
+    tc(&["qdisc", "add", "dev", interface, "clsact"]);
+    // It matches a protocol number that nobody uses: it is to be there, not to do anything.
+    tc(&[
+        &["filter", "add", "dev", interface, "ingress", "prio", "7", "protocol", "ip", "u32"][..],
+        &["match", "ip", "protocol", "253", "0xff", "flowid", "1:1"],
+    ]
+    .concat());
+    let filters = || tc(&["filter", "show", "dev", interface, "ingress"]);
+    let foreign = filters();
+    assert!(foreign.contains("pref 7"), "{foreign}");
+
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
+    let mut daemon = cluster.start_daemon_with(Attach::Clsact);
+    wait_until_answers(client, vip, "local");
+    assert!(filters().contains(foreign.trim()), "{}", filters());
+
+    daemon.terminate().expect("SIGTERM ends it");
+    let output = daemon.command(&["cleanup"]).expect("the command runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(filters(), foreign, "what was there before is there still, and nothing else");
 }
 
 /// How many files, pins included, there are below `directory`.

@@ -2,10 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use dsproxy_common::IpFamily;
+use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::lab::{
-    Bulk, DualStack, EchoServer, ExchangeError, Extent, Lab, Namespace, Side, TcpSession, UdpSession, Wiring,
-    find_leftovers, link_counters,
+    Bulk, DualStack, EchoServer, ExchangeError, Extent, Lab, Load, Namespace, Side, Steady, TcpSession, UdpSession,
+    Wiring, eventually, find_leftovers, link_counters,
 };
 
 const PORT: u16 = 8080;
@@ -91,6 +91,34 @@ fn bulk_transfers_use_segmentation_offload() {
         let after = link_counters(backend.namespace(), "eth0").expect("the interface is there");
         let per_packet = (after.bytes - before.bytes) / (after.packets - before.packets);
         assert!(per_packet > 1500, "{family}: {per_packet} bytes per packet are no offload");
+    }
+}
+
+#[test]
+fn load_without_the_daemon_loses_nothing() {
+    let lab = Lab::new().expect("the lab is built");
+    let client = lab.add_pod(Side::A, Wiring::Bridged, "client").expect("the pod is added");
+    let backend = lab.add_pod(Side::A, Wiring::Bridged, "backend").expect("the pod is added");
+    let _server = EchoServer::start(&backend, PORT, "backend").expect("the server listens");
+    let targets: Vec<_> = IpFamily::ALL
+        .into_iter()
+        .flat_map(|family| Protocol::ALL.map(|protocol| (protocol, backend.addresses().socket(family, PORT))))
+        .collect();
+    let steady: Vec<Steady> =
+        targets.iter().map(|(protocol, target)| Steady::start(client.namespace(), *protocol, *target)).collect();
+    let load = Load::start(client.namespace(), &targets);
+    eventually("waiting for exchanges", Duration::from_secs(60), || match load.done() {
+        1000.. => Ok(()),
+        done => Err(format!("{done} so far")),
+    })
+    .expect("traffic goes on");
+    let report = load.finish().expect("the clients run");
+    assert_eq!(report.failed, 0, "{:?}", report.failures);
+    assert!(report.succeeded() >= 1000);
+    for session in steady {
+        let report = session.finish().expect("the session goes on");
+        assert!(report.exchanges > 0);
+        assert_eq!(report.backends, ["backend"]);
     }
 }
 

@@ -75,16 +75,20 @@ pub fn link_counters(namespace: &Namespace, interface: &str) -> Result<LinkCount
     }
 }
 
+/// Runs one `tc` command inside `namespace` and returns what it printed.
+pub fn tc(namespace: &Namespace, arguments: &[&str]) -> Result<String, LabError> {
+    print_of("tc", &[&["-n", namespace.name()][..], arguments].concat())
+}
+
 /// What traffic control and XDP have on `interface`: the hook and the program's name, which a bare qdisc
 /// does not have.
 pub(crate) fn traffic_control(namespace: &Namespace, interface: &str) -> Result<Vec<(&'static str, String)>, LabError> {
-    let inside = ["-n", namespace.name(), "-j"];
     let mut found = Vec::new();
-    let qdiscs = print_of("tc", &[&inside[..], &["qdisc", "show", "dev", interface]].concat())?;
+    let qdiscs = tc(namespace, &["-j", "qdisc", "show", "dev", interface])?;
     if entries(&qdiscs).any(|qdisc| qdisc["kind"] == "clsact") {
         found.push(("clsact", String::new()));
         for (hook, direction) in [("clsact ingress", "ingress"), ("clsact egress", "egress")] {
-            let filters = print_of("tc", &[&inside[..], &["filter", "show", "dev", interface, direction]].concat())?;
+            let filters = tc(namespace, &["-j", "filter", "show", "dev", interface, direction])?;
             // A filter is printed twice: its priority alone, and with what it runs.
             found.extend(entries(&filters).filter_map(|filter| {
                 let program = filter["options"]["bpf_name"].as_str()?;
@@ -92,7 +96,7 @@ pub(crate) fn traffic_control(namespace: &Namespace, interface: &str) -> Result<
             }));
         }
     }
-    let links = ip(&[&inside[..], &["-d", "link", "show", "dev", interface]].concat())?;
+    let links = ip(&["-n", namespace.name(), "-j", "-d", "link", "show", "dev", interface])?;
     found.extend(entries(&links).filter(|link| !link["xdp"].is_null()).map(|link| ("xdp", link["xdp"].to_string())));
     Ok(found)
 }

@@ -33,7 +33,7 @@ pub use bulk::{Bulk, BulkReport};
 pub use daemon::{Attach, Daemon, DaemonOptions, HttpAnswer, daemon_binary};
 pub use echo::EchoServer;
 pub use error::LabError;
-pub use iproute::{LinkCounters, link_counters};
+pub use iproute::{LinkCounters, link_counters, tc};
 pub use leftovers::{Extent, Leftover, find as find_leftovers, remove as remove_leftovers};
 pub use load::{Load, LoadReport, Steady, SteadyReport};
 pub use manifests::{Backend, Manifests, ServiceManifest};
