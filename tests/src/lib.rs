@@ -1,6 +1,5 @@
-//! The test crate of dsproxy: a lab of network namespaces, and what the tests, the demo and the benchmarks
-//! need to send real traffic through the kernel programs.
-//!
-//! It needs root and knows the daemon only by its command line, as a user does.
+//! What the tests, the demo and the benchmarks of dsproxy stand on: a lab of network namespaces for real traffic, and
+//! an API server that fails as it is told.
 
+pub mod apiserver;
 pub mod lab;

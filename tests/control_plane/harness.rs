@@ -1,0 +1,177 @@
+//! A source at work, its events sorted by kind, and its status.
+//!
+//! It does not know which source it is.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use dsproxy::{
+    model::{EndpointSlice, Service},
+    source::{
+        Delta, Event, EventSender, SourceStatus,
+        kubernetes::{self, Pace},
+    },
+};
+use dsproxy_tests::apiserver::ApiServer;
+use tokio::{sync::mpsc, task::JoinHandle};
+
+/// Nothing in a test takes so long unless it never happens.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) struct Source {
+    pub(crate) status: Arc<SourceStatus>,
+    events: mpsc::Receiver<Event>,
+    services: VecDeque<Delta<Service>>,
+    slices: VecDeque<Delta<EndpointSlice>>,
+    task: JoinHandle<()>,
+}
+
+/// Waiting times under which a test does not wait long.
+pub(crate) fn pace() -> Pace {
+    Pace {
+        first_retry: Duration::from_millis(5),
+        longest_retry_unreachable: Duration::from_millis(20),
+        longest_retry_refused: Duration::from_millis(20),
+        answer: Duration::from_secs(10),
+        shortest_watch: Duration::from_millis(20),
+        ..Pace::default()
+    }
+}
+
+impl Source {
+    pub(crate) fn start<F>(run: impl FnOnce(EventSender, Arc<SourceStatus>) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let status = SourceStatus::new();
+        let (sender, events) = mpsc::channel(64);
+        let task = tokio::spawn(run(sender, Arc::clone(&status)));
+        Self {
+            status,
+            events,
+            services: VecDeque::new(),
+            slices: VecDeque::new(),
+            task,
+        }
+    }
+
+    /// The proxy's source with this server at the other end.
+    pub(crate) async fn of(server: &ApiServer) -> Self {
+        Self::at(server, pace()).await
+    }
+
+    pub(crate) async fn at(server: &ApiServer, pace: Pace) -> Self {
+        let kubeconfig = server.kubeconfig();
+        let client = kubernetes::connect(Some(kubeconfig.path()))
+            .await
+            .expect("a client");
+        Self::start(|events, status| kubernetes::run_at(client, events, status, pace))
+    }
+
+    /// The source of a server that is already listed and watched, and what was listed.
+    pub(crate) async fn watching(server: &ApiServer) -> (Self, Vec<Service>, Vec<EndpointSlice>) {
+        let mut source = Self::of(server).await;
+        let services = source.snapshot_of_services().await;
+        let slices = source.snapshot_of_slices().await;
+        source.until_connected().await;
+        (source, services, slices)
+    }
+
+    pub(crate) async fn service(&mut self) -> Delta<Service> {
+        loop {
+            if let Some(delta) = self.services.pop_front() {
+                return delta;
+            }
+            self.receive().await;
+        }
+    }
+
+    pub(crate) async fn slice(&mut self) -> Delta<EndpointSlice> {
+        loop {
+            if let Some(delta) = self.slices.pop_front() {
+                return delta;
+            }
+            self.receive().await;
+        }
+    }
+
+    pub(crate) async fn snapshot_of_services(&mut self) -> Vec<Service> {
+        match self.service().await {
+            Delta::Snapshot(services) => services,
+            other => panic!("expected a snapshot of Services, got {other:?}"),
+        }
+    }
+
+    pub(crate) async fn snapshot_of_slices(&mut self) -> Vec<EndpointSlice> {
+        match self.slice().await {
+            Delta::Snapshot(slices) => slices,
+            other => panic!("expected a snapshot of EndpointSlices, got {other:?}"),
+        }
+    }
+
+    /// Asserts that nothing was sent up to now beyond what was received.
+    pub(crate) fn assert_silent(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            self.sort(event);
+        }
+        assert!(self.services.is_empty(), "unexpected {:?}", self.services);
+        assert!(self.slices.is_empty(), "unexpected {:?}", self.slices);
+    }
+
+    /// Waits until the status is as wanted.
+    pub(crate) async fn until(&self, what: &str, holds: impl Fn(&SourceStatus) -> bool) {
+        // The status has no way to be waited for: it is read when someone asks.
+        let holds = async {
+            while !holds(&self.status) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, holds).await;
+        assert!(
+            waited.is_ok(),
+            "waited in vain for {what}: {:?}",
+            self.status
+        );
+    }
+
+    pub(crate) async fn until_connected(&self) {
+        self.until("the connection", SourceStatus::connected).await;
+    }
+
+    /// Waits until `more` further attempts have failed.
+    pub(crate) async fn until_failed_again(&self, more: u64) {
+        let before = self.status.failures();
+        self.until("failures", |status| status.failures() >= before + more)
+            .await;
+    }
+
+    /// Nobody listens any more; asserts that the source ends.
+    pub(crate) async fn stop_listening(mut self) {
+        self.events.close();
+        while self.events.recv().await.is_some() {}
+        let ended = tokio::time::timeout(PATIENCE, &mut self.task).await;
+        ended
+            .expect("the source ends when nobody listens")
+            .expect("the source does not panic");
+    }
+
+    async fn receive(&mut self) {
+        match tokio::time::timeout(PATIENCE, self.events.recv()).await {
+            Ok(Some(event)) => self.sort(event),
+            Ok(None) => panic!("the source has ended"),
+            Err(_) => panic!("waited in vain for an event: {:?}", self.status),
+        }
+    }
+
+    fn sort(&mut self, event: Event) {
+        match event {
+            Event::Services(delta) => self.services.push_back(delta),
+            Event::EndpointSlices(delta) => self.slices.push_back(delta),
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

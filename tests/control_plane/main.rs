@@ -1,0 +1,13 @@
+//! The sources against what they read from: an API server that fails as told, and a directory.
+//!
+//! Each test asserts the exact events and the status; none of them knows what becomes of the events.
+
+mod harness;
+mod history;
+mod malformed;
+mod manifests;
+mod manifests_broken;
+mod objects;
+mod outages;
+mod refusals;
+mod watching;

@@ -1,0 +1,176 @@
+//! Answers to requests: lists, refusals, and the head of a watch.
+//!
+//! It does not know how an open watch goes on.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{Response, StatusCode, body::Frame};
+use serde_json::{Value, json};
+
+use super::{
+    Shared,
+    faults::{Fault, Refusal},
+    lock,
+    request::{Request, Verb, is_authorized},
+    stream,
+};
+
+pub(super) type Body = BoxBody<Bytes, io::Error>;
+
+/// Answers a request, or ends the connection without an answer.
+pub(super) async fn answer<B>(
+    request: &hyper::Request<B>,
+    shared: &Arc<Shared>,
+) -> io::Result<Response<Body>> {
+    let request = match Request::read(request) {
+        Ok(_) if !is_authorized(request) => return Ok(refuse(&Refusal::with(401))),
+        Ok(request) => request,
+        Err(bewildering) => {
+            lock(&shared.bewildering).push(bewildering);
+            shared.moved();
+            return Ok(refuse(&Refusal::with(400)));
+        }
+    };
+    lock(&shared.requests).push(request.clone());
+    shared.moved();
+    let fault = shared.faults.take(&request);
+    match &fault {
+        Some(Fault::Refuse(refusal)) => return Ok(refuse(refusal)),
+        Some(Fault::Delay(delay)) => tokio::time::sleep(*delay).await,
+        Some(Fault::Hang) => std::future::pending().await,
+        Some(Fault::Answer(text)) => return Ok(with_body(StatusCode::OK, whole(text.clone()))),
+        Some(Fault::CutAnswer) | None => {}
+    }
+
+    let bewildered = |bewildering: String| {
+        lock(&shared.bewildering).push(bewildering);
+        refuse(&Refusal::with(400))
+    };
+    match request.verb {
+        Verb::List => match list(&request, shared) {
+            Err(bewildering) => Ok(bewildered(bewildering)),
+            Ok(Err(refusal)) => Ok(refuse(&refusal)),
+            Ok(Ok(list)) if matches!(fault, Some(Fault::CutAnswer)) => {
+                let text = list.to_string();
+                let half = Bytes::from(text.as_bytes()[..text.len() / 2].to_vec());
+                let frames = [Ok(Frame::data(half)), Err(io::ErrorKind::BrokenPipe.into())];
+                let body = StreamBody::new(futures::stream::iter(frames)).boxed();
+                Ok(with_body(StatusCode::OK, body))
+            }
+            Ok(Ok(list)) => Ok(with_body(StatusCode::OK, whole(list.to_string()))),
+        },
+        Verb::Watch if fault.is_some_and(|fault| matches!(fault, Fault::CutAnswer)) => {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        Verb::Watch => match stream::open(&request, shared) {
+            Err(bewildering) => Ok(bewildered(bewildering)),
+            Ok(Err(refusal)) => Ok(refuse(&refusal)),
+            Ok(Ok(body)) => Ok(with_body(StatusCode::OK, body)),
+        },
+    }
+}
+
+fn list(request: &Request, shared: &Shared) -> Result<Result<Value, Refusal>, String> {
+    let selector = request.selector()?;
+    let limit = request.number("limit")?;
+    let mut store = lock(&shared.store);
+    let (version, mut items) = match request.parameter("continue") {
+        Some(token) => match store.take_page(token) {
+            Some(rest) => rest,
+            None => return Ok(Err(Refusal::with(410))),
+        },
+        None => {
+            let items = store
+                .objects(request.resource)
+                .filter(|object| selector.matches(object));
+            (store.version(), items.cloned().collect())
+        }
+    };
+    let limit = limit.map_or(items.len(), |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    });
+    let rest = items.split_off(limit.min(items.len()));
+    let mut metadata = json!({"resourceVersion": version.to_string()});
+    if !rest.is_empty() {
+        metadata["remainingItemCount"] = json!(rest.len());
+        metadata["continue"] = json!(store.keep_page(version, rest));
+    }
+    let (api_version, kind) = request.resource.type_meta();
+    for item in &mut items {
+        // The real server leaves them out in lists.
+        if let Some(item) = item.as_object_mut() {
+            item.remove("apiVersion");
+            item.remove("kind");
+        }
+    }
+    Ok(Ok(json!({
+        "apiVersion": api_version,
+        "kind": format!("{kind}List"),
+        "metadata": metadata,
+        "items": items,
+    })))
+}
+
+/// The Status object of a failure.
+pub(super) fn status(code: u16) -> Value {
+    let (reason, message) = match code {
+        400 => ("BadRequest", "the request is not understood"),
+        401 => ("Unauthorized", "Unauthorized"),
+        403 => ("Forbidden", "the user may not do this"),
+        410 => ("Expired", "too old resource version"),
+        429 => (
+            "TooManyRequests",
+            "the server has received too many requests",
+        ),
+        503 => (
+            "ServiceUnavailable",
+            "the server is unable to handle the request",
+        ),
+        504 => ("Timeout", "Too large resource version"),
+        _ => (
+            "InternalError",
+            "an error on the server has prevented the request",
+        ),
+    };
+    json!({
+        "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+        "code": code, "reason": reason, "message": message,
+    })
+}
+
+pub(super) fn refuse(refusal: &Refusal) -> Response<Body> {
+    let Refusal {
+        code,
+        retry_after,
+        plain,
+    } = *refusal;
+    let text = if plain {
+        "Too many requests, please try again later.\n".to_owned()
+    } else {
+        status(code).to_string()
+    };
+    let code = StatusCode::from_u16(code).expect("an HTTP status");
+    let mut response = with_body(code, whole(text));
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert("retry-after", seconds.into());
+    }
+    response
+}
+
+fn whole(text: String) -> Body {
+    Full::new(Bytes::from(text))
+        .map_err(|never| match never {})
+        .boxed()
+}
+
+fn with_body(code: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = code;
+    let json = hyper::header::HeaderValue::from_static("application/json");
+    response
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, json);
+    response
+}

@@ -1,0 +1,41 @@
+//! Connections: accepted, served, and reset when the server stops.
+//!
+//! It knows nothing of what is asked for.
+
+use std::{pin::pin, sync::Arc};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+use super::{Shared, answer};
+
+/// Accepts connections until it is aborted.
+pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>, reset: watch::Sender<bool>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
+        tokio::spawn(serve(stream, Arc::clone(&shared), reset.subscribe()));
+    }
+}
+
+async fn serve(stream: TcpStream, shared: Arc<Shared>, mut reset: watch::Receiver<bool>) {
+    let service = service_fn(move |request| {
+        let shared = Arc::clone(&shared);
+        Box::pin(async move { answer::answer(&request, &shared).await })
+    });
+    let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        // An error is the client's end of the connection, or an answer that was to be cut.
+        _ = pin!(&mut connection) => {}
+        _ = reset.wait_for(|&reset| reset) => {
+            // Dropped with linger zero, a socket sends a RST.
+            let stream = connection.into_parts().io.into_inner();
+            stream.set_zero_linger().expect("set linger");
+        }
+    }
+}

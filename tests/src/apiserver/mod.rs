@@ -1,0 +1,244 @@
+//! An API server for tests: it lists and watches as the real one does, and fails as told.
+//!
+//! It knows nothing of the proxy. Whatever it is asked that it does not understand is refused and fails
+//! the test, so that no test passes because something was quietly ignored.
+
+use std::{
+    io::Write,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde_json::Value;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+mod answer;
+mod connection;
+mod faults;
+pub mod network;
+mod request;
+mod select;
+mod store;
+mod stream;
+
+pub use self::{
+    faults::{Fault, Faults, Gone, Matching, Refusal},
+    request::{Request, Verb},
+    store::Resource,
+    stream::StreamAct,
+};
+use self::{store::Store, stream::OpenStreams};
+
+/// The token that the server knows.
+const TOKEN: &str = "the-token-of-the-tests";
+
+/// The server, which listens until it is stopped or dropped.
+pub struct ApiServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    listening: Option<Listening>,
+}
+
+struct Listening {
+    accept: JoinHandle<()>,
+    /// Turns true when all connections are to be reset.
+    reset: watch::Sender<bool>,
+}
+
+/// What requests and tests see of one server.
+struct Shared {
+    store: Mutex<Store>,
+    faults: Faults,
+    requests: Mutex<Vec<Request>>,
+    streams: OpenStreams,
+    /// Requests that were not understood.
+    bewildering: Mutex<Vec<String>>,
+    /// Moves with everything that a test may wait for.
+    progress: watch::Sender<u64>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn moved(&self) {
+        self.progress.send_modify(|progress| *progress += 1);
+    }
+}
+
+impl ApiServer {
+    /// A server without objects, on the IPv4 loopback address.
+    pub async fn start() -> Self {
+        Self::start_on(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// A server without objects, on some port of this address.
+    pub async fn start_on(address: IpAddr) -> Self {
+        let mut server = Self {
+            shared: Arc::new(Shared {
+                store: Mutex::new(Store::new(1000)),
+                faults: Faults::default(),
+                requests: Mutex::default(),
+                streams: OpenStreams::default(),
+                bewildering: Mutex::default(),
+                progress: watch::Sender::new(0),
+            }),
+            address: SocketAddr::new(address, 0),
+            listening: None,
+        };
+        server.restart().await;
+        server
+    }
+
+    /// A kubeconfig that leads to the server.
+    pub fn kubeconfig(&self) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let kubeconfig = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", self.address)}}],
+            "users": [{"name": "test", "user": {"token": TOKEN}}],
+        });
+        file.write_all(kubeconfig.to_string().as_bytes())
+            .expect("write the kubeconfig");
+        file
+    }
+
+    /// Stops listening and resets all connections. Objects can be changed meanwhile.
+    pub async fn stop(&mut self) {
+        let Some(Listening { accept, reset }) = self.listening.take() else {
+            return;
+        };
+        accept.abort();
+        // Its end, so that the port is free; a task that was aborted ends with an error.
+        let _ = accept.await;
+        reset.send_replace(true);
+        // Until the last connection has dropped its receiver.
+        reset.closed().await;
+    }
+
+    /// Listens again, on the same port and with the same history.
+    pub async fn restart(&mut self) {
+        self.stop().await;
+        let listener = TcpListener::bind(self.address).await.expect("listen");
+        self.address = listener.local_addr().expect("the address of the listener");
+        let (reset, _) = watch::channel(false);
+        let accept = tokio::spawn(connection::accept(
+            listener,
+            Arc::clone(&self.shared),
+            reset.clone(),
+        ));
+        self.listening = Some(Listening { accept, reset });
+    }
+
+    /// Listens again as a server that was restored from a backup: the same objects, a history that begins
+    /// now, and versions from `first_version` on.
+    pub async fn restart_with_other_history(&mut self, first_version: u64) {
+        self.stop().await;
+        lock(&self.shared.store).begin_other_history(first_version);
+        self.restart().await;
+    }
+
+    /// Creates or changes an object and returns its version.
+    pub fn put(&self, object: Value) -> u64 {
+        let version = lock(&self.shared.store).put(object);
+        self.shared.moved();
+        version
+    }
+
+    /// Deletes an object that exists.
+    pub fn delete(&self, resource: Resource, namespace: &str, name: &str) {
+        lock(&self.shared.store).delete(resource, namespace, name);
+        self.shared.moved();
+    }
+
+    /// The version of the last change.
+    pub fn version(&self) -> u64 {
+        lock(&self.shared.store).version()
+    }
+
+    /// Forgets what happened up to now: watches from before are too old.
+    pub fn compact(&self) {
+        lock(&self.shared.store).compact();
+    }
+
+    /// What goes wrong with requests to come.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
+    }
+
+    /// Does something to the watches of a resource that are open now, after they were sent what happened
+    /// up to now.
+    pub fn act_on_watches(&self, resource: Resource, act: &StreamAct) {
+        let acted_on = self.shared.streams.act(resource, act);
+        assert!(acted_on > 0, "no watch of {resource:?} is open");
+    }
+
+    /// The requests up to now.
+    pub fn requests(&self) -> Vec<Request> {
+        lock(&self.shared.requests).clone()
+    }
+
+    /// How often something was asked for up to now.
+    pub fn count(&self, verb: Verb, resource: Resource) -> usize {
+        let asked = |request: &&Request| request.verb == verb && request.resource == resource;
+        lock(&self.shared.requests).iter().filter(asked).count()
+    }
+
+    /// Waits until a condition on this server holds.
+    pub async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let mut progress = self.shared.progress.subscribe();
+        let holds = async {
+            while !holds(self) {
+                progress.changed().await.expect("the server is there");
+            }
+        };
+        let within = std::time::Duration::from_secs(20);
+        assert!(
+            tokio::time::timeout(within, holds).await.is_ok(),
+            "waited in vain for {what}"
+        );
+    }
+
+    /// Waits until both resources are watched.
+    pub async fn until_watched(&self) {
+        self.until("open watches", |server| {
+            Resource::ALL
+                .iter()
+                .all(|&resource| server.open_watches(resource) > 0)
+        })
+        .await;
+    }
+
+    /// Waits until a resource was watched this often.
+    pub async fn until_watches(&self, resource: Resource, times: usize) {
+        self.until("one more watch", |server| {
+            server.count(Verb::Watch, resource) >= times
+        })
+        .await;
+    }
+
+    /// The number of watches of a resource that are open.
+    pub fn open_watches(&self, resource: Resource) -> usize {
+        self.shared.streams.count(resource)
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        if let Some(Listening { accept, reset }) = self.listening.take() {
+            accept.abort();
+            reset.send_replace(true);
+        }
+        let bewildering = lock(&self.shared.bewildering);
+        if !std::thread::panicking() {
+            assert!(
+                bewildering.is_empty(),
+                "the server did not understand {bewildering:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Label and field selectors, in exactly the forms that the proxy uses.
+//!
+//! Any other form is an error rather than a guess.
+
+use serde_json::Value;
+
+/// What a request wants to see.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Selector {
+    without_labels: Vec<String>,
+    fields: Vec<FieldIsNot>,
+}
+
+#[derive(Clone, Debug)]
+struct FieldIsNot {
+    pointer: &'static str,
+    value: String,
+}
+
+impl Selector {
+    pub(super) fn parse(labels: Option<&str>, fields: Option<&str>) -> Result<Self, String> {
+        let terms = |selector: Option<&str>| -> Vec<String> {
+            selector
+                .into_iter()
+                .flat_map(|terms| terms.split(','))
+                .map(str::to_owned)
+                .collect()
+        };
+        let mut selector = Self::default();
+        for term in terms(labels) {
+            match term.strip_prefix('!') {
+                Some(label) if label.contains('/') && !label.contains(['=', ' ', '!']) => {
+                    selector.without_labels.push(label.to_owned());
+                }
+                _ => return Err(format!("label selector {term:?}")),
+            }
+        }
+        for term in terms(fields) {
+            match term.split_once("!=") {
+                Some(("spec.clusterIP", value)) => {
+                    let value = value.to_owned();
+                    selector.fields.push(FieldIsNot {
+                        pointer: "/spec/clusterIP",
+                        value,
+                    });
+                }
+                _ => return Err(format!("field selector {term:?}")),
+            }
+        }
+        Ok(selector)
+    }
+
+    pub(super) fn matches(&self, object: &Value) -> bool {
+        let Self {
+            without_labels,
+            fields,
+        } = self;
+        let labels = &object["metadata"]["labels"];
+        without_labels
+            .iter()
+            .all(|label| labels.get(label).is_none())
+            && fields.iter().all(|FieldIsNot { pointer, value }| {
+                object
+                    .pointer(pointer)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+                    != value
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_forms_in_use_are_evaluated() {
+        let selector = Selector::parse(Some("!example.org/no"), Some("spec.clusterIP!=None"))
+            .expect("a selector");
+        for (object, expected) in [
+            (json!({}), true),
+            (
+                json!({"metadata": {"labels": {"example.org/no": ""}}}),
+                false,
+            ),
+            (
+                json!({"metadata": {"labels": {"example.org/yes": ""}}}),
+                true,
+            ),
+            (json!({"metadata": {"labels": "malformed"}}), true),
+            (json!({"spec": {"clusterIP": "None"}}), false),
+            (json!({"spec": {"clusterIP": "10.0.0.1"}}), true),
+        ] {
+            assert_eq!(selector.matches(&object), expected, "{object}");
+        }
+    }
+
+    #[test]
+    fn other_forms_are_errors() {
+        for labels in [
+            "example.org/a",
+            "example.org/a=b",
+            "a in (b)",
+            "!example.org/a=b",
+            "",
+        ] {
+            Selector::parse(Some(labels), None).expect_err(labels);
+        }
+        for fields in [
+            "spec.clusterIP=None",
+            "metadata.name!=a",
+            "spec.type!=a",
+            "",
+        ] {
+            Selector::parse(None, Some(fields)).expect_err(fields);
+        }
+    }
+}

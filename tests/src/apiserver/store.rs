@@ -1,0 +1,162 @@
+//! Objects and their history.
+//!
+//! It knows nothing of requests: what a list or a watch gets to see is worked out from here.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+/// What can be listed and watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    /// Services.
+    Services,
+    /// EndpointSlices.
+    EndpointSlices,
+}
+
+impl Resource {
+    /// All resources.
+    pub const ALL: [Self; 2] = [Self::Services, Self::EndpointSlices];
+
+    pub(super) fn of_path(path: &str) -> Option<Self> {
+        match path {
+            "/api/v1/services" => Some(Self::Services),
+            "/apis/discovery.k8s.io/v1/endpointslices" => Some(Self::EndpointSlices),
+            _ => None,
+        }
+    }
+
+    fn of_object(object: &Value) -> Self {
+        match (object["apiVersion"].as_str(), object["kind"].as_str()) {
+            (Some("v1"), Some("Service")) => Self::Services,
+            (Some("discovery.k8s.io/v1"), Some("EndpointSlice")) => Self::EndpointSlices,
+            other => panic!("no resource for an object of {other:?}"),
+        }
+    }
+
+    /// The apiVersion and kind of its objects.
+    pub(super) fn type_meta(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Services => ("v1", "Service"),
+            Self::EndpointSlices => ("discovery.k8s.io/v1", "EndpointSlice"),
+        }
+    }
+}
+
+type Key = (Resource, String, String);
+
+/// One change of one object.
+#[derive(Clone, Debug)]
+pub(super) struct Change {
+    pub(super) version: u64,
+    pub(super) resource: Resource,
+    pub(super) before: Option<Value>,
+    pub(super) after: Option<Value>,
+}
+
+/// All objects, and how they came to be so.
+#[derive(Debug)]
+pub(super) struct Store {
+    version: u64,
+    /// A watch can begin here or later.
+    oldest: u64,
+    objects: BTreeMap<Key, Value>,
+    history: Vec<Change>,
+    /// What is left of lists whose pages are being fetched.
+    pages: BTreeMap<String, (u64, Vec<Value>)>,
+}
+
+impl Store {
+    pub(super) fn new(version: u64) -> Self {
+        Self {
+            version,
+            oldest: version,
+            objects: BTreeMap::new(),
+            history: Vec::new(),
+            pages: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(super) fn oldest(&self) -> u64 {
+        self.oldest
+    }
+
+    pub(super) fn put(&mut self, mut object: Value) -> u64 {
+        let resource = Resource::of_object(&object);
+        self.version += 1;
+        let metadata = &mut object["metadata"];
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let name = text(&metadata["name"]).expect("an object has a name");
+        let namespace = text(&metadata["namespace"]).expect("an object has a namespace");
+        metadata["resourceVersion"] = json!(self.version.to_string());
+        let before = self
+            .objects
+            .insert((resource, namespace, name), object.clone());
+        let change = Change {
+            version: self.version,
+            resource,
+            before,
+            after: Some(object),
+        };
+        self.history.push(change);
+        self.version
+    }
+
+    pub(super) fn delete(&mut self, resource: Resource, namespace: &str, name: &str) {
+        let key = (resource, namespace.to_owned(), name.to_owned());
+        let before = self.objects.remove(&key).expect("the object exists");
+        self.version += 1;
+        let change = Change {
+            version: self.version,
+            resource,
+            before: Some(before),
+            after: None,
+        };
+        self.history.push(change);
+    }
+
+    pub(super) fn compact(&mut self) {
+        self.history.clear();
+        self.pages.clear();
+        self.oldest = self.version;
+    }
+
+    pub(super) fn begin_other_history(&mut self, first_version: u64) {
+        self.compact();
+        self.version = first_version;
+        self.oldest = first_version;
+        for object in self.objects.values_mut() {
+            object["metadata"]["resourceVersion"] = json!(first_version.to_string());
+        }
+    }
+
+    pub(super) fn objects(&self, resource: Resource) -> impl Iterator<Item = &Value> {
+        self.objects
+            .iter()
+            .filter(move |((of, ..), _)| *of == resource)
+            .map(|(_, object)| object)
+    }
+
+    /// What happened to a resource after `version`.
+    pub(super) fn changes_after(&self, version: u64, resource: Resource) -> Vec<Change> {
+        let wanted = |change: &&Change| change.version > version && change.resource == resource;
+        self.history.iter().filter(wanted).cloned().collect()
+    }
+
+    /// Keeps the rest of a list at `version` and returns the token for it.
+    pub(super) fn keep_page(&mut self, version: u64, rest: Vec<Value>) -> String {
+        let token = format!("page-{version}-{}", rest.len());
+        self.pages.insert(token.clone(), (version, rest));
+        token
+    }
+
+    /// The rest of a list; none when it was forgotten.
+    pub(super) fn take_page(&mut self, token: &str) -> Option<(u64, Vec<Value>)> {
+        self.pages.remove(token)
+    }
+}
