@@ -168,6 +168,19 @@ enum Outcome {
     Attached,
 }
 
+/// The clsact filters, for the length of one sync; most syncs have no business with them.
+#[derive(Default)]
+struct Filters(Option<clsact::Session>);
+
+impl Filters {
+    fn session(&mut self) -> Result<&mut clsact::Session, AttachError> {
+        match &mut self.0 {
+            Some(session) => Ok(session),
+            none => Ok(none.insert(clsact::Session::open()?)),
+        }
+    }
+}
+
 /// Attaches programs, and keeps them attached.
 #[derive(Debug)]
 pub struct Attacher {
@@ -210,16 +223,17 @@ impl Attacher {
     /// belong on a thread that has to answer others at once.
     pub fn sync(&mut self, wanted: &Interfaces) -> SyncReport {
         let mut report = SyncReport::default();
+        let mut filters = Filters::default();
         for interface in wanted.values() {
             for direction in Direction::BOTH {
                 let hook = Hook { index: interface.index, name: &interface.name, direction };
-                if let Err(error) = self.attach(interface, hook, &mut report) {
+                if let Err(error) = self.attach(interface, hook, &mut filters, &mut report) {
                     self.forget(interface.index, direction);
                     report.failed(&interface.name, error);
                 }
             }
         }
-        self.detach_unwanted(wanted, &mut report);
+        self.detach_unwanted(wanted, &mut filters, &mut report);
         report
     }
 
@@ -228,11 +242,17 @@ impl Attacher {
         self.attachments.values().cloned().collect()
     }
 
-    fn attach(&mut self, interface: &Interface, hook: Hook<'_>, report: &mut SyncReport) -> Result<(), AttachError> {
+    fn attach(
+        &mut self,
+        interface: &Interface,
+        hook: Hook<'_>,
+        filters: &mut Filters,
+        report: &mut SyncReport,
+    ) -> Result<(), AttachError> {
         let program = self.programs.fitting(interface.link_layer, hook.direction);
         let (kind, link_id, outcome) = match (self.mode, self.kernel_has_tcx) {
             (AttachMode::Clsact, _) | (AttachMode::Auto, Some(false)) => {
-                (AttachKind::Clsact, None, clsact::attach(hook, program)?)
+                (AttachKind::Clsact, None, filters.session()?.attach(hook, program)?)
             }
             (AttachMode::Auto | AttachMode::Tcx, _) => match tcx::attach(hook, program, &self.pins) {
                 Ok((link, outcome)) => {
@@ -243,7 +263,7 @@ impl Attacher {
                 Err(AttachError::NoTcx { .. }) if self.mode == AttachMode::Auto && self.kernel_has_tcx.is_none() => {
                     info!("the kernel has no tcx; attaching with clsact");
                     self.kernel_has_tcx = Some(false);
-                    (AttachKind::Clsact, None, clsact::attach(hook, program)?)
+                    (AttachKind::Clsact, None, filters.session()?.attach(hook, program)?)
                 }
                 Err(error) => return Err(error),
             },
@@ -269,7 +289,7 @@ impl Attacher {
         }
         self.attachments.insert(key, attachment);
         if !self.searched.contains(&key) {
-            report.detached += self.remove_leftovers(hook, kind, link_id)?;
+            report.detached += self.remove_leftovers(hook, kind, link_id, filters)?;
             self.searched.insert(key);
         }
         Ok(())
@@ -277,19 +297,25 @@ impl Attacher {
 
     /// Removes what an earlier dsproxy left at a hook that is served now: the other kind of
     /// attachment, programs in places where they are not looked for.
-    fn remove_leftovers(&self, hook: Hook<'_>, kind: AttachKind, link_id: Option<u32>) -> Result<usize, AttachError> {
-        let filters = match kind {
-            AttachKind::Tcx => clsact::detach(hook)?,
+    fn remove_leftovers(
+        &self,
+        hook: Hook<'_>,
+        kind: AttachKind,
+        link_id: Option<u32>,
+        filters: &mut Filters,
+    ) -> Result<usize, AttachError> {
+        let other_kind = match kind {
+            AttachKind::Tcx => filters.session()?.detach(hook)?,
             AttachKind::Clsact => usize::from(tcx::detach(hook.index, hook.direction, &self.pins)?),
         };
         let strays = stray::detach(hook, link_id)?;
-        if filters + strays > 0 {
-            info!(interface = %hook.name, direction = %hook.direction, filters, strays, "removed leftovers");
+        if other_kind + strays > 0 {
+            info!(interface = %hook.name, direction = %hook.direction, other_kind, strays, "removed leftovers");
         }
-        Ok(filters + strays)
+        Ok(other_kind + strays)
     }
 
-    fn detach_unwanted(&mut self, wanted: &Interfaces, report: &mut SyncReport) {
+    fn detach_unwanted(&mut self, wanted: &Interfaces, filters: &mut Filters, report: &mut SyncReport) {
         match tcx::pins_in(&self.pins) {
             Ok(pins) => {
                 for (index, direction) in pins {
@@ -307,7 +333,8 @@ impl Attacher {
             let name = listing::name_of(index);
             for direction in Direction::BOTH {
                 let hook = Hook { index, name: &name, direction };
-                match clsact::detach(hook).and_then(|filters| Ok(filters + stray::detach(hook, None)?)) {
+                let result = filters.session().and_then(|session| session.detach(hook));
+                match result.and_then(|filters| Ok(filters + stray::detach(hook, None)?)) {
                     Ok(detached) => report.detached += detached,
                     Err(error) => report.failed(&name, error),
                 }

@@ -144,16 +144,23 @@ impl Bpffs {
         Ok(())
     }
 
+    /// Whether nobody has anything there. Files with a dot in their name are the kernel's own
+    /// (`maps.debug`), for it lets no one else make such.
     fn is_empty(&self) -> Result<bool, BpffsError> {
         let failed = |source| BpffsError::Examine { path: self.directory.clone(), source };
-        Ok(fs::read_dir(&self.directory).map_err(failed)?.next().is_none())
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            if !entry.map_err(failed)?.file_name().to_string_lossy().contains('.') {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether the topmost mount at the directory bears our name.
     fn is_our_mount(&self) -> Result<bool, BpffsError> {
         let failed = |source| BpffsError::Examine { path: self.directory.clone(), source };
         let directory = self.directory.canonicalize().map_err(failed)?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(failed)?;
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").map_err(failed)?;
         Ok(source_of_mount(&mounts, &directory).is_some_and(|source| source == NAME))
     }
 }

@@ -105,7 +105,7 @@ impl Judge<'_> {
     }
 
     fn looks_like_pod_interface(&self, link: &Link) -> bool {
-        matches!(link.kind.as_str(), "veth" | "netkit")
+        link.is_end_of_pair()
             && link.peer_elsewhere
             && match self.master(link) {
                 Master::Free => !self.snapshot.is_routed(link.index),

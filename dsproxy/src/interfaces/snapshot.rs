@@ -32,6 +32,13 @@ pub struct Link {
     pub peer_elsewhere: bool,
 }
 
+impl Link {
+    /// Whether it is one of two interfaces, each of which puts out what the other takes in.
+    pub(super) fn is_end_of_pair(&self) -> bool {
+        matches!(self.kind.as_str(), "veth" | "netkit")
+    }
+}
+
 /// An address of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
@@ -219,11 +226,14 @@ impl Snapshot {
         let up = link.up;
         let before = self.links.insert(index, link);
         let went_down = before.as_ref().is_some_and(|before| before.up) && !up;
+        // A veth made from within another namespace is announced here before it has its other end,
+        // and not again until it is set up.
+        let unfinished = matches!(self.links.get(&index), Some(link) if link.is_end_of_pair() && link.peer.is_none());
         Consequence {
             reclassify: before.as_ref() != self.links.get(&index),
             // The kernel forgets the IPv4 routes of a link that goes down without saying so.
             list_routes: went_down && self.routing.links.contains_key(&index),
-            ask_links: Vec::new(),
+            ask_links: if unfinished { vec![index] } else { Vec::new() },
         }
     }
 

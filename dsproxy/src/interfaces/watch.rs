@@ -200,7 +200,10 @@ impl Follower {
         let mut answer = None;
         let take = |message: crate::netlink::Message<'_>| answer = message::read(&message);
         match self.queries.exchange(message::one_link(index), take).await {
-            Ok(()) => Ok(answer.map(|event| take_in(&mut self.snapshot, event))),
+            // An answer is final: it does not lead to another question about the same link.
+            Ok(()) => {
+                Ok(answer.map(|event| Consequence { ask_links: Vec::new(), ..take_in(&mut self.snapshot, event) }))
+            }
             // It is gone too; its own event is on the way.
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
             Err(source) => Err(InterfaceError::List { what: "links", source }),

@@ -5,7 +5,7 @@
 //! there, we would do the same to them. A filter stays when the daemon goes, and its program is
 //! replaced in place. Nothing here knows of tcx.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, os::fd::AsRawFd};
+use std::{collections::BTreeMap, ops::RangeInclusive, os::fd::AsRawFd};
 
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
@@ -111,111 +111,172 @@ impl Filter {
     }
 }
 
-struct Hooked<'a> {
+/// A run of changes: one socket, and the qdiscs as they were listed at its start.
+pub(super) struct Session {
     socket: BlockingSocket,
-    hook: Hook<'a>,
+    /// The kind of what sits in clsact's place, by interface.
+    qdiscs: BTreeMap<u32, String>,
 }
 
-impl<'a> Hooked<'a> {
-    fn open(hook: Hook<'a>) -> Result<Self, AttachError> {
-        let socket = BlockingSocket::open().map_err(netlink_error("reach", hook))?;
-        Ok(Self { socket, hook })
+impl Session {
+    /// Lists the qdiscs. For all interfaces at once, because asking for a single one makes the
+    /// kernel tell everyone who listens to changes.
+    pub(super) fn open() -> Result<Self, AttachError> {
+        let failed = || netlink_error("list", "the qdiscs of all interfaces");
+        let mut session = Self { socket: BlockingSocket::open().map_err(failed())?, qdiscs: BTreeMap::new() };
+        session.list_qdiscs().map_err(failed())?;
+        Ok(session)
     }
 
-    /// What sits in clsact's place: nothing, clsact itself or, at times, `ingress`.
-    fn qdisc(&mut self) -> Result<Option<String>, AttachError> {
-        let request = Request::change(libc::RTM_GETQDISC, 0, &header(self.hook.index, CLSACT_HANDLE, TC_H_CLSACT, 0));
-        let mut kind = None;
-        let take = |message: Message<'_>| kind = kind_of(&message);
-        match self.socket.exchange(request, take) {
-            Ok(()) => Ok(kind),
-            // None at all, or the one that stands for none.
-            Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::EINVAL)) => Ok(None),
-            Err(error) => Err(netlink_error("look for the qdisc at", self.hook)(error)),
-        }
-    }
-
-    /// Makes the clsact qdisc if need be. An `ingress` qdisc would take an egress filter as well,
-    /// and run it at ingress.
-    fn ensure_qdisc(&mut self) -> Result<(), AttachError> {
-        let check = |kind: Option<String>, hook: Hook<'_>| match kind.as_deref() {
-            Some(CLSACT) => Ok(true),
-            Some(_) => Err(AttachError::IngressQdisc { hook: hook.to_string(), interface: hook.name.to_owned() }),
-            None => Ok(false),
-        };
-        if check(self.qdisc()?, self.hook)? {
-            return Ok(());
-        }
-        let request = Request::change(
-            libc::RTM_NEWQDISC,
-            NLM_F_CREATE | NLM_F_EXCL,
-            &header(self.hook.index, CLSACT_HANDLE, TC_H_CLSACT, 0),
-        )
-        .attribute(TCA_KIND, b"clsact\0");
-        match self.socket.exchange(request, |_| {}) {
-            Ok(()) => Ok(()),
-            // Someone else was faster.
-            Err(error) if error.errno() == Some(libc::EEXIST) => check(self.qdisc()?, self.hook).map(drop),
-            Err(error) => Err(netlink_error("add the clsact qdisc for", self.hook)(error)),
-        }
-    }
-
-    fn filters(&mut self, direction: Direction) -> Result<Vec<Filter>, AttachError> {
-        let request = || Request::dump(libc::RTM_GETTFILTER, &header(self.hook.index, 0, parent(direction), 0));
-        let mut found = Vec::new();
+    fn list_qdiscs(&mut self) -> Result<(), NetlinkError> {
+        let Self { socket, qdiscs } = self;
         loop {
-            let listed = self.socket.exchange(request(), |message| found.extend(Filter::read(&message)));
+            qdiscs.clear();
+            let listed = socket.exchange(Request::dump(libc::RTM_GETQDISC, &[0; HEADER]), |message| {
+                qdiscs.extend(qdisc(&message));
+            });
             match listed {
-                Ok(()) => return Ok(found),
-                Err(NetlinkError::Interrupted) => found.clear(),
-                Err(error) => return Err(netlink_error("list the filters at", self.hook)(error)),
+                Err(NetlinkError::Interrupted) => {}
+                result => return result,
             }
         }
     }
 
-    fn set(&mut self, program: &Program, priority: u16, flags: u16) -> Result<(), AttachError> {
-        let name = format!("{NAME_PREFIX}{}\0", program.name);
-        let request = Request::change(
-            libc::RTM_NEWTFILTER,
-            flags,
-            &header(self.hook.index, HANDLE, parent(self.hook.direction), priority),
-        )
-        .attribute(TCA_KIND, b"bpf\0")
-        .nested(TCA_OPTIONS, |options| {
-            options
-                .attribute(TCA_BPF_FD, &program.descriptor.as_raw_fd().to_ne_bytes())
-                .attribute(TCA_BPF_NAME, name.as_bytes())
-                .attribute(TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes())
-        });
-        self.socket.exchange(request, |_| {}).map_err(netlink_error("set the clsact filter at", self.hook))
+    /// The interfaces that have a clsact qdisc, whoever made it.
+    pub(super) fn interfaces(&self) -> Vec<u32> {
+        self.qdiscs.iter().filter(|(_, kind)| *kind == CLSACT).map(|(index, _)| *index).collect()
     }
 
-    fn remove(&mut self, filter: &Filter) -> Result<(), AttachError> {
-        let request = Request::change(
-            libc::RTM_DELTFILTER,
-            0,
-            &header(self.hook.index, filter.handle, parent(self.hook.direction), filter.priority),
-        );
-        match self.socket.exchange(request, |_| {}) {
-            Ok(()) => Ok(()),
-            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
-            Err(error) => Err(netlink_error("remove a filter from", self.hook)(error)),
+    /// Sees to it that a hook runs the program, and no other filter of ours.
+    pub(super) fn attach(&mut self, hook: Hook<'_>, program: &Program) -> Result<Outcome, AttachError> {
+        self.ensure_qdisc(hook)?;
+        let filters = self.filters(hook, hook.direction)?;
+        let present = filters.iter().find(|filter| filter.is_in_place(hook.direction));
+        let outcome = match present {
+            Some(filter) if filter.program_id == program.id => Outcome::Unchanged,
+            Some(filter) => {
+                // Neither to be created nor to be new: replaced in place.
+                self.set(hook, program, filter.priority, 0)?;
+                Outcome::Replaced
+            }
+            None => {
+                let priority = free_priority(&filters, hook)?;
+                self.set(hook, program, priority, NLM_F_CREATE | NLM_F_EXCL)?;
+                Outcome::Attached
+            }
+        };
+        self.remove_ours(hook, &filters, present)?;
+        Ok(outcome)
+    }
+
+    /// Removes our filters from a hook. With the last filter of both hooks goes the qdisc: one that
+    /// held only ours is taken for ours. The result is how many filters there were.
+    pub(super) fn detach(&mut self, hook: Hook<'_>) -> Result<usize, AttachError> {
+        if !self.has_clsact(hook) {
+            return Ok(0);
+        }
+        let filters = self.filters(hook, hook.direction)?;
+        let removed = self.remove_ours(hook, &filters, None)?;
+        if removed > 0
+            && self.filters(hook, Direction::Ingress)?.is_empty()
+            && self.filters(hook, Direction::Egress)?.is_empty()
+        {
+            let request = Request::change(libc::RTM_DELQDISC, 0, &qdisc_header(hook));
+            match self.socket.exchange(request, |_| {}) {
+                Ok(()) => {}
+                Err(error) if error.errno() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(netlink_error("remove the clsact qdisc of", hook)(error)),
+            }
+            self.qdiscs.remove(&hook.index);
+        }
+        Ok(removed)
+    }
+
+    /// The program of our filter at a hook, if there is one.
+    pub(super) fn program_at(&mut self, hook: Hook<'_>) -> Result<Option<u32>, AttachError> {
+        if !self.has_clsact(hook) {
+            return Ok(None);
+        }
+        let filters = self.filters(hook, hook.direction)?;
+        let ours = filters.iter().find(|filter| filter.is_in_place(hook.direction));
+        Ok(ours.map(|filter| filter.program_id))
+    }
+
+    fn has_clsact(&self, hook: Hook<'_>) -> bool {
+        self.qdiscs.get(&hook.index).is_some_and(|kind| kind == CLSACT)
+    }
+
+    /// Makes the clsact qdisc if need be. An `ingress` qdisc would take an egress filter as well,
+    /// and run it at ingress.
+    fn ensure_qdisc(&mut self, hook: Hook<'_>) -> Result<(), AttachError> {
+        if !self.qdiscs.contains_key(&hook.index) {
+            let request = Request::change(libc::RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &qdisc_header(hook))
+                .attribute(TCA_KIND, b"clsact\0");
+            match self.socket.exchange(request, |_| {}) {
+                Ok(()) => {
+                    self.qdiscs.insert(hook.index, CLSACT.to_owned());
+                }
+                // Someone else was faster; with what, is seen below.
+                Err(error) if error.errno() == Some(libc::EEXIST) => {
+                    self.list_qdiscs().map_err(netlink_error("look for the qdisc of", hook))?;
+                }
+                Err(error) => return Err(netlink_error("add the clsact qdisc for", hook)(error)),
+            }
+        }
+        if self.has_clsact(hook) {
+            Ok(())
+        } else {
+            Err(AttachError::IngressQdisc { hook: hook.to_string(), interface: hook.name.to_owned() })
         }
     }
 
-    /// Whether a filter is one of ours, by its marks or by the program that it runs.
-    fn is_ours(&self, filter: &Filter) -> Result<bool, AttachError> {
-        Ok(filter.is_marked()
-            || filter.program_id != 0
-                && stray::is_our_program(filter.program_id).map_err(bpf_error("examine the filters at", self.hook))?)
+    fn filters(&mut self, hook: Hook<'_>, direction: Direction) -> Result<Vec<Filter>, AttachError> {
+        let mut found = Vec::new();
+        loop {
+            let request = Request::dump(libc::RTM_GETTFILTER, &header(hook.index, 0, parent(direction), 0));
+            let listed = self.socket.exchange(request, |message| found.extend(Filter::read(&message)));
+            match listed {
+                Ok(()) => return Ok(found),
+                Err(NetlinkError::Interrupted) => found.clear(),
+                Err(error) => return Err(netlink_error("list the filters at", hook)(error)),
+            }
+        }
     }
 
-    /// Removes our filters, except the one given. The result is how many.
-    fn remove_ours(&mut self, filters: &[Filter], keep: Option<&Filter>) -> Result<usize, AttachError> {
+    fn set(&mut self, hook: Hook<'_>, program: &Program, priority: u16, flags: u16) -> Result<(), AttachError> {
+        let name = format!("{NAME_PREFIX}{}\0", program.name);
+        let header = header(hook.index, HANDLE, parent(hook.direction), priority);
+        let request = Request::change(libc::RTM_NEWTFILTER, flags, &header).attribute(TCA_KIND, b"bpf\0").nested(
+            TCA_OPTIONS,
+            |options| {
+                options
+                    .attribute(TCA_BPF_FD, &program.descriptor.as_raw_fd().to_ne_bytes())
+                    .attribute(TCA_BPF_NAME, name.as_bytes())
+                    .attribute(TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes())
+            },
+        );
+        self.socket.exchange(request, |_| {}).map_err(netlink_error("set the clsact filter at", hook))
+    }
+
+    fn remove(&mut self, hook: Hook<'_>, filter: &Filter) -> Result<(), AttachError> {
+        let header = header(hook.index, filter.handle, parent(hook.direction), filter.priority);
+        match self.socket.exchange(Request::change(libc::RTM_DELTFILTER, 0, &header), |_| {}) {
+            Ok(()) => Ok(()),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
+            Err(error) => Err(netlink_error("remove a filter from", hook)(error)),
+        }
+    }
+
+    /// Removes our filters, known by their marks or by the program that they run, except the one
+    /// given. The result is how many.
+    fn remove_ours(&mut self, hook: Hook<'_>, filters: &[Filter], keep: Option<&Filter>) -> Result<usize, AttachError> {
         let mut removed = 0;
         for filter in filters.iter().filter(|filter| Some(*filter) != keep) {
-            if self.is_ours(filter)? {
-                self.remove(filter)?;
+            let ours = filter.is_marked()
+                || filter.program_id != 0
+                    && stray::is_our_program(filter.program_id).map_err(bpf_error("examine the filters at", hook))?;
+            if ours {
+                self.remove(hook, filter)?;
                 removed += 1;
             }
         }
@@ -223,31 +284,16 @@ impl<'a> Hooked<'a> {
     }
 }
 
-fn kind_of(message: &Message<'_>) -> Option<String> {
-    attributes(message.payload, HEADER).find(|(kind, _)| *kind == TCA_KIND).map(|(_, value)| text(value))
+fn qdisc_header(hook: Hook<'_>) -> [u8; HEADER] {
+    header(hook.index, CLSACT_HANDLE, TC_H_CLSACT, 0)
 }
 
-/// Sees to it that a hook runs the program, and no other of ours.
-pub(super) fn attach(hook: Hook<'_>, program: &Program) -> Result<Outcome, AttachError> {
-    let mut hooked = Hooked::open(hook)?;
-    hooked.ensure_qdisc()?;
-    let filters = hooked.filters(hook.direction)?;
-    let present = filters.iter().find(|filter| filter.is_in_place(hook.direction));
-    let outcome = match present {
-        Some(filter) if filter.program_id == program.id => Outcome::Unchanged,
-        Some(filter) => {
-            // Neither to be created nor to be new: replaced in place.
-            hooked.set(program, filter.priority, 0)?;
-            Outcome::Replaced
-        }
-        None => {
-            let priority = free_priority(&filters, hook)?;
-            hooked.set(program, priority, NLM_F_CREATE | NLM_F_EXCL)?;
-            Outcome::Attached
-        }
-    };
-    hooked.remove_ours(&filters, present)?;
-    Ok(outcome)
+/// The interface and kind of a qdisc, if it sits in clsact's place.
+fn qdisc(message: &Message<'_>) -> Option<(u32, String)> {
+    let index = number(message.payload.get(4..)?)?;
+    let parent = number(message.payload.get(12..)?)?;
+    let (_, kind) = attributes(message.payload, HEADER).find(|(kind, _)| *kind == TCA_KIND)?;
+    (parent == TC_H_CLSACT).then(|| (index, text(kind)))
 }
 
 fn free_priority(filters: &[Filter], hook: Hook<'_>) -> Result<u16, AttachError> {
@@ -257,55 +303,6 @@ fn free_priority(filters: &[Filter], hook: Hook<'_>) -> Result<u16, AttachError>
         .into_iter()
         .find(|priority| filters.iter().all(|filter| filter.priority != *priority))
         .ok_or_else(|| AttachError::PrioritiesTaken { hook: hook.to_string(), from, to })
-}
-
-/// Removes our filters from a hook. With the last filter of either hook goes the qdisc: one that
-/// held only ours is taken for ours. The result is how many filters there were.
-pub(super) fn detach(hook: Hook<'_>) -> Result<usize, AttachError> {
-    let mut hooked = Hooked::open(hook)?;
-    if hooked.qdisc()?.as_deref() != Some(CLSACT) {
-        return Ok(0);
-    }
-    let filters = hooked.filters(hook.direction)?;
-    let removed = hooked.remove_ours(&filters, None)?;
-    if removed > 0 && hooked.filters(Direction::Ingress)?.is_empty() && hooked.filters(Direction::Egress)?.is_empty() {
-        let request = Request::change(libc::RTM_DELQDISC, 0, &header(hook.index, CLSACT_HANDLE, TC_H_CLSACT, 0));
-        match hooked.socket.exchange(request, |_| {}) {
-            Ok(()) => {}
-            Err(error) if error.errno() == Some(libc::ENOENT) => {}
-            Err(error) => return Err(netlink_error("remove the clsact qdisc of", hook)(error)),
-        }
-    }
-    Ok(removed)
-}
-
-/// The program of our filter at a hook, if there is one.
-pub(super) fn program_at(hook: Hook<'_>) -> Result<Option<u32>, AttachError> {
-    let mut hooked = Hooked::open(hook)?;
-    if hooked.qdisc()?.as_deref() != Some(CLSACT) {
-        return Ok(None);
-    }
-    let filters = hooked.filters(hook.direction)?;
-    Ok(filters.iter().find(|filter| filter.is_in_place(hook.direction)).map(|filter| filter.program_id))
-}
-
-/// The interfaces that have a clsact qdisc, whoever made it.
-pub(super) fn interfaces_with_clsact() -> Result<BTreeSet<u32>, AttachError> {
-    let failed = || netlink_error("list", "the qdiscs of all interfaces");
-    let mut socket = BlockingSocket::open().map_err(failed())?;
-    let mut found = BTreeSet::new();
-    loop {
-        let listed = socket.exchange(Request::dump(libc::RTM_GETQDISC, &header(0, 0, 0, 0)), |message| {
-            if kind_of(&message).as_deref() == Some(CLSACT) {
-                found.extend(message.payload.get(4..).and_then(number));
-            }
-        });
-        match listed {
-            Ok(()) => return Ok(found),
-            Err(NetlinkError::Interrupted) => {}
-            Err(error) => return Err(failed()(error)),
-        }
-    }
 }
 
 #[cfg(test)]

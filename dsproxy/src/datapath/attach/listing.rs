@@ -29,10 +29,11 @@ pub fn list(pins: &Path, interfaces: &Interfaces) -> Result<Vec<Attachment>, Att
             add(index, direction, AttachKind::Tcx, program_id, Some(id));
         }
     }
-    for index in clsact::interfaces_with_clsact()? {
+    let mut session = clsact::Session::open()?;
+    for index in session.interfaces() {
         let name = name_of(index);
         for direction in [Direction::Ingress, Direction::Egress] {
-            if let Some(program) = clsact::program_at(Hook { index, name: &name, direction })? {
+            if let Some(program) = session.program_at(Hook { index, name: &name, direction })? {
                 add(index, direction, AttachKind::Clsact, program, None);
             }
         }
@@ -66,12 +67,12 @@ pub fn detach_all(pins: &Path) -> Cleanup {
         }
         Err(error) => note("", Err(error)),
     }
-    match all_interfaces() {
-        Ok(interfaces) => {
+    match all_interfaces().and_then(|interfaces| Ok((interfaces, clsact::Session::open()?))) {
+        Ok((interfaces, mut session)) => {
             for (index, name) in interfaces {
                 for direction in [Direction::Ingress, Direction::Egress] {
                     let hook = Hook { index, name: &name, direction };
-                    note(&name, clsact::detach(hook));
+                    note(&name, session.detach(hook));
                     note(&name, stray::detach(hook, None));
                 }
             }
