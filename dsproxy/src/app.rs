@@ -50,6 +50,7 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<()> {
     let RunArguments {
         kubeconfig,
         manifests,
+        hostname_override,
         cluster_cidr,
         node_devices,
         pod_interfaces,
@@ -61,7 +62,12 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<()> {
         log_format: _,
         log_level: _,
     } = arguments;
+    let node = match hostname_override {
+        Some(name) => name,
+        None => nix::unistd::gethostname().context("read the host's name")?.to_string_lossy().to_lowercase(),
+    };
     info!(
+        node,
         version = env!("CARGO_PKG_VERSION"),
         kubeconfig = kubeconfig.as_deref().map(|file| tracing::field::display(file.display())),
         manifests = manifests.as_deref().map(|directory| tracing::field::display(directory.display())),
@@ -95,8 +101,13 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<()> {
 
     let progress = Arc::new(Progress::default());
     let status = SourceStatus::new();
-    let metrics =
-        Metrics::new(load::open_pinned(&bpffs)?, Arc::clone(&progress), Arc::clone(&status), attachments.report());
+    let metrics = Metrics::new(
+        load::open_pinned(&bpffs)?,
+        Arc::clone(&progress),
+        Arc::clone(&status),
+        attachments.report(),
+        node,
+    );
     let health = http::Health::new(Arc::clone(&progress));
     tokio::spawn(http::serve("health", healthz_bind_address, http::health_routes(health)));
     tokio::spawn(http::serve("metrics", metrics_bind_address, http::metrics_routes(metrics)));

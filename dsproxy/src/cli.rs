@@ -49,6 +49,10 @@ pub struct RunArguments {
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
 
+    /// The name of this node's Node object, when it is not the host's name in lower case
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+
     /// The addresses of the cluster's pods: one CIDR, or one of each family
     #[arg(long, value_name = "V4[,V6]", value_parser = ClusterCidrs::parse)]
     pub cluster_cidr: Option<ClusterCidrs>,

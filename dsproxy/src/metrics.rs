@@ -9,6 +9,7 @@ use prometheus_client::{
         counter::ConstCounter,
         gauge::ConstGauge,
         histogram::{Histogram, exponential_buckets},
+        info::Info,
     },
     registry::{Registry, Unit},
 };
@@ -31,7 +32,13 @@ pub struct Metrics {
 
 impl Metrics {
     /// Metrics of the maps, the reconciler, the source and what is attached.
-    pub fn new(maps: KernelMaps, progress: Arc<Progress>, source: Arc<SourceStatus>, attached: Arc<Report>) -> Self {
+    pub fn new(
+        maps: KernelMaps,
+        progress: Arc<Progress>,
+        source: Arc<SourceStatus>,
+        attached: Arc<Report>,
+        node: String,
+    ) -> Self {
         let mut registry = Registry::with_prefix("dsproxy");
         // From 100 us, a change of one endpoint, to 13 s, a cold start of a very large cluster.
         let sync_duration = Histogram::new(exponential_buckets(0.0001, 2.0, 18));
@@ -40,6 +47,11 @@ impl Metrics {
             "The time from taking up changes to the last map write for them",
             Unit::Seconds,
             sync_duration.clone(),
+        );
+        registry.register(
+            "build",
+            "The version that runs, and the node it runs for",
+            Info::new([("version", env!("CARGO_PKG_VERSION").to_owned()), ("node", node)]),
         );
         registry.register_collector(Box::new(State { maps, progress: Arc::clone(&progress), source, attached }));
         Self { registry, progress, sync_duration }

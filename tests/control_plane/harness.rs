@@ -45,13 +45,7 @@ impl Source {
         let status = SourceStatus::new();
         let (sender, events) = mpsc::channel(64);
         let task = tokio::spawn(run(sender, Arc::clone(&status)));
-        Self {
-            status,
-            events,
-            services: VecDeque::new(),
-            slices: VecDeque::new(),
-            task,
-        }
+        Self { status, events, services: VecDeque::new(), slices: VecDeque::new(), task }
     }
 
     /// The proxy's source with this server at the other end.
@@ -61,9 +55,7 @@ impl Source {
 
     pub(crate) async fn at(server: &ApiServer, pace: Pace) -> Self {
         let kubeconfig = server.kubeconfig();
-        let client = kubernetes::connect(Some(kubeconfig.path()))
-            .await
-            .expect("a client");
+        let client = kubernetes::connect(Some(kubeconfig.path())).await.expect("a client");
         Self::start(|events, status| kubernetes::run_at(client, events, status, pace))
     }
 
@@ -126,11 +118,7 @@ impl Source {
             }
         };
         let waited = tokio::time::timeout(PATIENCE, holds).await;
-        assert!(
-            waited.is_ok(),
-            "waited in vain for {what}: {:?}",
-            self.status
-        );
+        assert!(waited.is_ok(), "waited in vain for {what}: {:?}", self.status);
     }
 
     pub(crate) async fn until_connected(&self) {
@@ -140,8 +128,7 @@ impl Source {
     /// Waits until `more` further attempts have failed.
     pub(crate) async fn until_failed_again(&self, more: u64) {
         let before = self.status.failures();
-        self.until("failures", |status| status.failures() >= before + more)
-            .await;
+        self.until("failures", |status| status.failures() >= before + more).await;
     }
 
     /// Nobody listens any more; asserts that the source ends.
@@ -149,9 +136,7 @@ impl Source {
         self.events.close();
         while self.events.recv().await.is_some() {}
         let ended = tokio::time::timeout(PATIENCE, &mut self.task).await;
-        ended
-            .expect("the source ends when nobody listens")
-            .expect("the source does not panic");
+        ended.expect("the source ends when nobody listens").expect("the source does not panic");
     }
 
     async fn receive(&mut self) {

@@ -4,9 +4,7 @@ use dsproxy::{
     model::IpFamily,
     source::{Delta, kubernetes::Pace},
 };
-use dsproxy_tests::apiserver::{
-    ApiServer, Fault, Gone, Matching, Refusal, Resource, StreamAct, Verb, network,
-};
+use dsproxy_tests::apiserver::{ApiServer, Fault, Gone, Matching, Refusal, Resource, StreamAct, Verb, network};
 use serde_json::json;
 
 use crate::{
@@ -37,11 +35,7 @@ fn a_forgotten_history_is_listed_again_and_what_vanished_is_gone() {
             server.restart().await;
             assert_eq!(
                 source.snapshot_of_services().await,
-                [
-                    model_service("web1", 1),
-                    model_service("web3", 33),
-                    model_service("web4", 4)
-                ],
+                [model_service("web1", 1), model_service("web3", 33), model_service("web4", 4)],
                 "{gone:?}"
             );
             assert_eq!(source.snapshot_of_slices().await, []);
@@ -50,10 +44,7 @@ fn a_forgotten_history_is_listed_again_and_what_vanished_is_gone() {
             source.assert_silent();
 
             server.put(service("web5", 5));
-            assert_eq!(
-                source.service().await,
-                Delta::Apply(model_service("web5", 5))
-            );
+            assert_eq!(source.service().await, Delta::Apply(model_service("web5", 5)));
         });
     }
 }
@@ -65,10 +56,7 @@ fn an_open_watch_can_be_told_that_its_history_is_gone() {
         server.put(service("web", 1));
         let (mut source, ..) = Source::watching(&server).await;
         server.act_on_watches(Resource::Services, &StreamAct::Error(410));
-        assert_eq!(
-            source.snapshot_of_services().await,
-            [model_service("web", 1)]
-        );
+        assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
         source.until_connected().await;
         assert_eq!(source.status.failures(), 1);
         source.assert_silent();
@@ -82,14 +70,9 @@ fn an_error_that_says_nothing_against_the_history_needs_no_list() {
         server.put(service("web", 1));
         let (mut source, ..) = Source::watching(&server).await;
         server.act_on_watches(Resource::Services, &StreamAct::Error(500));
-        source
-            .until("the failure", |status| status.failures() == 1)
-            .await;
+        source.until("the failure", |status| status.failures() == 1).await;
         server.put(service("web", 2));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 2))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
         source.until_connected().await;
         assert_eq!(server.count(Verb::List, Resource::Services), 1);
     });
@@ -111,10 +94,7 @@ fn a_bookmark_moves_the_watch_along() {
         server.act_on_watches(Resource::Services, &StreamAct::End);
         server.until_watches(Resource::Services, 2).await;
         server.put(service("web", 1));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 1))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
         assert_eq!(server.count(Verb::List, Resource::Services), 1);
         assert_eq!(source.status.failures(), 0);
     });
@@ -134,18 +114,12 @@ fn a_server_restored_from_a_backup_is_listed_again() {
             server.delete(Resource::Services, NAMESPACE, "web2");
             server.put(slice("web1-4", IpFamily::V4, &[2]));
             server.restart_with_other_history(first_version).await;
-            assert_eq!(
-                source.snapshot_of_services().await,
-                [model_service("web1", 1)]
-            );
+            assert_eq!(source.snapshot_of_services().await, [model_service("web1", 1)]);
             let slices = source.snapshot_of_slices().await;
             assert_eq!(slices, [model_slice("web1-4", IpFamily::V4, &[2])]);
             source.until_connected().await;
             server.put(service("web2", 3));
-            assert_eq!(
-                source.service().await,
-                Delta::Apply(model_service("web2", 3))
-            );
+            assert_eq!(source.service().await, Delta::Apply(model_service("web2", 3)));
             source.assert_silent();
         });
     }
@@ -161,10 +135,7 @@ fn a_version_that_goes_back_is_another_history() {
         older["metadata"]["resourceVersion"] = json!("7");
         let line = json!({"type": "ADDED", "object": older}).to_string();
         server.act_on_watches(Resource::Services, &StreamAct::Line(line));
-        assert_eq!(
-            source.snapshot_of_services().await,
-            [model_service("web", 1)]
-        );
+        assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
         source.until_connected().await;
         assert_eq!(source.status.failures(), 1);
         source.assert_silent();
@@ -180,16 +151,9 @@ fn a_page_that_is_no_longer_to_be_had_is_asked_for_as_a_whole() {
         }
         // The first page is served, and the second is not.
         let lists = Matching::only(Verb::List, Resource::Services);
-        server
-            .faults()
-            .next(lists, 1, Fault::Delay(std::time::Duration::ZERO));
-        server
-            .faults()
-            .next(lists, 1, Fault::Refuse(Refusal::with(410)));
-        let pace = Pace {
-            page_size: 2,
-            ..pace()
-        };
+        server.faults().next(lists, 1, Fault::Delay(std::time::Duration::ZERO));
+        server.faults().next(lists, 1, Fault::Refuse(Refusal::with(410)));
+        let pace = Pace { page_size: 2, ..pace() };
         let mut source = Source::at(&server, pace).await;
         assert_eq!(source.snapshot_of_services().await.len(), 5);
         let limits: Vec<_> = server
@@ -210,14 +174,9 @@ fn a_deletion_during_the_first_list_is_not_missed() {
         let server = ApiServer::start().await;
         server.put(service("web1", 1));
         server.put(service("web2", 2));
-        let pace = Pace {
-            page_size: 1,
-            ..pace()
-        };
+        let pace = Pace { page_size: 1, ..pace() };
         let watches = Matching::only(Verb::Watch, Resource::Services);
-        server
-            .faults()
-            .next(watches, 3, Fault::Refuse(Refusal::with(503)));
+        server.faults().next(watches, 3, Fault::Refuse(Refusal::with(503)));
         let mut source = Source::at(&server, pace).await;
         assert_eq!(source.snapshot_of_services().await.len(), 2);
         server.delete(Resource::Services, NAMESPACE, "web2");

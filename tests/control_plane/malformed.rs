@@ -58,16 +58,10 @@ fn a_malformed_change_leaves_the_last_good_version() {
         }
         server.put(service("next", 2));
         // Nothing came in between, and the watch goes on.
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("next", 2))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("next", 2)));
         assert_eq!(source.status.rejected(), malformed.len() as u64);
         server.put(service("web", 3));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 3))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 3)));
         assert_eq!(source.status.failures(), 0);
         assert_eq!(server.count(Verb::List, Resource::Services), 1);
     });
@@ -84,10 +78,7 @@ fn a_malformed_object_that_is_deleted_is_gone() {
             server.delete(Resource::Services, NAMESPACE, "web");
             assert_eq!(source.service().await, Delta::Delete(name("web")));
             server.put(service("web", 1));
-            assert_eq!(
-                source.service().await,
-                Delta::Apply(model_service("web", 1))
-            );
+            assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
         }
         source.assert_silent();
     });
@@ -110,18 +101,9 @@ fn a_list_with_a_malformed_object_leaves_its_last_good_version() {
         server.restart().await;
         // All that the list says, but about the one object of which it says nothing sensible.
         assert_eq!(source.service().await, Delta::Delete(name("gone")));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("changed", 5))
-        );
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("new", 6))
-        );
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("same", 3))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("changed", 5)));
+        assert_eq!(source.service().await, Delta::Apply(model_service("new", 6)));
+        assert_eq!(source.service().await, Delta::Apply(model_service("same", 3)));
         assert_eq!(source.status.rejected(), 1);
 
         // A list without it takes it away.
@@ -134,11 +116,7 @@ fn a_list_with_a_malformed_object_leaves_its_last_good_version() {
         server.restart().await;
         assert_eq!(
             source.snapshot_of_services().await,
-            [
-                model_service("changed", 5),
-                model_service("new", 6),
-                model_service("same", 3)
-            ]
+            [model_service("changed", 5), model_service("new", 6), model_service("same", 3)]
         );
     });
 }
@@ -176,22 +154,13 @@ fn a_slice_of_no_service_is_left_out() {
 
 #[test]
 fn a_line_that_is_no_event_is_answered_with_a_list() {
-    for line in [
-        "nonsense",
-        "{}",
-        r#"{"type":"RENAMED","object":{}}"#,
-        r#"{"type":"ADDED"}"#,
-    ] {
+    for line in ["nonsense", "{}", r#"{"type":"RENAMED","object":{}}"#, r#"{"type":"ADDED"}"#] {
         network::run(|| async move {
             let server = ApiServer::start().await;
             server.put(service("web", 1));
             let (mut source, ..) = Source::watching(&server).await;
             server.act_on_watches(Resource::Services, &StreamAct::Line(line.to_owned()));
-            assert_eq!(
-                source.snapshot_of_services().await,
-                [model_service("web", 1)],
-                "{line}"
-            );
+            assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)], "{line}");
             source.until_connected().await;
             assert_eq!(source.status.failures(), 1);
             source.assert_silent();
@@ -209,10 +178,7 @@ fn an_event_of_an_object_without_a_name_is_passed_over() {
             server.act_on_watches(Resource::Services, &StreamAct::Line(line));
         }
         server.put(service("web", 1));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 1))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
         assert_eq!(source.status.rejected(), 1);
         assert_eq!(source.status.failures(), 0);
     });

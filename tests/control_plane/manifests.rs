@@ -34,11 +34,7 @@ pub(crate) fn pace() -> Pace {
 
 /// Waiting times under which inotify is hardly needed.
 pub(crate) fn impatient() -> Pace {
-    Pace {
-        quiet: Duration::from_millis(20),
-        rescan: Duration::from_millis(10),
-        ..pace()
-    }
+    Pace { quiet: Duration::from_millis(20), rescan: Duration::from_millis(10), ..pace() }
 }
 
 pub(crate) fn directory() -> TempDir {
@@ -46,9 +42,7 @@ pub(crate) fn directory() -> TempDir {
 }
 
 pub(crate) fn source(directory: &Path, pace: Pace) -> Source {
-    let manifests = Manifests::open(directory)
-        .expect("the directory")
-        .with_pace(pace);
+    let manifests = Manifests::open(directory).expect("the directory").with_pace(pace);
     Source::start(|events, status| manifests.run(events, status))
 }
 
@@ -66,26 +60,16 @@ pub(crate) fn write(directory: &TempDir, file: &str, objects: &[Value]) {
 }
 
 pub(crate) fn documents(objects: &[Value]) -> String {
-    let documents = objects
-        .iter()
-        .map(|object| serde_yaml::to_string(object).expect("YAML"));
+    let documents = objects.iter().map(|object| serde_yaml::to_string(object).expect("YAML"));
     documents.collect::<Vec<_>>().join("---\n")
 }
 
 #[tokio::test]
 async fn the_first_reading_is_a_snapshot_of_each_kind() {
     let directory = directory();
-    write(
-        &directory,
-        "b.yaml",
-        &[service("web", 1), slice("web-4", IpFamily::V4, &[1])],
-    );
+    write(&directory, "b.yaml", &[service("web", 1), slice("web-4", IpFamily::V4, &[1])]);
     write(&directory, "a.yml", &[slice("web-6", IpFamily::V6, &[1])]);
-    fs::write(
-        directory.path().join("c.json"),
-        service("db", 2).to_string(),
-    )
-    .expect("write");
+    fs::write(directory.path().join("c.json"), service("db", 2).to_string()).expect("write");
     // Files that are no manifests, or hidden, or directories.
     for file in ["README.md", ".hidden.yaml", "yaml", "d.yaml~", "e.yaml.swp"] {
         write(&directory, file, &[service("never", 9)]);
@@ -93,18 +77,9 @@ async fn the_first_reading_is_a_snapshot_of_each_kind() {
     fs::create_dir(directory.path().join("sub.yaml")).expect("make a directory");
 
     let mut source = source(directory.path(), pace());
-    assert_eq!(
-        source.snapshot_of_services().await,
-        [model_service("db", 2), model_service("web", 1)]
-    );
+    assert_eq!(source.snapshot_of_services().await, [model_service("db", 2), model_service("web", 1)]);
     let slices = source.snapshot_of_slices().await;
-    assert_eq!(
-        slices,
-        [
-            model_slice("web-4", IpFamily::V4, &[1]),
-            model_slice("web-6", IpFamily::V6, &[1])
-        ]
-    );
+    assert_eq!(slices, [model_slice("web-4", IpFamily::V4, &[1]), model_slice("web-6", IpFamily::V6, &[1])]);
     source.until_connected().await;
     source.assert_silent();
     assert_eq!(source.status.rejected(), 0);
@@ -123,39 +98,15 @@ async fn an_empty_directory_is_two_empty_snapshots() {
 async fn files_are_followed() {
     let directory = directory();
     let mut source = started(directory.path(), pace()).await;
-    write(
-        &directory,
-        "web.yaml",
-        &[service("web", 1), slice("web-6", IpFamily::V6, &[1])],
-    );
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("web", 1))
-    );
-    assert_eq!(
-        source.slice().await,
-        Delta::Apply(model_slice("web-6", IpFamily::V6, &[1]))
-    );
+    write(&directory, "web.yaml", &[service("web", 1), slice("web-6", IpFamily::V6, &[1])]);
+    assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
+    assert_eq!(source.slice().await, Delta::Apply(model_slice("web-6", IpFamily::V6, &[1])));
 
     // Only what changed is told.
-    write(
-        &directory,
-        "web.yaml",
-        &[service("web", 1), slice("web-6", IpFamily::V6, &[1, 2])],
-    );
-    assert_eq!(
-        source.slice().await,
-        Delta::Apply(model_slice("web-6", IpFamily::V6, &[1, 2]))
-    );
-    write(
-        &directory,
-        "web.yaml",
-        &[service("web", 2), slice("web-6", IpFamily::V6, &[1, 2])],
-    );
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("web", 2))
-    );
+    write(&directory, "web.yaml", &[service("web", 1), slice("web-6", IpFamily::V6, &[1, 2])]);
+    assert_eq!(source.slice().await, Delta::Apply(model_slice("web-6", IpFamily::V6, &[1, 2])));
+    write(&directory, "web.yaml", &[service("web", 2), slice("web-6", IpFamily::V6, &[1, 2])]);
+    assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
 
     write(&directory, "web.yaml", &[service("web", 2)]);
     assert_eq!(source.slice().await, Delta::Delete(name("web-6")));
@@ -176,31 +127,16 @@ async fn a_file_that_becomes_empty_holds_nothing() {
 #[tokio::test]
 async fn a_file_is_replaced_by_a_rename() {
     let directory = directory();
-    write(
-        &directory,
-        "web.yaml",
-        &[service("web", 1), service("db", 2)],
-    );
+    write(&directory, "web.yaml", &[service("web", 1), service("db", 2)]);
     let mut source = started(directory.path(), pace()).await;
-    write(
-        &directory,
-        ".web.yaml.tmp",
-        &[service("web", 3), service("db", 2)],
-    );
+    write(&directory, ".web.yaml.tmp", &[service("web", 3), service("db", 2)]);
     let renamed = directory.path().join("web.yaml");
     fs::rename(directory.path().join(".web.yaml.tmp"), &renamed).expect("rename");
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("web", 3))
-    );
+    assert_eq!(source.service().await, Delta::Apply(model_service("web", 3)));
 
     // Renamed to another manifest, the objects do not vanish; renamed away, they do.
     fs::rename(&renamed, directory.path().join("other.yaml")).expect("rename");
-    fs::rename(
-        directory.path().join("other.yaml"),
-        directory.path().join("gone"),
-    )
-    .expect("rename");
+    fs::rename(directory.path().join("other.yaml"), directory.path().join("gone")).expect("rename");
     assert_eq!(source.service().await, Delta::Delete(name("db")));
     assert_eq!(source.service().await, Delta::Delete(name("web")));
     source.assert_silent();
@@ -218,32 +154,21 @@ async fn a_mounted_config_map_is_swapped_at_once() {
         symlink(name, path.join("..data_tmp")).expect("link");
         fs::rename(path.join("..data_tmp"), path.join("..data")).expect("swap");
     };
-    version(
-        "..1",
-        &[("a.yaml", service("a", 1)), ("b.json", service("b", 2))],
-    );
+    version("..1", &[("a.yaml", service("a", 1)), ("b.json", service("b", 2))]);
     for file in ["a.yaml", "b.json"] {
         symlink(Path::new("..data").join(file), path.join(file)).expect("link");
     }
     let mut source = source(path, pace());
-    assert_eq!(
-        source.snapshot_of_services().await,
-        [model_service("a", 1), model_service("b", 2)]
-    );
+    assert_eq!(source.snapshot_of_services().await, [model_service("a", 1), model_service("b", 2)]);
     assert_eq!(source.snapshot_of_slices().await, []);
 
-    version(
-        "..2",
-        &[("a.yaml", service("a", 3)), ("b.json", service("b", 2))],
-    );
+    version("..2", &[("a.yaml", service("a", 3)), ("b.json", service("b", 2))]);
     fs::remove_dir_all(path.join("..1")).expect("remove the old version");
     assert_eq!(source.service().await, Delta::Apply(model_service("a", 3)));
 
     // A key leaves the ConfigMap: first its target is gone, then the link.
     version("..3", &[("a.yaml", service("a", 3))]);
-    source
-        .until("the dangling link", |status| !status.connected())
-        .await;
+    source.until("the dangling link", |status| !status.connected()).await;
     source.assert_silent();
     fs::remove_file(path.join("b.json")).expect("remove the link");
     assert_eq!(source.service().await, Delta::Delete(name("b")));
@@ -255,16 +180,9 @@ async fn a_mounted_config_map_is_swapped_at_once() {
 async fn the_target_of_a_link_is_read_now_and_then() {
     let (directory, elsewhere) = (directory(), self::directory());
     write(&elsewhere, "target", &[service("web", 1)]);
-    symlink(
-        elsewhere.path().join("target"),
-        directory.path().join("web.yaml"),
-    )
-    .expect("link");
+    symlink(elsewhere.path().join("target"), directory.path().join("web.yaml")).expect("link");
     let mut source = source(directory.path(), impatient());
-    assert_eq!(
-        source.snapshot_of_services().await,
-        [model_service("web", 1)]
-    );
+    assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
     for number in 2..5 {
         write(&elsewhere, "target", &[service("web", number)]);
         // A file that is being written elsewhere may be seen empty.
@@ -292,21 +210,11 @@ async fn lists_and_documents_are_told_apart() {
         "items": [slice("b-6", IpFamily::V6, &[2])],
     });
     let cidr = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}});
-    write(
-        &directory,
-        "all.yaml",
-        &[list, cidr, typed, service("c", 3)],
-    );
+    write(&directory, "all.yaml", &[list, cidr, typed, service("c", 3)]);
     assert_eq!(source.service().await, Delta::Apply(model_service("a", 1)));
     assert_eq!(source.service().await, Delta::Apply(model_service("c", 3)));
-    assert_eq!(
-        source.slice().await,
-        Delta::Apply(model_slice("a-4", IpFamily::V4, &[1]))
-    );
-    assert_eq!(
-        source.slice().await,
-        Delta::Apply(model_slice("b-6", IpFamily::V6, &[2]))
-    );
+    assert_eq!(source.slice().await, Delta::Apply(model_slice("a-4", IpFamily::V4, &[1])));
+    assert_eq!(source.slice().await, Delta::Apply(model_slice("b-6", IpFamily::V6, &[2])));
     assert_eq!(source.status.rejected(), 0);
 }
 
@@ -315,20 +223,10 @@ async fn of_an_object_in_two_files_the_first_file_wins() {
     let directory = directory();
     write(&directory, "b.yaml", &[service("web", 2)]);
     let mut source = started(directory.path(), pace()).await;
-    write(
-        &directory,
-        "c.yaml",
-        &[service("web", 3), service("mark", 1)],
-    );
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("mark", 1))
-    );
+    write(&directory, "c.yaml", &[service("web", 3), service("mark", 1)]);
+    assert_eq!(source.service().await, Delta::Apply(model_service("mark", 1)));
     write(&directory, "a.yaml", &[service("web", 1)]);
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("web", 1))
-    );
+    assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
     fs::remove_file(directory.path().join("b.yaml")).expect("remove");
     fs::remove_file(directory.path().join("a.yaml")).expect("remove");
     // From here on the third file counts; the second may have had its turn in between.
@@ -344,11 +242,7 @@ async fn of_an_object_in_two_files_the_first_file_wins() {
 #[tokio::test]
 async fn objects_that_leave_the_proxy_are_deleted() {
     let directory = directory();
-    write(
-        &directory,
-        "web.yaml",
-        &[service("web", 1), slice("web-4", IpFamily::V4, &[1])],
-    );
+    write(&directory, "web.yaml", &[service("web", 1), slice("web-4", IpFamily::V4, &[1])]);
     let mut source = started(directory.path(), pace()).await;
     let mut others = service("web", 1);
     others["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = json!("mesh");
@@ -382,10 +276,7 @@ async fn a_change_arrives_within_moments() {
     for number in 1..=5 {
         let started = Instant::now();
         write(&directory, "web.yaml", &[service("web", number)]);
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", number))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", number)));
         fastest = fastest.min(started.elapsed());
     }
     // The fastest, as other things may run at the same time; without inotify none would be so fast.
@@ -399,11 +290,7 @@ async fn many_files_that_change_together_are_told_once_each() {
     for round in [1, 2] {
         for number in 0..40 {
             let name = format!("web{number}");
-            write(
-                &directory,
-                &format!("{name}.yaml"),
-                &[service(&name, number + round)],
-            );
+            write(&directory, &format!("{name}.yaml"), &[service(&name, number + round)]);
         }
         let mut told: Vec<String> = Vec::new();
         while told.len() < 40 {

@@ -17,28 +17,16 @@ use crate::{
 async fn a_file_that_no_longer_parses_keeps_its_objects() {
     let directory = directory();
     let path = directory.path().join("web.yaml");
-    write(
-        &directory,
-        "web.yaml",
-        &[service("web", 1), slice("web-6", IpFamily::V6, &[1])],
-    );
+    write(&directory, "web.yaml", &[service("web", 1), slice("web-6", IpFamily::V6, &[1])]);
     let mut source = started(directory.path(), pace()).await;
-    for (count, broken) in ["spec: [", "\tnot: yaml", "just text", "a: {b"]
-        .iter()
-        .enumerate()
-    {
+    for (count, broken) in ["spec: [", "\tnot: yaml", "just text", "a: {b"].iter().enumerate() {
         fs::write(&path, broken).expect("write");
         let count = count as u64 + 1;
-        source
-            .until("the rejection", |status| status.rejected() == count)
-            .await;
+        source.until("the rejection", |status| status.rejected() == count).await;
         source.assert_silent();
     }
     write(&directory, "web.yaml", &[service("web", 2)]);
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("web", 2))
-    );
+    assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
     assert_eq!(source.slice().await, Delta::Delete(name("web-6")));
     assert_eq!(source.status.failures(), 0);
 }
@@ -50,10 +38,7 @@ async fn a_broken_file_is_counted_once_however_often_it_is_read() {
     let mut source = started(directory.path(), impatient()).await;
     for number in 1..=5 {
         write(&directory, "other.yaml", &[service("other", number)]);
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("other", number))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("other", number)));
     }
     assert_eq!(source.status.rejected(), 1);
 }
@@ -62,17 +47,9 @@ async fn a_broken_file_is_counted_once_however_often_it_is_read() {
 async fn a_bad_document_harms_no_other_and_takes_nothing_away() {
     let directory = directory();
     let path = directory.path().join("all.yaml");
-    write(
-        &directory,
-        "all.yaml",
-        &[service("a", 1), service("b", 2), service("c", 3)],
-    );
+    write(&directory, "all.yaml", &[service("a", 1), service("b", 2), service("c", 3)]);
     let mut source = started(directory.path(), pace()).await;
-    let text = format!(
-        "{}---\nkind: [\n---\n{}",
-        documents(&[service("a", 11)]),
-        documents(&[service("c", 33)])
-    );
+    let text = format!("{}---\nkind: [\n---\n{}", documents(&[service("a", 11)]), documents(&[service("c", 33)]));
     fs::write(&path, text).expect("write");
     assert_eq!(source.service().await, Delta::Apply(model_service("a", 11)));
     assert_eq!(source.service().await, Delta::Apply(model_service("c", 33)));
@@ -80,11 +57,7 @@ async fn a_bad_document_harms_no_other_and_takes_nothing_away() {
     assert_eq!(source.status.rejected(), 1);
 
     // Which of the documents was the bad one is clear now.
-    write(
-        &directory,
-        "all.yaml",
-        &[service("a", 11), service("c", 33)],
-    );
+    write(&directory, "all.yaml", &[service("a", 11), service("c", 33)]);
     assert_eq!(source.service().await, Delta::Delete(name("b")));
 }
 
@@ -108,10 +81,7 @@ async fn an_object_that_makes_no_sense_keeps_its_last_good_version() {
     {
         let number = u8::try_from(count).expect("few") + 3;
         write(&directory, "all.yaml", &[object, service("b", number)]);
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("b", number))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("b", number)));
         source.assert_silent();
         assert_eq!(source.status.rejected(), count as u64 + 1);
     }
@@ -128,11 +98,7 @@ async fn an_object_that_makes_no_sense_keeps_its_last_good_version() {
 async fn a_file_is_not_read_while_it_is_written() {
     let directory = directory();
     let path = directory.path().join("web.yaml");
-    write(
-        &directory,
-        "web.yaml",
-        &[service("web", 1), service("db", 2)],
-    );
+    write(&directory, "web.yaml", &[service("web", 1), service("db", 2)]);
     let mut source = started(directory.path(), pace()).await;
 
     // Half of this is sound YAML without the second Service.
@@ -145,21 +111,12 @@ async fn a_file_is_not_read_while_it_is_written() {
         // Another file shows that the directory is read meanwhile.
         let number = if part == half { 5 } else { 6 };
         write(&directory, "mark.yaml", &[service("mark", number)]);
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("mark", number))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("mark", number)));
         source.assert_silent();
     }
     drop(file);
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("web", 3))
-    );
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("new", 4))
-    );
+    assert_eq!(source.service().await, Delta::Apply(model_service("web", 3)));
+    assert_eq!(source.service().await, Delta::Apply(model_service("new", 4)));
     source.assert_silent();
     assert_eq!(source.status.rejected(), 0);
 }
@@ -169,26 +126,14 @@ async fn a_new_file_is_not_read_before_it_is_whole() {
     let directory = directory();
     let mut source = started(directory.path(), pace()).await;
     let path = directory.path().join("web.yaml");
-    let mut file = OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .open(path)
-        .expect("create");
+    let mut file = OpenOptions::new().create_new(true).write(true).open(path).expect("create");
     let text = documents(&[service("web", 1)]);
-    file.write_all(&text.as_bytes()[..text.len() / 2])
-        .expect("write");
+    file.write_all(&text.as_bytes()[..text.len() / 2]).expect("write");
     write(&directory, "mark.yaml", &[service("mark", 5)]);
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("mark", 5))
-    );
-    file.write_all(&text.as_bytes()[text.len() / 2..])
-        .expect("write");
+    assert_eq!(source.service().await, Delta::Apply(model_service("mark", 5)));
+    file.write_all(&text.as_bytes()[text.len() / 2..]).expect("write");
     drop(file);
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("web", 1))
-    );
+    assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
     assert_eq!(source.status.rejected(), 0);
 }
 
@@ -200,27 +145,18 @@ async fn half_a_file_whose_writer_died_keeps_the_objects() {
     fs::write(&path, &text).expect("write");
     let mut source = started(directory.path(), pace()).await;
     fs::write(&path, &text[..text.len() / 2]).expect("write");
-    source
-        .until("the rejection", |status| status.rejected() == 1)
-        .await;
+    source.until("the rejection", |status| status.rejected() == 1).await;
     source.assert_silent();
 }
 
 #[tokio::test]
 async fn a_writer_that_sleeps_is_not_waited_for() {
     let directory = directory();
-    let pace = Pace {
-        quiet: Duration::from_millis(50),
-        ..pace()
-    };
+    let pace = Pace { quiet: Duration::from_millis(50), ..pace() };
     let mut source = started(directory.path(), pace).await;
     let mut file = fs::File::create(directory.path().join("web.yaml")).expect("create");
-    file.write_all(documents(&[service("web", 1)]).as_bytes())
-        .expect("write");
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("web", 1))
-    );
+    file.write_all(documents(&[service("web", 1)]).as_bytes()).expect("write");
+    assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
     drop(file);
 }
 
@@ -230,10 +166,7 @@ async fn a_directory_that_vanishes_takes_nothing_away() {
     let path = parent.path().join("manifests");
     fs::create_dir(&path).expect("make the directory");
     let write = |number| {
-        let text = documents(&[
-            service("web", number),
-            slice("web-4", IpFamily::V4, &[number]),
-        ]);
+        let text = documents(&[service("web", number), slice("web-4", IpFamily::V4, &[number])]);
         fs::write(path.join("web.yaml"), text).expect("write");
     };
     write(1);
@@ -243,10 +176,7 @@ async fn a_directory_that_vanishes_takes_nothing_away() {
     source.until_failed_again(3).await;
     assert!(!source.status.connected());
     let error = source.status.last_error().expect("an error");
-    assert!(
-        error.contains("--manifests") && error.contains(&path.display().to_string()),
-        "{error}"
-    );
+    assert!(error.contains("--manifests") && error.contains(&path.display().to_string()), "{error}");
     source.assert_silent();
 
     // Back as it was: nothing changed.
@@ -257,28 +187,17 @@ async fn a_directory_that_vanishes_takes_nothing_away() {
 
     // Gone, and another comes in its place, which is watched like the first.
     fs::rename(&path, parent.path().join("old")).expect("rename");
-    source
-        .until("the failure", |status| !status.connected())
-        .await;
+    source.until("the failure", |status| !status.connected()).await;
     fs::create_dir(parent.path().join("next")).expect("make a directory");
     let text = documents(&[service("web", 2)]);
     fs::write(parent.path().join("next/web.yaml"), text).expect("write");
     fs::rename(parent.path().join("next"), &path).expect("rename");
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("web", 2))
-    );
+    assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
     assert_eq!(source.slice().await, Delta::Delete(name("web-4")));
     source.until_connected().await;
     write(3);
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("web", 3))
-    );
-    assert_eq!(
-        source.slice().await,
-        Delta::Apply(model_slice("web-4", IpFamily::V4, &[3]))
-    );
+    assert_eq!(source.service().await, Delta::Apply(model_service("web", 3)));
+    assert_eq!(source.slice().await, Delta::Apply(model_slice("web-4", IpFamily::V4, &[3])));
     source.assert_silent();
 }
 
@@ -295,10 +214,7 @@ async fn a_file_that_cannot_be_read_keeps_its_objects() {
     let error = source.status.last_error().expect("an error");
     assert!(error.contains("web.yaml"), "{error}");
     write(&directory, "other.yaml", &[service("other", 2)]);
-    assert_eq!(
-        source.service().await,
-        Delta::Apply(model_service("other", 2))
-    );
+    assert_eq!(source.service().await, Delta::Apply(model_service("other", 2)));
     source.assert_silent();
     fs::remove_file(&path).expect("remove");
     assert_eq!(source.service().await, Delta::Delete(name("web")));
@@ -315,14 +231,8 @@ async fn the_first_reading_makes_do_with_what_can_be_read() {
     endpoints.push(json!({"addresses": ["10.1.0.1"]}));
     write(&directory, "partly.yaml", &[partly]);
     let mut source = source(directory.path(), pace());
-    assert_eq!(
-        source.snapshot_of_services().await,
-        [model_service("web", 1)]
-    );
-    assert_eq!(
-        source.snapshot_of_slices().await,
-        [model_slice("web-6", IpFamily::V6, &[1])]
-    );
+    assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
+    assert_eq!(source.snapshot_of_slices().await, [model_slice("web-6", IpFamily::V6, &[1])]);
     source.until_connected().await;
     assert_eq!(source.status.rejected(), 1);
     assert_eq!(source.status.skipped(), 1);

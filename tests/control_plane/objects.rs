@@ -41,15 +41,8 @@ pub(crate) fn service(name: &str, number: u8) -> Value {
 pub(crate) fn model_service(name: &str, number: u8) -> model::Service {
     model::Service {
         name: self::name(name),
-        cluster_ips: cluster_ips(number)
-            .iter()
-            .map(|text| address(text))
-            .collect(),
-        ports: vec![model::ServicePort {
-            name: "http".into(),
-            protocol: Protocol::Tcp,
-            port: 80,
-        }],
+        cluster_ips: cluster_ips(number).iter().map(|text| address(text)).collect(),
+        ports: vec![model::ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
     }
 }
 
@@ -79,11 +72,7 @@ pub(crate) fn model_slice(name: &str, family: IpFamily, numbers: &[u8]) -> model
         name: self::name(name),
         service: self::name(service_of(name)),
         family,
-        ports: vec![model::SlicePort {
-            name: "http".into(),
-            protocol: Protocol::Tcp,
-            port: 8080,
-        }],
+        ports: vec![model::SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: numbers
             .iter()
             .map(|&number| model::Endpoint {
@@ -97,10 +86,7 @@ pub(crate) fn model_slice(name: &str, family: IpFamily, numbers: &[u8]) -> model
 }
 
 fn service_of(slice: &str) -> &str {
-    slice
-        .rsplit_once('-')
-        .expect("a slice is named after its Service")
-        .0
+    slice.rsplit_once('-').expect("a slice is named after its Service").0
 }
 
 fn endpoint(family: IpFamily, number: u8) -> String {

@@ -25,20 +25,14 @@ fn while_the_server_is_away_nothing_is_sent() {
         source.until_failed_again(10).await;
         assert!(!source.status.connected());
         let error = source.status.last_error().expect("an error");
-        assert!(
-            error.contains("cannot be reached") && error.contains("refused"),
-            "{error}"
-        );
+        assert!(error.contains("cannot be reached") && error.contains("refused"), "{error}");
         source.assert_silent();
 
         // What happened meanwhile comes as changes, without a list.
         server.put(service("web", 2));
         server.delete(Resource::EndpointSlices, NAMESPACE, "web-4");
         server.restart().await;
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 2))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
         assert_eq!(source.slice().await, Delta::Delete(name("web-4")));
         source.until_connected().await;
         assert_eq!(source.status.last_error(), None);
@@ -59,10 +53,7 @@ fn a_server_that_comes_up_late_is_waited_for() {
         source.assert_silent();
         assert!(!source.status.connected());
         server.restart().await;
-        assert_eq!(
-            source.snapshot_of_services().await,
-            [model_service("web", 1)]
-        );
+        assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
         assert_eq!(source.snapshot_of_slices().await, []);
         source.until_connected().await;
     });
@@ -75,10 +66,7 @@ fn a_server_that_restarts_over_and_over_costs_no_change() {
         let (mut source, ..) = Source::watching(&server).await;
         for number in 1..=10 {
             server.put(service("web", number));
-            assert_eq!(
-                source.service().await,
-                Delta::Apply(model_service("web", number))
-            );
+            assert_eq!(source.service().await, Delta::Apply(model_service("web", number)));
             server.restart().await;
             server.until_watched().await;
         }
@@ -97,14 +85,9 @@ fn a_broken_watch_goes_on_where_it_was() {
         let (mut source, ..) = Source::watching(&server).await;
         let failures = source.status.failures();
         server.act_on_watches(Resource::Services, &StreamAct::Cut);
-        source
-            .until("the failure", |status| status.failures() == failures + 1)
-            .await;
+        source.until("the failure", |status| status.failures() == failures + 1).await;
         server.put(service("web", 2));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 2))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
         source.until_connected().await;
         assert_eq!(source.status.last_error(), None);
         assert_eq!(server.count(Verb::List, Resource::Services), 1);
@@ -120,15 +103,10 @@ fn half_an_event_is_none_and_comes_again_whole() {
         let (mut source, ..) = Source::watching(&server).await;
         let failures = source.status.failures();
         server.act_on_watches(Resource::Services, &StreamAct::CutWithin(service("web", 2)));
-        source
-            .until("the failure", |status| status.failures() == failures + 1)
-            .await;
+        source.until("the failure", |status| status.failures() == failures + 1).await;
         source.assert_silent();
         server.put(service("web", 2));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 2))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
         source.until_connected().await;
         source.assert_silent();
         assert_eq!(source.status.rejected(), 0);
@@ -143,19 +121,11 @@ fn half_a_list_is_none() {
         server.put(service("web", 1));
         server.put(slice("web-6", IpFamily::V6, &[1]));
         for resource in Resource::ALL {
-            server
-                .faults()
-                .next(Matching::only(Verb::List, resource), 2, Fault::CutAnswer);
+            server.faults().next(Matching::only(Verb::List, resource), 2, Fault::CutAnswer);
         }
         let mut source = Source::of(&server).await;
-        assert_eq!(
-            source.snapshot_of_services().await,
-            [model_service("web", 1)]
-        );
-        assert_eq!(
-            source.snapshot_of_slices().await,
-            [model_slice("web-6", IpFamily::V6, &[1])]
-        );
+        assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
+        assert_eq!(source.snapshot_of_slices().await, [model_slice("web-6", IpFamily::V6, &[1])]);
         source.until_connected().await;
         assert_eq!(source.status.failures(), 4);
         source.assert_silent();
@@ -167,23 +137,12 @@ fn a_list_that_is_no_list_is_none() {
     network::run(|| async {
         let server = ApiServer::start().await;
         server.put(service("web", 1));
-        for text in [
-            "",
-            "<html>login</html>",
-            "[]",
-            "{\"items\": 1}",
-            "{\"items\": []}",
-        ] {
+        for text in ["", "<html>login</html>", "[]", "{\"items\": 1}", "{\"items\": []}"] {
             let lists = Matching::only(Verb::List, Resource::Services);
-            server
-                .faults()
-                .next(lists, 1, Fault::Answer(text.to_owned()));
+            server.faults().next(lists, 1, Fault::Answer(text.to_owned()));
         }
         let mut source = Source::of(&server).await;
-        assert_eq!(
-            source.snapshot_of_services().await,
-            [model_service("web", 1)]
-        );
+        assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
         assert_eq!(source.snapshot_of_slices().await, []);
         source.until_connected().await;
         assert_eq!(source.status.failures(), 5);
@@ -196,10 +155,7 @@ fn a_slow_answer_is_waited_for() {
     network::run(|| async {
         let server = ApiServer::start().await;
         server.put(service("web", 1));
-        server.faults().always(
-            Matching::default(),
-            Fault::Delay(Duration::from_millis(100)),
-        );
+        server.faults().always(Matching::default(), Fault::Delay(Duration::from_millis(100)));
         let (source, services, _) = Source::watching(&server).await;
         assert_eq!(services, [model_service("web", 1)]);
         assert_eq!(source.status.failures(), 0);
@@ -212,27 +168,14 @@ fn an_answer_that_never_comes_is_given_up() {
         let server = ApiServer::start().await;
         server.put(service("web", 1));
         for verb in [Verb::List, Verb::Watch] {
-            server
-                .faults()
-                .next(Matching::only(verb, Resource::Services), 1, Fault::Hang);
+            server.faults().next(Matching::only(verb, Resource::Services), 1, Fault::Hang);
         }
-        let pace = Pace {
-            answer: Duration::from_millis(200),
-            ..pace()
-        };
+        let pace = Pace { answer: Duration::from_millis(200), ..pace() };
         let mut source = Source::at(&server, pace).await;
-        source
-            .until("the failure", |status| status.failures() == 1)
-            .await;
+        source.until("the failure", |status| status.failures() == 1).await;
         let error = source.status.last_error().expect("an error");
-        assert!(
-            error.contains("list services") && error.contains("did not answer"),
-            "{error}"
-        );
-        assert_eq!(
-            source.snapshot_of_services().await,
-            [model_service("web", 1)]
-        );
+        assert!(error.contains("list services") && error.contains("did not answer"), "{error}");
+        assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
         source.until_connected().await;
         assert_eq!(source.status.failures(), 2);
     });
@@ -243,9 +186,7 @@ fn a_server_that_ends_every_watch_at_once_is_not_stormed() {
     network::run(|| async {
         let server = ApiServer::start().await;
         let watches = Matching::only(Verb::Watch, Resource::Services);
-        server
-            .faults()
-            .always(watches, Fault::Answer(String::new()));
+        server.faults().always(watches, Fault::Answer(String::new()));
         let pace = Pace {
             first_retry: Duration::from_millis(50),
             longest_retry_refused: Duration::from_millis(50),
@@ -261,11 +202,7 @@ fn a_server_that_ends_every_watch_at_once_is_not_stormed() {
             .map(|request| request.at)
             .collect();
         for pair in at.windows(2) {
-            assert!(
-                pair[1] - pair[0] >= Duration::from_millis(25),
-                "{:?}",
-                pair[1] - pair[0]
-            );
+            assert!(pair[1] - pair[0] >= Duration::from_millis(25), "{:?}", pair[1] - pair[0]);
         }
         assert_eq!(server.count(Verb::List, Resource::Services), 1);
         server.faults().clear();

@@ -26,9 +26,7 @@ fn a_refused_list_is_tried_again() {
             let server = ApiServer::start().await;
             server.put(service("web", 1));
             let lists = Matching::only(Verb::List, Resource::Services);
-            server
-                .faults()
-                .always(lists, Fault::Refuse(Refusal::with(code)));
+            server.faults().always(lists, Fault::Refuse(Refusal::with(code)));
             let mut source = Source::of(&server).await;
             assert_eq!(source.snapshot_of_slices().await, []);
             source.until_failed_again(3).await;
@@ -40,10 +38,7 @@ fn a_refused_list_is_tried_again() {
             }
 
             server.faults().clear();
-            assert_eq!(
-                source.snapshot_of_services().await,
-                [model_service("web", 1)]
-            );
+            assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
             source.until_connected().await;
             assert_eq!(source.status.last_error(), None);
         });
@@ -57,9 +52,7 @@ fn a_refused_watch_is_tried_again_without_a_list() {
             let server = ApiServer::start().await;
             server.put(service("web", 1));
             let watches = Matching::only(Verb::Watch, Resource::Services);
-            server
-                .faults()
-                .next(watches, 3, Fault::Refuse(Refusal::with(code)));
+            server.faults().next(watches, 3, Fault::Refuse(Refusal::with(code)));
             let (mut source, services, _) = Source::watching(&server).await;
             assert_eq!(services, [model_service("web", 1)]);
             assert_eq!(source.status.failures(), 3, "{code}");
@@ -74,9 +67,7 @@ fn a_watch_that_is_refused_for_what_it_asks_is_listed_again() {
     network::run(|| async {
         let server = ApiServer::start().await;
         let watches = Matching::only(Verb::Watch, Resource::Services);
-        server
-            .faults()
-            .next(watches, 1, Fault::Refuse(Refusal::with(400)));
+        server.faults().next(watches, 1, Fault::Refuse(Refusal::with(400)));
         let (mut source, ..) = Source::watching(&server).await;
         assert_eq!(source.snapshot_of_services().await, []);
         assert_eq!(server.count(Verb::List, Resource::Services), 2);
@@ -90,28 +81,18 @@ fn a_server_that_asks_for_time_gets_it() {
         network::run(|| async move {
             let server = ApiServer::start().await;
             let lists = Matching::only(Verb::List, Resource::Services);
-            let refusal = Refusal {
-                code: 429,
-                retry_after: Some(1),
-                plain,
-            };
+            let refusal = Refusal { code: 429, retry_after: Some(1), plain };
             server.faults().next(lists, 1, Fault::Refuse(refusal));
             let mut source = Source::of(&server).await;
             assert_eq!(source.snapshot_of_services().await, []);
             let requests = server.requests();
             let at: Vec<_> = requests
                 .iter()
-                .filter(|request| {
-                    (request.verb, request.resource) == (Verb::List, Resource::Services)
-                })
+                .filter(|request| (request.verb, request.resource) == (Verb::List, Resource::Services))
                 .map(|request| request.at)
                 .collect();
             assert_eq!(at.len(), 2);
-            assert!(
-                at[1] - at[0] >= Duration::from_secs(1),
-                "{:?}",
-                at[1] - at[0]
-            );
+            assert!(at[1] - at[0] >= Duration::from_secs(1), "{:?}", at[1] - at[0]);
         });
     }
 }
@@ -121,34 +102,20 @@ fn a_refusal_for_one_kind_does_not_hold_up_the_other() {
     network::run(|| async {
         let server = ApiServer::start().await;
         server.put(slice("web-6", IpFamily::V6, &[1]));
-        let slices = Matching {
-            verb: None,
-            resource: Some(Resource::EndpointSlices),
-        };
-        server
-            .faults()
-            .always(slices, Fault::Refuse(Refusal::with(403)));
+        let slices = Matching { verb: None, resource: Some(Resource::EndpointSlices) };
+        server.faults().always(slices, Fault::Refuse(Refusal::with(403)));
         let mut source = Source::of(&server).await;
         assert_eq!(source.snapshot_of_services().await, []);
         server.put(service("web", 1));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 1))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
         source.until_failed_again(3).await;
         assert!(!source.status.connected());
         let error = source.status.last_error().expect("an error");
-        assert!(
-            error.contains("list and watch on endpointslices.discovery.k8s.io"),
-            "{error}"
-        );
+        assert!(error.contains("list and watch on endpointslices.discovery.k8s.io"), "{error}");
         source.assert_silent();
 
         server.faults().clear();
-        assert_eq!(
-            source.snapshot_of_slices().await,
-            [model_slice("web-6", IpFamily::V6, &[1])]
-        );
+        assert_eq!(source.snapshot_of_slices().await, [model_slice("web-6", IpFamily::V6, &[1])]);
         source.until_connected().await;
     });
 }

@@ -27,10 +27,7 @@ fn the_first_lists_are_snapshots_over_either_family() {
             assert_eq!(services, [model_service("web", 1)]);
             assert_eq!(
                 slices,
-                [
-                    model_slice("web-4", IpFamily::V4, &[1, 2]),
-                    model_slice("web-6", IpFamily::V6, &[1, 2]),
-                ]
+                [model_slice("web-4", IpFamily::V4, &[1, 2]), model_slice("web-6", IpFamily::V6, &[1, 2]),]
             );
             source.assert_silent();
             assert_eq!(source.status.failures(), 0);
@@ -56,24 +53,13 @@ fn only_objects_for_this_proxy_are_asked_for() {
         let _source = Source::watching(&server).await;
         for request in server.requests() {
             let (labels, fields) = match request.resource {
-                Resource::Services => (
-                    "!service.kubernetes.io/service-proxy-name",
-                    Some("spec.clusterIP!=None"),
-                ),
+                Resource::Services => ("!service.kubernetes.io/service-proxy-name", Some("spec.clusterIP!=None")),
                 Resource::EndpointSlices => ("!service.kubernetes.io/headless", None),
             };
-            assert_eq!(
-                request.parameter("labelSelector"),
-                Some(labels),
-                "{request:?}"
-            );
+            assert_eq!(request.parameter("labelSelector"), Some(labels), "{request:?}");
             assert_eq!(request.parameter("fieldSelector"), fields, "{request:?}");
             if request.verb == Verb::Watch {
-                assert_eq!(
-                    request.parameter("allowWatchBookmarks"),
-                    Some("true"),
-                    "{request:?}"
-                );
+                assert_eq!(request.parameter("allowWatchBookmarks"), Some("true"), "{request:?}");
             }
         }
     });
@@ -88,31 +74,16 @@ fn changes_arrive_in_order() {
         server.put(service("web", 2));
         server.delete(Resource::Services, NAMESPACE, "web");
         server.put(service("web", 3));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 1))
-        );
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 2))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
         assert_eq!(source.service().await, Delta::Delete(name("web")));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 3))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 3)));
         for family in IpFamily::ALL {
             server.put(slice("web-x", family, &[1]));
             server.put(slice("web-x", family, &[2, 3]));
             server.delete(Resource::EndpointSlices, NAMESPACE, "web-x");
-            assert_eq!(
-                source.slice().await,
-                Delta::Apply(model_slice("web-x", family, &[1]))
-            );
-            assert_eq!(
-                source.slice().await,
-                Delta::Apply(model_slice("web-x", family, &[2, 3]))
-            );
+            assert_eq!(source.slice().await, Delta::Apply(model_slice("web-x", family, &[1])));
+            assert_eq!(source.slice().await, Delta::Apply(model_slice("web-x", family, &[2, 3])));
             assert_eq!(source.slice().await, Delta::Delete(name("web-x")));
         }
         source.assert_silent();
@@ -133,10 +104,7 @@ fn a_label_gained_is_a_deletion_and_a_label_lost_a_creation() {
         server.put(others);
         assert_eq!(source.service().await, Delta::Delete(name("web")));
         server.put(service("web", 1));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 1))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
 
         let mut headless = slice("web-6", IpFamily::V6, &[1]);
         headless["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
@@ -161,10 +129,7 @@ fn a_service_without_a_cluster_ip_is_none() {
         assert_eq!(services, []);
 
         server.put(service("web", 1));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 1))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
         // No selector holds this back, so the proxy has to see for itself.
         let mut external = service("web", 1);
         external["spec"]["type"] = json!("ExternalName");
@@ -175,10 +140,7 @@ fn a_service_without_a_cluster_ip_is_none() {
         server.put(external);
         server.delete(Resource::Services, NAMESPACE, "web");
         server.put(service("next", 2));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("next", 2))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("next", 2)));
 
         let mut headless = service("next", 2);
         headless["spec"]["clusterIP"] = json!("None");
@@ -196,14 +158,9 @@ fn pages_make_one_snapshot() {
         for number in 1..=7 {
             server.put(service(&format!("web{number}"), number));
         }
-        let pace = Pace {
-            page_size: 3,
-            ..pace()
-        };
+        let pace = Pace { page_size: 3, ..pace() };
         let mut source = Source::at(&server, pace).await;
-        let services: Vec<_> = (1..=7)
-            .map(|number| model_service(&format!("web{number}"), number))
-            .collect();
+        let services: Vec<_> = (1..=7).map(|number| model_service(&format!("web{number}"), number)).collect();
         assert_eq!(source.snapshot_of_services().await, services);
         assert_eq!(server.count(Verb::List, Resource::Services), 3);
         source.until_connected().await;
@@ -219,19 +176,13 @@ fn a_watch_that_ends_goes_on_where_it_was() {
         server.put(service("web", 1));
         let (mut source, ..) = Source::watching(&server).await;
         server.put(service("web", 2));
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 2))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
         for number in 3..6 {
             let watches = server.count(Verb::Watch, Resource::Services);
             server.act_on_watches(Resource::Services, &StreamAct::End);
             server.until_watches(Resource::Services, watches + 1).await;
             server.put(service("web", number));
-            assert_eq!(
-                source.service().await,
-                Delta::Apply(model_service("web", number))
-            );
+            assert_eq!(source.service().await, Delta::Apply(model_service("web", number)));
         }
         assert_eq!(server.count(Verb::List, Resource::Services), 1);
         assert_eq!(source.status.failures(), 0);
@@ -243,20 +194,14 @@ fn a_watch_that_ends_goes_on_where_it_was() {
 fn a_watch_that_says_nothing_for_long_is_started_again() {
     network::run(|| async {
         let server = ApiServer::start().await;
-        let pace = Pace {
-            silence: std::time::Duration::from_millis(50),
-            shortest_watch: std::time::Duration::ZERO,
-            ..pace()
-        };
+        let pace =
+            Pace { silence: std::time::Duration::from_millis(50), shortest_watch: std::time::Duration::ZERO, ..pace() };
         let mut source = Source::at(&server, pace).await;
         server.until_watches(Resource::Services, 3).await;
         assert_eq!(server.count(Verb::List, Resource::Services), 1);
         server.put(service("web", 1));
         assert_eq!(source.snapshot_of_services().await, []);
-        assert_eq!(
-            source.service().await,
-            Delta::Apply(model_service("web", 1))
-        );
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
         assert_eq!(source.status.failures(), 0);
     });
 }

@@ -20,10 +20,7 @@ use super::{
 pub(super) type Body = BoxBody<Bytes, io::Error>;
 
 /// Answers a request, or ends the connection without an answer.
-pub(super) async fn answer<B>(
-    request: &hyper::Request<B>,
-    shared: &Arc<Shared>,
-) -> io::Result<Response<Body>> {
+pub(super) async fn answer<B>(request: &hyper::Request<B>, shared: &Arc<Shared>) -> io::Result<Response<Body>> {
     let request = match Request::read(request) {
         Ok(_) if !is_authorized(request) => return Ok(refuse(&Refusal::with(401))),
         Ok(request) => request,
@@ -82,15 +79,11 @@ fn list(request: &Request, shared: &Shared) -> Result<Result<Value, Refusal>, St
             None => return Ok(Err(Refusal::with(410))),
         },
         None => {
-            let items = store
-                .objects(request.resource)
-                .filter(|object| selector.matches(object));
+            let items = store.objects(request.resource).filter(|object| selector.matches(object));
             (store.version(), items.cloned().collect())
         }
     };
-    let limit = limit.map_or(items.len(), |limit| {
-        usize::try_from(limit).unwrap_or(usize::MAX)
-    });
+    let limit = limit.map_or(items.len(), |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     let rest = items.split_off(limit.min(items.len()));
     let mut metadata = json!({"resourceVersion": version.to_string()});
     if !rest.is_empty() {
@@ -120,19 +113,10 @@ pub(super) fn status(code: u16) -> Value {
         401 => ("Unauthorized", "Unauthorized"),
         403 => ("Forbidden", "the user may not do this"),
         410 => ("Expired", "too old resource version"),
-        429 => (
-            "TooManyRequests",
-            "the server has received too many requests",
-        ),
-        503 => (
-            "ServiceUnavailable",
-            "the server is unable to handle the request",
-        ),
+        429 => ("TooManyRequests", "the server has received too many requests"),
+        503 => ("ServiceUnavailable", "the server is unable to handle the request"),
         504 => ("Timeout", "Too large resource version"),
-        _ => (
-            "InternalError",
-            "an error on the server has prevented the request",
-        ),
+        _ => ("InternalError", "an error on the server has prevented the request"),
     };
     json!({
         "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
@@ -141,16 +125,8 @@ pub(super) fn status(code: u16) -> Value {
 }
 
 pub(super) fn refuse(refusal: &Refusal) -> Response<Body> {
-    let Refusal {
-        code,
-        retry_after,
-        plain,
-    } = *refusal;
-    let text = if plain {
-        "Too many requests, please try again later.\n".to_owned()
-    } else {
-        status(code).to_string()
-    };
+    let Refusal { code, retry_after, plain } = *refusal;
+    let text = if plain { "Too many requests, please try again later.\n".to_owned() } else { status(code).to_string() };
     let code = StatusCode::from_u16(code).expect("an HTTP status");
     let mut response = with_body(code, whole(text));
     if let Some(seconds) = retry_after {
@@ -160,17 +136,13 @@ pub(super) fn refuse(refusal: &Refusal) -> Response<Body> {
 }
 
 fn whole(text: String) -> Body {
-    Full::new(Bytes::from(text))
-        .map_err(|never| match never {})
-        .boxed()
+    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed()
 }
 
 fn with_body(code: StatusCode, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
     let json = hyper::header::HeaderValue::from_static("application/json");
-    response
-        .headers_mut()
-        .insert(hyper::header::CONTENT_TYPE, json);
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
     response
 }

@@ -42,11 +42,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with this HTTP status and a Status object.
     pub fn with(code: u16) -> Self {
-        Self {
-            code,
-            retry_after: None,
-            plain: false,
-        }
+        Self { code, retry_after: None, plain: false }
     }
 }
 
@@ -62,16 +58,12 @@ pub struct Matching {
 impl Matching {
     /// Requests of this kind.
     pub fn only(verb: Verb, resource: Resource) -> Self {
-        Self {
-            verb: Some(verb),
-            resource: Some(resource),
-        }
+        Self { verb: Some(verb), resource: Some(resource) }
     }
 
     fn matches(self, request: &Request) -> bool {
         let Self { verb, resource } = self;
-        verb.is_none_or(|verb| verb == request.verb)
-            && resource.is_none_or(|resource| resource == request.resource)
+        verb.is_none_or(|verb| verb == request.verb) && resource.is_none_or(|resource| resource == request.resource)
     }
 }
 
@@ -102,20 +94,12 @@ struct Planned {
 impl Faults {
     /// Lets the next `times` matching requests go wrong.
     pub fn next(&self, matching: Matching, times: usize, fault: Fault) {
-        lock(&self.planned).push(Planned {
-            matching,
-            times: Some(times),
-            fault,
-        });
+        lock(&self.planned).push(Planned { matching, times: Some(times), fault });
     }
 
     /// Lets all matching requests go wrong until [`clear`](Self::clear).
     pub fn always(&self, matching: Matching, fault: Fault) {
-        lock(&self.planned).push(Planned {
-            matching,
-            times: None,
-            fault,
-        });
+        lock(&self.planned).push(Planned { matching, times: None, fault });
     }
 
     /// Nothing goes wrong any more.
@@ -125,24 +109,17 @@ impl Faults {
 
     /// How watches that begin too early are told so.
     pub fn tell_gone_by(&self, gone: Gone) {
-        self.gone_by_status
-            .store(gone == Gone::Status, Ordering::Relaxed);
+        self.gone_by_status.store(gone == Gone::Status, Ordering::Relaxed);
     }
 
     pub(super) fn gone(&self) -> Gone {
-        if self.gone_by_status.load(Ordering::Relaxed) {
-            Gone::Status
-        } else {
-            Gone::Event
-        }
+        if self.gone_by_status.load(Ordering::Relaxed) { Gone::Status } else { Gone::Event }
     }
 
     /// What goes wrong with this request.
     pub(super) fn take(&self, request: &Request) -> Option<Fault> {
         let mut planned = lock(&self.planned);
-        let index = planned
-            .iter()
-            .position(|planned| planned.matching.matches(request))?;
+        let index = planned.iter().position(|planned| planned.matching.matches(request))?;
         let fault = planned[index].fault.clone();
         if let Some(times) = &mut planned[index].times {
             *times -= 1;

@@ -102,8 +102,7 @@ impl ApiServer {
             "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", self.address)}}],
             "users": [{"name": "test", "user": {"token": TOKEN}}],
         });
-        file.write_all(kubeconfig.to_string().as_bytes())
-            .expect("write the kubeconfig");
+        file.write_all(kubeconfig.to_string().as_bytes()).expect("write the kubeconfig");
         file
     }
 
@@ -126,11 +125,7 @@ impl ApiServer {
         let listener = TcpListener::bind(self.address).await.expect("listen");
         self.address = listener.local_addr().expect("the address of the listener");
         let (reset, _) = watch::channel(false);
-        let accept = tokio::spawn(connection::accept(
-            listener,
-            Arc::clone(&self.shared),
-            reset.clone(),
-        ));
+        let accept = tokio::spawn(connection::accept(listener, Arc::clone(&self.shared), reset.clone()));
         self.listening = Some(Listening { accept, reset });
     }
 
@@ -197,28 +192,18 @@ impl ApiServer {
             }
         };
         let within = std::time::Duration::from_secs(20);
-        assert!(
-            tokio::time::timeout(within, holds).await.is_ok(),
-            "waited in vain for {what}"
-        );
+        assert!(tokio::time::timeout(within, holds).await.is_ok(), "waited in vain for {what}");
     }
 
     /// Waits until both resources are watched.
     pub async fn until_watched(&self) {
-        self.until("open watches", |server| {
-            Resource::ALL
-                .iter()
-                .all(|&resource| server.open_watches(resource) > 0)
-        })
-        .await;
+        self.until("open watches", |server| Resource::ALL.iter().all(|&resource| server.open_watches(resource) > 0))
+            .await;
     }
 
     /// Waits until a resource was watched this often.
     pub async fn until_watches(&self, resource: Resource, times: usize) {
-        self.until("one more watch", |server| {
-            server.count(Verb::Watch, resource) >= times
-        })
-        .await;
+        self.until("one more watch", |server| server.count(Verb::Watch, resource) >= times).await;
     }
 
     /// The number of watches of a resource that are open.
@@ -235,10 +220,7 @@ impl Drop for ApiServer {
         }
         let bewildering = lock(&self.shared.bewildering);
         if !std::thread::panicking() {
-            assert!(
-                bewildering.is_empty(),
-                "the server did not understand {bewildering:?}"
-            );
+            assert!(bewildering.is_empty(), "the server did not understand {bewildering:?}");
         }
     }
 }

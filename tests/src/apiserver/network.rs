@@ -12,17 +12,12 @@ use nix::sched::{CloneFlags, unshare};
 pub fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     let outcome = std::thread::scope(|scope| {
         let name = std::thread::current().name().unwrap_or("test").to_owned();
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn_scoped(scope, || {
-                unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace (run as root)");
-                bring_loopback_up().expect("bring loopback up");
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .expect("make a runtime");
-                runtime.block_on(test());
-            });
+        let thread = std::thread::Builder::new().name(name).spawn_scoped(scope, || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace (run as root)");
+            bring_loopback_up().expect("bring loopback up");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("make a runtime");
+            runtime.block_on(test());
+        });
         thread.expect("start a thread").join()
     });
     if let Err(panic) = outcome {
@@ -34,12 +29,7 @@ fn bring_loopback_up() -> io::Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     use std::os::fd::AsRawFd;
 
-    let socket = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: an ifreq is plain bytes, and all zeros is a value of it.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {

@@ -40,10 +40,7 @@ impl Request {
     }
 
     pub(super) fn selector(&self) -> Result<Selector, String> {
-        Selector::parse(
-            self.parameter("labelSelector"),
-            self.parameter("fieldSelector"),
-        )
+        Selector::parse(self.parameter("labelSelector"), self.parameter("fieldSelector"))
     }
 
     /// Reads a request, or says what about it is not understood.
@@ -54,15 +51,8 @@ impl Request {
         }
         let resource = Resource::of_path(uri.path()).ok_or_else(|| format!("path of {uri}"))?;
         let mut parameters = BTreeMap::new();
-        for pair in uri
-            .query()
-            .unwrap_or_default()
-            .split('&')
-            .filter(|pair| !pair.is_empty())
-        {
-            let (name, value) = pair
-                .split_once('=')
-                .ok_or_else(|| format!("query of {uri}"))?;
+        for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').ok_or_else(|| format!("query of {uri}"))?;
             let value = decode(value).ok_or_else(|| format!("query of {uri}"))?;
             parameters.insert(name.to_owned(), value);
         }
@@ -73,26 +63,14 @@ impl Request {
         };
         let known: &[&str] = match verb {
             Verb::List => &["labelSelector", "fieldSelector", "limit", "continue"],
-            Verb::Watch => &[
-                "labelSelector",
-                "fieldSelector",
-                "timeoutSeconds",
-                "allowWatchBookmarks",
-                "resourceVersion",
-            ],
+            Verb::Watch => {
+                &["labelSelector", "fieldSelector", "timeoutSeconds", "allowWatchBookmarks", "resourceVersion"]
+            }
         };
-        if let Some(unknown) = parameters
-            .keys()
-            .find(|name| !known.contains(&name.as_str()))
-        {
+        if let Some(unknown) = parameters.keys().find(|name| !known.contains(&name.as_str())) {
             return Err(format!("parameter {unknown} of {uri}"));
         }
-        let request = Self {
-            verb,
-            resource,
-            parameters,
-            at: Instant::now(),
-        };
+        let request = Self { verb, resource, parameters, at: Instant::now() };
         request.selector()?;
         Ok(request)
     }

@@ -20,11 +20,7 @@ struct FieldIsNot {
 impl Selector {
     pub(super) fn parse(labels: Option<&str>, fields: Option<&str>) -> Result<Self, String> {
         let terms = |selector: Option<&str>| -> Vec<String> {
-            selector
-                .into_iter()
-                .flat_map(|terms| terms.split(','))
-                .map(str::to_owned)
-                .collect()
+            selector.into_iter().flat_map(|terms| terms.split(',')).map(str::to_owned).collect()
         };
         let mut selector = Self::default();
         for term in terms(labels) {
@@ -39,10 +35,7 @@ impl Selector {
             match term.split_once("!=") {
                 Some(("spec.clusterIP", value)) => {
                     let value = value.to_owned();
-                    selector.fields.push(FieldIsNot {
-                        pointer: "/spec/clusterIP",
-                        value,
-                    });
+                    selector.fields.push(FieldIsNot { pointer: "/spec/clusterIP", value });
                 }
                 _ => return Err(format!("field selector {term:?}")),
             }
@@ -51,20 +44,11 @@ impl Selector {
     }
 
     pub(super) fn matches(&self, object: &Value) -> bool {
-        let Self {
-            without_labels,
-            fields,
-        } = self;
+        let Self { without_labels, fields } = self;
         let labels = &object["metadata"]["labels"];
-        without_labels
-            .iter()
-            .all(|label| labels.get(label).is_none())
+        without_labels.iter().all(|label| labels.get(label).is_none())
             && fields.iter().all(|FieldIsNot { pointer, value }| {
-                object
-                    .pointer(pointer)
-                    .and_then(Value::as_str)
-                    .unwrap_or_default()
-                    != value
+                object.pointer(pointer).and_then(Value::as_str).unwrap_or_default() != value
             })
     }
 }
@@ -77,18 +61,11 @@ mod tests {
 
     #[test]
     fn the_forms_in_use_are_evaluated() {
-        let selector = Selector::parse(Some("!example.org/no"), Some("spec.clusterIP!=None"))
-            .expect("a selector");
+        let selector = Selector::parse(Some("!example.org/no"), Some("spec.clusterIP!=None")).expect("a selector");
         for (object, expected) in [
             (json!({}), true),
-            (
-                json!({"metadata": {"labels": {"example.org/no": ""}}}),
-                false,
-            ),
-            (
-                json!({"metadata": {"labels": {"example.org/yes": ""}}}),
-                true,
-            ),
+            (json!({"metadata": {"labels": {"example.org/no": ""}}}), false),
+            (json!({"metadata": {"labels": {"example.org/yes": ""}}}), true),
             (json!({"metadata": {"labels": "malformed"}}), true),
             (json!({"spec": {"clusterIP": "None"}}), false),
             (json!({"spec": {"clusterIP": "10.0.0.1"}}), true),
@@ -99,21 +76,10 @@ mod tests {
 
     #[test]
     fn other_forms_are_errors() {
-        for labels in [
-            "example.org/a",
-            "example.org/a=b",
-            "a in (b)",
-            "!example.org/a=b",
-            "",
-        ] {
+        for labels in ["example.org/a", "example.org/a=b", "a in (b)", "!example.org/a=b", ""] {
             Selector::parse(Some(labels), None).expect_err(labels);
         }
-        for fields in [
-            "spec.clusterIP=None",
-            "metadata.name!=a",
-            "spec.type!=a",
-            "",
-        ] {
+        for fields in ["spec.clusterIP=None", "metadata.name!=a", "spec.type!=a", ""] {
             Selector::parse(None, Some(fields)).expect_err(fields);
         }
     }

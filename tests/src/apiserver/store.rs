@@ -69,13 +69,7 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn new(version: u64) -> Self {
-        Self {
-            version,
-            oldest: version,
-            objects: BTreeMap::new(),
-            history: Vec::new(),
-            pages: BTreeMap::new(),
-        }
+        Self { version, oldest: version, objects: BTreeMap::new(), history: Vec::new(), pages: BTreeMap::new() }
     }
 
     pub(super) fn version(&self) -> u64 {
@@ -94,15 +88,8 @@ impl Store {
         let name = text(&metadata["name"]).expect("an object has a name");
         let namespace = text(&metadata["namespace"]).expect("an object has a namespace");
         metadata["resourceVersion"] = json!(self.version.to_string());
-        let before = self
-            .objects
-            .insert((resource, namespace, name), object.clone());
-        let change = Change {
-            version: self.version,
-            resource,
-            before,
-            after: Some(object),
-        };
+        let before = self.objects.insert((resource, namespace, name), object.clone());
+        let change = Change { version: self.version, resource, before, after: Some(object) };
         self.history.push(change);
         self.version
     }
@@ -111,12 +98,7 @@ impl Store {
         let key = (resource, namespace.to_owned(), name.to_owned());
         let before = self.objects.remove(&key).expect("the object exists");
         self.version += 1;
-        let change = Change {
-            version: self.version,
-            resource,
-            before: Some(before),
-            after: None,
-        };
+        let change = Change { version: self.version, resource, before: Some(before), after: None };
         self.history.push(change);
     }
 
@@ -136,10 +118,7 @@ impl Store {
     }
 
     pub(super) fn objects(&self, resource: Resource) -> impl Iterator<Item = &Value> {
-        self.objects
-            .iter()
-            .filter(move |((of, ..), _)| *of == resource)
-            .map(|(_, object)| object)
+        self.objects.iter().filter(move |((of, ..), _)| *of == resource).map(|(_, object)| object)
     }
 
     /// What happened to a resource after `version`.

@@ -52,17 +52,12 @@ impl OpenStreams {
     pub(super) fn act(&self, resource: Resource, act: &StreamAct) -> usize {
         let streams = lock(&self.streams);
         let of_resource = streams.iter().filter(|(of, _)| *of == resource);
-        of_resource
-            .filter(|(_, stream)| stream.send(act.clone()).is_ok())
-            .count()
+        of_resource.filter(|(_, stream)| stream.send(act.clone()).is_ok()).count()
     }
 
     pub(super) fn count(&self, resource: Resource) -> usize {
         let streams = lock(&self.streams);
-        streams
-            .iter()
-            .filter(|(of, stream)| *of == resource && !stream.is_closed())
-            .count()
+        streams.iter().filter(|(of, stream)| *of == resource && !stream.is_closed()).count()
     }
 
     fn register(&self, resource: Resource) -> mpsc::UnboundedReceiver<StreamAct> {
@@ -89,16 +84,9 @@ pub(super) struct OpenStream {
 }
 
 /// Opens a watch; an error says what about the request is not understood.
-pub(super) fn open(
-    request: &Request,
-    shared: &Arc<Shared>,
-) -> Result<Result<Body, Refusal>, String> {
-    let version = request
-        .number("resourceVersion")?
-        .ok_or("a watch from nowhere")?;
-    let duration = request
-        .number("timeoutSeconds")?
-        .ok_or("a watch without end")?;
+pub(super) fn open(request: &Request, shared: &Arc<Shared>) -> Result<Result<Body, Refusal>, String> {
+    let version = request.number("resourceVersion")?.ok_or("a watch from nowhere")?;
+    let duration = request.number("timeoutSeconds")?.ok_or("a watch without end")?;
     let (oldest, newest) = {
         let store = lock(&shared.store);
         (store.oldest(), store.version())
@@ -206,26 +194,13 @@ impl OpenStream {
     fn pending_lines(&mut self) -> Option<Bytes> {
         let changes = lock(&self.shared.store).changes_after(self.version, self.resource);
         self.version = changes.last()?.version;
-        let lines: Vec<u8> = changes
-            .iter()
-            .filter_map(|change| self.line(change))
-            .flatten()
-            .collect();
+        let lines: Vec<u8> = changes.iter().filter_map(|change| self.line(change)).flatten().collect();
         (!lines.is_empty()).then(|| lines.into())
     }
 
     fn line(&self, change: &Change) -> Option<Vec<u8>> {
-        let Change {
-            version,
-            resource: _,
-            before,
-            after,
-        } = change;
-        let selected = |object: &Option<Value>| {
-            object
-                .clone()
-                .filter(|object| self.selector.matches(object))
-        };
+        let Change { version, resource: _, before, after } = change;
+        let selected = |object: &Option<Value>| object.clone().filter(|object| self.selector.matches(object));
         match (selected(before), selected(after)) {
             (None, None) => None,
             (None, Some(object)) => Some(line("ADDED", &object)),
