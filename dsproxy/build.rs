@@ -8,6 +8,9 @@ const TOOLCHAIN: &str = "dsproxy-ebpf";
 fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-env-changed=DSPROXY_EBPF_TOOLCHAIN");
     println!("cargo:rerun-if-changed=../dsproxy-common");
+    // The inner build reports each crate it compiles, which cargo would show as warnings of this one.
+    // SAFETY: nothing else runs in this process.
+    unsafe { std::env::set_var("CARGO_TERM_QUIET", "true") };
     let toolchain = std::env::var("DSPROXY_EBPF_TOOLCHAIN").unwrap_or_else(|_| TOOLCHAIN.to_owned());
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../dsproxy-ebpf");
     let features: &[&str] = if std::env::var_os("CARGO_FEATURE_PACKET_LOG").is_some() { &["log"] } else { &[] };
