@@ -97,21 +97,24 @@ fn a_broken_watch_goes_on_where_it_was() {
 
 #[test]
 fn half_an_event_is_none_and_comes_again_whole() {
-    network::run(|| async {
-        let server = ApiServer::start().await;
-        server.put(service("web", 1));
-        let (mut source, ..) = Source::watching(&server).await;
-        let failures = source.status.failures();
-        server.act_on_watches(Resource::Services, &StreamAct::CutWithin(service("web", 2)));
-        source.until("the failure", |status| status.failures() == failures + 1).await;
-        source.assert_silent();
-        server.put(service("web", 2));
-        assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
-        source.until_connected().await;
-        source.assert_silent();
-        assert_eq!(source.status.rejected(), 0);
-        assert_eq!(server.count(Verb::List, Resource::Services), 1);
-    });
+    for act in [StreamAct::CutWithin(service("web", 3)), StreamAct::EndWithin(service("web", 3))] {
+        network::run(|| async move {
+            let server = ApiServer::start().await;
+            server.put(service("web", 1));
+            let (mut source, ..) = Source::watching(&server).await;
+            server.put(service("web", 2));
+            assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
+            server.act_on_watches(Resource::Services, &act);
+            source.until("the failure", |status| status.failures() == 1).await;
+            source.assert_silent();
+            server.put(service("web", 3));
+            assert_eq!(source.service().await, Delta::Apply(model_service("web", 3)));
+            source.until_connected().await;
+            source.assert_silent();
+            assert_eq!(source.status.rejected(), 0);
+            assert_eq!(server.count(Verb::List, Resource::Services), 1);
+        });
+    }
 }
 
 #[test]

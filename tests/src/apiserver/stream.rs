@@ -34,6 +34,8 @@ pub enum StreamAct {
     Cut,
     /// This object is sent as a change, but the connection ends in the middle of the line.
     CutWithin(Value),
+    /// The same, but the server ends the stream in order after half the line.
+    EndWithin(Value),
     /// This text is sent as a line.
     Line(String),
     /// The server says how far the watch has got.
@@ -166,9 +168,12 @@ impl OpenStream {
             StreamAct::End => self.over = Some(Ok(())),
             StreamAct::Cut => self.over = Some(Err(io::ErrorKind::BrokenPipe.into())),
             StreamAct::CutWithin(object) => {
-                let line = line("MODIFIED", &object);
-                bytes.extend_from_slice(&line[..line.len() / 2]);
+                bytes.extend_from_slice(&half_a_line(&object));
                 self.over = Some(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            StreamAct::EndWithin(object) => {
+                bytes.extend_from_slice(&half_a_line(&object));
+                self.over = Some(Ok(()));
             }
             StreamAct::Line(text) => bytes.extend_from_slice(format!("{text}\n").as_bytes()),
             StreamAct::Bookmark => {
@@ -219,6 +224,12 @@ impl Drop for OpenStream {
         self.acts.close();
         self.shared.moved();
     }
+}
+
+fn half_a_line(object: &Value) -> Vec<u8> {
+    let mut line = line("MODIFIED", object);
+    line.truncate(line.len() / 2);
+    line
 }
 
 fn line(event: &str, object: &Value) -> Vec<u8> {

@@ -221,6 +221,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_directory_at_the_path_may_become_another() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let path = parent.path().join("current");
+        for version in ["1", "2"] {
+            fs::create_dir(parent.path().join(version)).expect("make a directory");
+        }
+        std::os::unix::fs::symlink("1", &path).expect("link");
+        let changes = watched(&path);
+        std::os::unix::fs::symlink("2", parent.path().join("next")).expect("link");
+        fs::rename(parent.path().join("next"), &path).expect("swap");
+        changes.watch_again_if_moved();
+        changes.take();
+        fs::write(parent.path().join("2").join("a.yaml"), "whole").expect("write");
+        next_within_patience(&changes).await;
+    }
+
+    #[tokio::test]
     async fn reading_is_no_change() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         fs::write(directory.path().join("a.yaml"), "whole").expect("write");
