@@ -27,6 +27,9 @@ const LINKER_LLVM: u32 = 22;
 const LLVM_PACKAGE: &str = "llvm-22-dev";
 const LLVM_ROOT: &str = "/usr/lib/llvm-22";
 
+/// Says that the development files are there; the directory itself exists without them.
+const LLVM_LIBRARY: &str = "/usr/lib/llvm-22/lib/libLLVM.so";
+
 /// Programs from Debian packages that are used beside the compiler: (program, package).
 const PROGRAMS: [(&str, &str); 4] = [("ip", "iproute2"), ("tc", "iproute2"), ("cc", "gcc"), ("c++", "g++")];
 
@@ -109,7 +112,7 @@ fn ensure_linker() -> anyhow::Result<()> {
     if linker_version().is_some_and(|version| version >= LINKER_VERSION) {
         return Ok(());
     }
-    if !Path::new(LLVM_ROOT).is_dir() {
+    if !Path::new(LLVM_LIBRARY).exists() {
         install(&[LLVM_PACKAGE]).with_context(|| {
             format!(
                 "bpf-linker is missing, and so is LLVM {LINKER_LLVM} to build it with; \
