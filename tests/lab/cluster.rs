@@ -82,7 +82,7 @@ impl Cluster {
     /// Starts the daemon with `--attach`.
     pub(crate) fn start_daemon_with(&self, attach: Attach) -> Daemon<'_> {
         let options = DaemonOptions { attach, ..DaemonOptions::default() };
-        Daemon::start(&self.lab, &self.manifests, options).expect("the daemon starts")
+        Daemon::start(&self.lab, &self.manifests, options).unwrap_or_else(|error| panic!("{error}"))
     }
 }
 

@@ -125,7 +125,6 @@ impl<'lab> Daemon<'lab> {
             .arg(&self.manifests)
             .arg("--bpffs")
             .arg(&self.bpffs)
-            .args(["--hostname-override", "node-a"])
             .arg("--healthz-bind-address")
             .arg(format!("127.0.0.1:{HEALTH_PORT}"))
             .arg("--metrics-bind-address")

@@ -125,7 +125,8 @@ impl Lab {
             namespace: namespace.name().to_owned(),
             source,
         })?;
-        let line = leftovers::process_record(child.id())?;
+        // One that has ended already cannot be left behind, and its caller learns of it by waiting.
+        let Ok(line) = leftovers::process_record(child.id()) else { return Ok(child) };
         let mut processes = self.processes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         writeln!(processes, "{line}")
             .and_then(|()| processes.flush())
