@@ -17,11 +17,23 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
+/// How the daemon is built.
+#[derive(Clone, Copy)]
+pub(crate) enum Profile {
+    /// Quickly, for tests and the demo.
+    Development,
+    /// Optimised.
+    Release,
+}
+
 /// Builds the daemon.
-pub(crate) fn build_daemon(release: bool) -> anyhow::Result<()> {
+pub(crate) fn build_daemon(profile: Profile) -> anyhow::Result<()> {
     let mut command = cargo(&["build", "-p", "dsproxy"]);
-    if release {
-        command.arg("--release");
+    match profile {
+        Profile::Development => {}
+        Profile::Release => {
+            command.arg("--release");
+        }
     }
     run::succeed(&mut command)
 }

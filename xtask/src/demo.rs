@@ -21,7 +21,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     run::pass_on_signals()?;
     if !remove {
         println!("Building the daemon and the demo (development profile).");
-        cargo::build_daemon(false)?;
+        cargo::build_daemon(cargo::Profile::Development)?;
     }
     let mut demo = Command::new(cargo::build_lab_binary("dsproxy-demo")?);
     if *remove {

@@ -12,6 +12,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::cargo::Profile;
+
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Set up, build, show, test and measure dsproxy")]
 struct Arguments {
@@ -23,12 +25,8 @@ struct Arguments {
 enum Task {
     /// Install what building and testing need and is missing; silent when nothing is.
     Setup,
-    /// Build the daemon, kernel programs included.
-    Build {
-        /// Optimise, as for a release.
-        #[arg(long)]
-        release: bool,
-    },
+    /// Build the optimised daemon, kernel programs inside, as target/release/dsproxy.
+    Build,
     /// Show a dual-stack Service at work in network namespaces. Needs root.
     Demo(demo::Options),
     /// Check formatting and lints, of the kernel programs too.
@@ -58,7 +56,7 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Setup => Ok(()),
-        Task::Build { release } => cargo::build_daemon(release),
+        Task::Build => cargo::build_daemon(Profile::Release),
         Task::Demo(options) => demo::run(&options),
         Task::Lint => lint::run(),
         Task::Test(options) => test::run(&options),

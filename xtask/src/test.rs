@@ -24,7 +24,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the tests make network namespaces and load kernel programs: run them as root");
     }
-    cargo::build_daemon(false)?;
+    cargo::build_daemon(cargo::Profile::Development)?;
     let lab = cargo::build_lab_binary("dsproxy-lab")?;
     run::succeed(Command::new(&lab).arg("reap"))?;
 
