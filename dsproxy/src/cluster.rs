@@ -47,7 +47,7 @@ impl Cluster {
     pub fn resolve(&self, service: &ObjectName) -> Vec<ResolvedPort> {
         let Some(object) = self.services.get(service) else { return Vec::new() };
         let slices = self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name));
-        resolve(object, slices)
+        resolve(object, &slices)
     }
 
     /// Takes in one event.

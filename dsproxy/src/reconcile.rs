@@ -202,7 +202,7 @@ impl<S: MapStore> Reconciler<S> {
                 services.insert(service);
             }
         }
-        self.note_failures(&services, errors, now);
+        self.note_failures(&services, &errors, now);
     }
 
     fn remove_unwanted(
@@ -272,11 +272,11 @@ impl<S: MapStore> Reconciler<S> {
     fn note_failures(
         &mut self,
         tried: &BTreeSet<ObjectName>,
-        errors: BTreeMap<ObjectName, ServiceError>,
+        errors: &BTreeMap<ObjectName, ServiceError>,
         now: Instant,
     ) {
         let mut news: BTreeMap<String, Vec<ObjectName>> = BTreeMap::new();
-        for (service, error) in &errors {
+        for (service, error) in errors {
             self.progress.failed(error.full());
             let text = error.to_string();
             if self.failed.get(service) != Some(&text) {

@@ -61,7 +61,7 @@ pub enum Distribution {
 }
 
 /// What `service` with the endpoints in `slices` asks of the data path, port by port.
-pub fn resolve<'a>(service: &Service, slices: impl Iterator<Item = &'a EndpointSlice> + Clone) -> Vec<ResolvedPort> {
+pub fn resolve<'a>(service: &Service, slices: &(impl Iterator<Item = &'a EndpointSlice> + Clone)) -> Vec<ResolvedPort> {
     service
         .ports
         .iter()

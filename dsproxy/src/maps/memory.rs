@@ -11,6 +11,9 @@ use dsproxy_common::{
 use super::{BackendRecord, Capacities, Contents, FrontendAddress, MapError, MapKind, MapStore, Write};
 use crate::diff::filter::filter_bit;
 
+/// What stands behind a frontend: the name of its service port, and its endpoints, sorted.
+pub type Served = (String, Vec<(IpAddr, u16)>);
+
 /// Maps that exist in memory only.
 #[derive(Clone, Debug)]
 pub struct MemoryMaps {
@@ -71,11 +74,11 @@ impl MemoryMaps {
 
     /// Every frontend with the name of its service port and the endpoints a new connection may go to, as the
     /// kernel programs would find them; slots that name nothing usable are an error.
-    pub fn served(&self) -> Result<BTreeMap<FrontendAddress, (String, Vec<(IpAddr, u16)>)>, String> {
+    pub fn served(&self) -> Result<BTreeMap<FrontendAddress, Served>, String> {
         self.frontends.iter().map(|(address, frontend)| Ok((*address, self.endpoints(*address, frontend)?))).collect()
     }
 
-    fn endpoints(&self, address: FrontendAddress, frontend: &Frontend) -> Result<(String, Vec<(IpAddr, u16)>), String> {
+    fn endpoints(&self, address: FrontendAddress, frontend: &Frontend) -> Result<Served, String> {
         let family = address.family();
         let bit = filter_bit(&address);
         if self.filter.get(&(family, bit.word())).is_none_or(|word| word & bit.mask() == 0) {
