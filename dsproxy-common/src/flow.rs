@@ -62,28 +62,38 @@ pub struct ReplyEntry<A> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum FlowState {
-    /// TCP: the client has sent its SYN and nothing since.
+    /// TCP: the client has sent its SYN, or the connection was met in the middle by a single packet.
     Opening = 0,
     /// TCP: the client has acknowledged the backend's answer.
     Established = 1,
-    /// TCP: a FIN or RST was seen, from either side.
-    Closing = 2,
+    /// TCP: the client has sent its FIN and may still be sent to.
+    ClientClosed = 2,
+    /// TCP: the backend has sent its FIN and may still be sent to.
+    BackendClosed = 3,
+    /// TCP: both sides have sent their FIN.
+    Closing = 4,
+    /// TCP: a RST was seen, and nothing since that shows that it was ignored.
+    Reset = 5,
     /// Not TCP: packets are all there is to go by.
-    Stateless = 3,
+    Stateless = 6,
 }
 
 impl FlowState {
-    /// How many states there are: a power of two, so that any number can be made an index by masking it.
-    pub const COUNT: usize = 4;
+    /// How many numbers there are for states: a power of two, so that any number can be made an index by
+    /// masking it.
+    pub const COUNT: usize = 8;
 
-    /// The state with this number.
+    /// The state with this number; the number that is not given out counts as reset.
     #[inline(always)]
     pub const fn from_number(number: u16) -> Self {
         match number & (Self::COUNT as u16 - 1) {
             0 => Self::Opening,
             1 => Self::Established,
-            2 => Self::Closing,
-            _ => Self::Stateless,
+            2 => Self::ClientClosed,
+            3 => Self::BackendClosed,
+            4 => Self::Closing,
+            6 => Self::Stateless,
+            _ => Self::Reset,
         }
     }
 
@@ -93,18 +103,18 @@ impl FlowState {
         self as u16
     }
 
-    /// The state of a connection whose first packet, as far as we know, is this one.
+    /// The state of a connection whose first packet, as far as we know, is this one. What is met in the middle has to
+    /// show by a second packet that it is one.
     #[inline(always)]
     pub const fn first(segment: Segment) -> Self {
         if segment.0 == Segment::NOT_TCP.0 {
             Self::Stateless
-        } else if segment.closes() {
-            Self::Closing
-        } else if segment.opens() {
-            Self::Opening
+        } else if segment.resets() {
+            Self::Reset
+        } else if segment.finishes() {
+            Self::ClientClosed
         } else {
-            // The middle of a connection that was there before us, or whose entry was evicted.
-            Self::Established
+            Self::Opening
         }
     }
 
@@ -112,10 +122,12 @@ impl FlowState {
     #[inline(always)]
     pub const fn after_forward(self, segment: Segment) -> Self {
         match self {
-            Self::Stateless | Self::Closing => self,
-            Self::Opening | Self::Established if segment.closes() => Self::Closing,
-            Self::Opening if !segment.opens() => Self::Established,
-            Self::Opening | Self::Established => self,
+            Self::Stateless => self,
+            _ if segment.resets() => Self::Reset,
+            Self::Opening | Self::Established if segment.finishes() => Self::ClientClosed,
+            Self::BackendClosed if segment.finishes() => Self::Closing,
+            Self::Opening | Self::Reset if !segment.opens() && !segment.finishes() => Self::Established,
+            _ => self,
         }
     }
 
@@ -123,19 +135,41 @@ impl FlowState {
     #[inline(always)]
     pub const fn after_reply(self, segment: Segment) -> Self {
         match self {
-            Self::Opening | Self::Established if segment.closes() => Self::Closing,
-            Self::Opening | Self::Established | Self::Closing | Self::Stateless => self,
+            Self::Stateless => self,
+            _ if segment.resets() => Self::Reset,
+            Self::Opening | Self::Established if segment.finishes() => Self::BackendClosed,
+            Self::ClientClosed if segment.finishes() => Self::Closing,
+            Self::Reset if !segment.accepts() && !segment.finishes() => Self::Established,
+            _ => self,
         }
+    }
+
+    /// Whether the connection may be over: a client that now opens one from the same port means another.
+    #[inline(always)]
+    pub const fn may_be_over(self) -> bool {
+        match self {
+            Self::ClientClosed | Self::BackendClosed | Self::Closing | Self::Reset => true,
+            Self::Opening | Self::Established | Self::Stateless => false,
+        }
+    }
+
+    /// Whether the connection is over, as far as both sides have said.
+    #[inline(always)]
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Closing | Self::Reset)
     }
 }
 
 /// Whether an entry whose state has this number, last seen at `last_seen`, is past its lifetime at `now`.
 ///
 /// The number is taken as it stands in the map, so that its bound is seen where the lifetime is looked up: the
-/// verifier knows nothing of enums.
+/// verifier knows nothing of enums. An entry that another CPU has just refreshed may seem to come from the future;
+/// it is not old.
 #[inline(always)]
 pub const fn is_expired(state_number: u16, last_seen: u32, now: u32, settings: &Settings) -> bool {
-    now.wrapping_sub(last_seen) > settings.lifetimes[state_number as usize & (FlowState::COUNT - 1)]
+    let age = now.wrapping_sub(last_seen);
+    let from_the_future = age > u32::MAX - settings.jiffies_per_second;
+    age > settings.lifetimes[state_number as usize & (FlowState::COUNT - 1)] && !from_the_future
 }
 
 /// The flags byte of a TCP segment (RFC 9293, section 3.1), or [`Segment::NOT_TCP`].
@@ -164,10 +198,22 @@ impl Segment {
         self.0 & (Self::SYN | Self::ACK) == Self::SYN
     }
 
-    /// Ends a connection: FIN or RST.
+    /// Accepts a new connection: SYN with ACK.
     #[inline(always)]
-    pub const fn closes(self) -> bool {
-        self.0 & (Self::FIN | Self::RST) != 0
+    pub const fn accepts(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK) == Self::SYN | Self::ACK
+    }
+
+    /// Ends one direction: FIN.
+    #[inline(always)]
+    pub const fn finishes(self) -> bool {
+        self.0 & Self::FIN != 0
+    }
+
+    /// Ends the connection: RST.
+    #[inline(always)]
+    pub const fn resets(self) -> bool {
+        self.0 & Self::RST != 0
     }
 }
 
@@ -193,8 +239,8 @@ impl ForwardEntry {
         match (FlowState::from_number(self.state as u16), backend) {
             (FlowState::Stateless, BackendState::Gone) => false,
             (FlowState::Stateless, BackendState::Active | BackendState::Draining) => true,
-            (FlowState::Closing, _) | (_, BackendState::Draining | BackendState::Gone) => !segment.opens(),
-            (FlowState::Opening | FlowState::Established, BackendState::Active) => true,
+            (state, BackendState::Active) if !state.may_be_over() => true,
+            (_, _) => !segment.opens(),
         }
     }
 }
@@ -213,11 +259,12 @@ mod tests {
     use super::*;
 
     const SYN: Segment = Segment::tcp(0x02);
+    const SYN_ACK: Segment = Segment::tcp(0x12);
     const ACK: Segment = Segment::tcp(0x10);
     const FIN_ACK: Segment = Segment::tcp(0x11);
     const RST: Segment = Segment::tcp(0x04);
 
-    const SETTINGS: Settings = Settings { jiffies_per_second: 1, lifetimes: [60, 86_400, 10, 120] };
+    const SETTINGS: Settings = Settings { jiffies_per_second: 1, lifetimes: [60, 86_400, 3600, 3600, 120, 10, 120, 0] };
 
     fn entry(state: FlowState) -> ForwardEntry {
         ForwardEntry { backend: 1, generation: 7, service: 1, last_seen: 100, state: state.number().into() }
@@ -228,13 +275,38 @@ mod tests {
         let opening = FlowState::first(SYN);
         assert_eq!(opening, FlowState::Opening);
         assert_eq!(opening.after_forward(SYN), FlowState::Opening, "a retransmitted SYN changes nothing");
-        assert_eq!(opening.after_reply(Segment::tcp(0x12)), FlowState::Opening, "the client has yet to acknowledge");
+        assert_eq!(opening.after_reply(SYN_ACK), FlowState::Opening, "the client has yet to acknowledge");
         let established = opening.after_forward(ACK);
         assert_eq!(established, FlowState::Established);
-        assert_eq!(established.after_forward(FIN_ACK), FlowState::Closing);
-        assert_eq!(established.after_reply(RST), FlowState::Closing);
-        assert_eq!(FlowState::Closing.after_forward(ACK), FlowState::Closing);
-        assert_eq!(FlowState::first(ACK), FlowState::Established, "met in the middle");
+        for (half, other) in [
+            (established.after_forward(FIN_ACK), FlowState::after_reply as fn(FlowState, Segment) -> FlowState),
+            (established.after_reply(FIN_ACK), FlowState::after_forward),
+        ] {
+            assert!(half.may_be_over() && !half.is_over());
+            assert_eq!(half.after_forward(ACK).after_reply(ACK), half, "half closed, and still sent on");
+            assert_eq!(other(half, FIN_ACK), FlowState::Closing);
+        }
+        assert_eq!(established.after_forward(FIN_ACK).after_forward(FIN_ACK), FlowState::ClientClosed, "retransmitted");
+        assert_eq!(FlowState::first(ACK), FlowState::Opening, "met in the middle");
+    }
+
+    #[test]
+    fn a_reset_that_is_ignored_is_taken_back() {
+        let reset = FlowState::Established.after_reply(RST);
+        assert_eq!(reset, FlowState::Reset);
+        assert_eq!(reset.after_forward(SYN), FlowState::Reset);
+        assert_eq!(reset.after_reply(SYN_ACK), FlowState::Reset);
+        assert_eq!(reset.after_forward(ACK), FlowState::Established);
+        assert_eq!(reset.after_reply(ACK), FlowState::Established);
+    }
+
+    #[test]
+    fn every_state_has_its_number() {
+        use FlowState::{BackendClosed, ClientClosed, Closing, Established, Opening, Reset, Stateless};
+        for state in [Opening, Established, ClientClosed, BackendClosed, Closing, Reset, Stateless] {
+            assert_eq!(FlowState::from_number(state.number()), state);
+            assert!(usize::from(state.number()) < FlowState::COUNT);
+        }
     }
 
     #[test]
@@ -267,8 +339,9 @@ mod tests {
         assert!(!flow.goes_on(8, BackendState::Active, ACK, 101, &SETTINGS));
         assert!(flow.goes_on(7, BackendState::Active, ACK, 100 + 86_400, &SETTINGS));
         assert!(!flow.goes_on(7, BackendState::Active, ACK, 101 + 86_400, &SETTINGS));
-        let closing = entry(FlowState::Closing);
+        let closing = entry(FlowState::Reset);
         assert!(!closing.goes_on(7, BackendState::Active, ACK, 111, &SETTINGS));
+        assert!(closing.goes_on(7, BackendState::Active, ACK, 99, &SETTINGS), "refreshed by another CPU meanwhile");
         let mut wrapped = entry(FlowState::Stateless);
         wrapped.last_seen = u32::MAX - 5;
         assert!(wrapped.goes_on(7, BackendState::Active, Segment::NOT_TCP, 10, &SETTINGS), "jiffies wrap around");

@@ -11,7 +11,7 @@ use crate::maps;
 #[inline(always)]
 pub(crate) fn packet(reason: Reason, family: Option<IpFamily>) {
     if let Some(counter) = maps::COUNTERS.get_ptr_mut(counter_index(reason, family)) {
-        // SAFETY: this CPU's own value; programs of one hook do not interrupt each other on a CPU.
+        // SAFETY: this CPU's own value; the programs run with bottom halves disabled, so none interrupts another on a CPU.
         unsafe { *counter += 1 };
     }
 }

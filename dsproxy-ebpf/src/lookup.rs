@@ -24,7 +24,7 @@ pub(crate) fn may_be_frontend<F: Family>(key: &FrontendKey<F::Address>) -> bool 
 /// The frontend at `key`.
 #[inline(always)]
 pub(crate) fn frontend<F: Family>(key: &FrontendKey<F::Address>) -> Option<Frontend> {
-    // SAFETY: user space replaces a frontend by a new element; it never changes one in place, so what is
-    // copied here is of one piece.
+    // SAFETY: user space replaces a frontend by a new element. The old one's memory may be given out again while it
+    // is copied here; `pick` checks that what it leads to belongs together.
     unsafe { F::maps().frontends.get(key) }.copied()
 }

@@ -2,15 +2,15 @@
 
 use dsproxy_common::{
     hash,
-    service::{Backend, Frontend},
+    service::{Backend, BackendState, Frontend},
 };
 
 use crate::family::Family;
 
 /// The id and record of the backend on the slot that `hash` falls on, `step` slots further on.
 ///
-/// A table of slots that is being replaced stays in place for a while, and so do the backends it names: a
-/// backend that has just gone is still a better answer than none.
+/// What the slot names is checked: slots and backends are written while packets flow, and a packet that has read a
+/// frontend just before it was switched may find either already in use for something else.
 #[inline(always)]
 pub(crate) fn pick<F: Family>(frontend: &Frontend, hash: u32, step: u32) -> Option<(u32, Backend<F::Address>)> {
     let id = if frontend.slot_count == 1 {
@@ -22,5 +22,6 @@ pub(crate) fn pick<F: Family>(frontend: &Frontend, hash: u32, step: u32) -> Opti
         }
         *F::maps().slots.get(frontend.slots.wrapping_add(slot))?
     };
-    Some((id, *F::maps().backends.get(id)?))
+    let backend = F::maps().backends.get(id)?;
+    (backend.service == frontend.service && backend.state == BackendState::Active.number()).then_some((id, *backend))
 }

@@ -6,7 +6,7 @@
 use dsproxy_common::{
     IpFamily,
     count::Reason,
-    flow::{ForwardEntry, is_expired},
+    flow::{FlowState, ForwardEntry, Segment, is_expired},
     hash,
     service::{BackendState, Frontend},
     settings::Settings,
@@ -26,8 +26,8 @@ use crate::{
     track::{self, Connection},
 };
 
-/// How many backends are tried when one's reply ports are taken.
-const CLASH_TRIES: u32 = 4;
+/// How many slots are tried when one's backend is not to be had, or its packets to the client are another connection's.
+const TRIES: u32 = 4;
 
 /// Before the stack: DNAT, VIP -> backend. Says what became of the packet.
 #[inline(always)]
@@ -97,6 +97,14 @@ fn follow<F: Family, C: PacketContext>(
     if !held.goes_on(backend.generation, state, packet.segment, now, settings) {
         return None;
     }
+    // A flow without an end follows its frontend: looked at once a second, like everything that changes seldom.
+    if packet.segment == Segment::NOT_TCP
+        && track::is_stale(held.last_seen, now, settings)
+        && lookup::frontend::<F>(&lookup::frontend_key(&packet.key))
+            .is_none_or(|frontend| frontend.service != held.service)
+    {
+        return None;
+    }
     let (address, port) = (backend.address, backend.port);
     let connection = Connection::to_backend(&packet.key, address, port, held.service);
     track::seen_forward::<F>(&connection, entry, &held, packet.segment, now, settings);
@@ -115,23 +123,25 @@ fn open<F: Family, C: PacketContext>(
     now: u32,
     settings: &Settings,
 ) -> Result<Reason, Reason> {
-    if frontend.slot_count == 0 {
-        return Err(Reason::NoEndpoint);
-    }
     let hash = hash::flow_hash(&packet.key);
+    let mut failure = Reason::NoEndpoint;
     let mut step = 0;
-    let (address, port) = loop {
-        let (id, backend) = pick::pick::<F>(frontend, hash, step).ok_or(Reason::NoEndpoint)?;
-        let connection = Connection::to_backend(&packet.key, backend.address, backend.port, frontend.service);
-        match track::open::<F>(&connection, (id, backend.generation), packet.segment, now, settings) {
-            Ok(()) => break (backend.address, backend.port),
-            Err(Reason::ReplyClash) if step + 1 < CLASH_TRIES && step + 1 < frontend.slot_count => step += 1,
-            Err(reason) => return Err(reason),
+    while step < TRIES && step < frontend.slot_count {
+        if let Some((id, backend)) = pick::pick::<F>(frontend, hash, step) {
+            let connection = Connection::to_backend(&packet.key, backend.address, backend.port, frontend.service);
+            match track::open::<F>(&connection, (id, backend.generation), packet.segment, now, settings) {
+                Ok(()) => {
+                    rewrite::<F, C>(context, packet, End::Destination, backend.address, backend.port)?;
+                    count::forward(frontend.service, context.length(), true);
+                    return Ok(Reason::Opened);
+                }
+                Err(Reason::ReplyClash) => failure = Reason::ReplyClash,
+                Err(reason) => return Err(reason),
+            }
         }
-    };
-    rewrite::<F, C>(context, packet, End::Destination, address, port)?;
-    count::forward(frontend.service, context.length(), true);
-    Ok(Reason::Opened)
+        step += 1;
+    }
+    Err(failure)
 }
 
 #[inline(always)]
@@ -143,6 +153,10 @@ fn to_vip<F: Family, C: PacketContext>(context: &C, l3: usize) -> Result<Reason,
     // SAFETY: as in `follow`.
     let held = unsafe { entry.read() };
     if is_expired(held.state, held.last_seen, now, settings) {
+        return Err(Reason::NotReply);
+    }
+    // The backend accepts a connection that the client opened past the VIP, from a port it had just used through it.
+    if packet.segment.accepts() && FlowState::from_number(held.state).may_be_over() {
         return Err(Reason::NotReply);
     }
     let connection = Connection::to_vip(&packet.key, held.vip, held.vip_port, held.service);

@@ -1,7 +1,9 @@
 //! The connection table: entries found, made and refreshed, in both directions.
 //!
-//! Entries are written to in place, by plain stores of whole integers. Two CPUs that do so at once leave either's
-//! value, and both are right.
+//! Entries are written to in place, by plain stores of whole integers. Of two CPUs that do so at once the later one's
+//! value stays; should that lose a change of state, the next packet makes it again. An entry that is evicted and given to
+//! another connection while a program still holds it may get the older one's time and state, which its own next packet
+//! puts right.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use dsproxy_common::{
@@ -117,8 +119,14 @@ pub(crate) fn open<F: Family>(
 #[inline(always)]
 fn may_be_taken_over<A: Eq>(held: &ReplyEntry<A>, wanted: &ReplyEntry<A>, now: u32, settings: &Settings) -> bool {
     (held.vip == wanted.vip && held.vip_port == wanted.vip_port)
-        || matches!(FlowState::from_number(held.state), FlowState::Closing)
+        || FlowState::from_number(held.state).is_over()
         || is_expired(held.state, held.last_seen, now, settings)
+}
+
+/// Whether an entry last seen at `last_seen` is to be refreshed: once a second.
+#[inline(always)]
+pub(crate) fn is_stale(last_seen: u32, now: u32, settings: &Settings) -> bool {
+    now.wrapping_sub(last_seen) >= settings.jiffies_per_second
 }
 
 /// Records that the connection is alive: the states of both entries when they change, the time when it is a second
@@ -138,12 +146,19 @@ pub(crate) fn seen_forward<F: Family>(
         return;
     }
     write_forward(entry, next, now);
+    let wanted = connection.reply_entry(next, now);
     match reply::<F>(&connection.reply) {
-        Some(reply) => write_reply(reply, next, now),
+        Some(reply) => {
+            // SAFETY: a map value stays readable until the program returns; see the head of this file.
+            let held = unsafe { reply.read() };
+            // Another connection may have taken the backend's packets over.
+            if (held.vip, held.vip_port) == (wanted.vip, wanted.vip_port) {
+                write_reply(reply, next, now);
+            }
+        }
         // Evicted while nothing came back: without it the next reply would keep the backend's address.
         None => {
-            let reply = connection.reply_entry(next, now);
-            let _ = F::maps().reply.insert(&connection.reply, &reply, BPF_NOEXIST.into());
+            let _ = F::maps().reply.insert(&connection.reply, &wanted, BPF_NOEXIST.into());
         }
     }
 }
@@ -166,13 +181,16 @@ pub(crate) fn seen_reply<F: Family>(
     write_reply(entry, next, now);
     // A stream that flows only from the backend keeps its client's entry alive too.
     if let Some(forward) = forward::<F>(&connection.forward) {
-        write_forward(forward, next, now);
+        // SAFETY: as in `seen_forward`.
+        let held = unsafe { forward.read() };
+        // The client may have gone on to another backend.
+        let is_to_this_backend = F::maps().backends.get(held.backend).is_some_and(|backend| {
+            (backend.address, backend.port) == (connection.reply.source, connection.reply.source_port)
+        });
+        if is_to_this_backend {
+            write_forward(forward, next, now);
+        }
     }
-}
-
-#[inline(always)]
-fn is_stale(last_seen: u32, now: u32, settings: &Settings) -> bool {
-    now.wrapping_sub(last_seen) >= settings.jiffies_per_second
 }
 
 #[inline(always)]

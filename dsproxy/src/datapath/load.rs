@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapData, MapError as AyaMapError},
+    maps::{Map, MapData, MapError as AyaMapError, MapInfo},
     programs::{ProgramError, SchedClassifier},
 };
 use dsproxy_common::{
@@ -89,20 +89,26 @@ pub struct Lifetimes {
     pub opening: Duration,
     /// Established TCP.
     pub established: Duration,
-    /// TCP after FIN or RST.
+    /// TCP of which one side has sent its FIN.
+    pub half_closed: Duration,
+    /// TCP of which both sides have.
     pub closing: Duration,
+    /// TCP after a RST.
+    pub reset: Duration,
     /// Everything else.
     pub stateless: Duration,
 }
 
 impl Default for Lifetimes {
-    /// As the kernel's own connection tracking has them where kube-proxy leaves them alone; established as kube-proxy
-    /// sets it.
+    /// As the kernel's own connection tracking has them (net/netfilter/nf_conntrack_proto_tcp.c), or kube-proxy sets them
+    /// there: established and half closed.
     fn default() -> Self {
         Self {
             opening: Duration::from_secs(120),
             established: Duration::from_secs(24 * 60 * 60),
-            closing: Duration::from_secs(10),
+            half_closed: Duration::from_secs(60 * 60),
+            closing: Duration::from_secs(120),
+            reset: Duration::from_secs(10),
             stateless: Duration::from_secs(120),
         }
     }
@@ -122,7 +128,12 @@ pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, lifetimes: &Lifetime
         fs::create_dir_all(directory).map_err(|source| LoadError::Directory { path: directory.clone(), source })?;
     }
     let mut loader = EbpfLoader::new();
-    for (name, entries) in sizes(capacities) {
+    for (name, wanted) in sizes(capacities) {
+        // A map that is there has the size it was made with, whatever is asked for.
+        let entries = match directory.as_ref().map(|directory| directory.join(name)).filter(|pin| pin.exists()) {
+            Some(pin) => MapInfo::from_pin(pin).map_err(|source| OpenError::Layout { name, source })?.max_entries(),
+            None => wanted,
+        };
         loader.map_max_entries(name, entries);
     }
     if let Some(directory) = &directory {
@@ -196,15 +207,18 @@ fn settings(lifetimes: &Lifetimes) -> Result<Settings, LoadError> {
     let jiffies_per_second = jiffies_per_second().map_err(LoadError::Clock)?;
     let jiffies = |time: Duration| {
         let jiffies = time.as_secs().saturating_mul(jiffies_per_second.into());
-        // Half the range, so that ages stay apart from times to come.
+        // Half the range of the clock: beyond that an age could not be told from a younger one.
         u32::try_from(jiffies).unwrap_or(u32::MAX).min(u32::MAX / 2)
     };
-    let Lifetimes { opening, established, closing, stateless } = *lifetimes;
+    let Lifetimes { opening, established, half_closed, closing, reset, stateless } = *lifetimes;
     let mut settings = Settings { jiffies_per_second, lifetimes: [0; FlowState::COUNT] };
     for (state, time) in [
         (FlowState::Opening, opening),
         (FlowState::Established, established),
+        (FlowState::ClientClosed, half_closed),
+        (FlowState::BackendClosed, half_closed),
         (FlowState::Closing, closing),
+        (FlowState::Reset, reset),
         (FlowState::Stateless, stateless),
     ] {
         settings.lifetimes[usize::from(state.number())] = jiffies(time);

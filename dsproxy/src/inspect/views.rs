@@ -346,7 +346,10 @@ pub fn connections(live: &Live) -> anyhow::Result<Connections> {
             state: match connection.state {
                 FlowState::Opening => "opening",
                 FlowState::Established => "established",
+                FlowState::ClientClosed => "client-closed",
+                FlowState::BackendClosed => "backend-closed",
                 FlowState::Closing => "closing",
+                FlowState::Reset => "reset",
                 FlowState::Stateless => "active",
             },
             idle_seconds: age / settings.jiffies_per_second.max(1),
