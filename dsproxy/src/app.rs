@@ -8,7 +8,7 @@ use tokio::{
     sync::mpsc,
     time,
 };
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -39,7 +39,7 @@ const EVENT_BACKLOG: usize = 1024;
 pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     start_log(&arguments)?;
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(4)
         .enable_all()
         .build()
         .context("start the asynchronous runtime")?
@@ -76,6 +76,9 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<()> {
         sizes = ?sizes.capacities(),
         "starting"
     );
+    if let Some(cidrs) = cluster_cidr {
+        warn!(%cidrs, "--cluster-cidr has no effect yet: nothing is masqueraded");
+    }
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
 
@@ -127,6 +130,7 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<()> {
         _ = terminate.recv() => info!("told to end; the data path goes on"),
         _ = interrupt.recv() => info!("interrupted; the data path goes on"),
         ended = &mut reconciler => bail!("the reconciler ended ({ended:?}); the data path goes on as it is"),
+        () = attachments.ended() => bail!("the task that follows interfaces ended; the data path goes on as it is"),
         ended = &mut source => bail!("the source ended ({ended:?}); the data path goes on as it is"),
     }
     Ok(())

@@ -1,8 +1,12 @@
 //! The task that keeps the programs attached to whatever interfaces there are.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use tracing::{info, warn};
+use tokio::task::JoinHandle;
+use tracing::info;
 
 use crate::{
     app::Backoff,
@@ -39,6 +43,7 @@ impl Report {
 /// A running task.
 pub struct Attachments {
     report: Arc<Report>,
+    task: JoinHandle<()>,
 }
 
 impl Attachments {
@@ -48,7 +53,7 @@ impl Attachments {
         let shared = Arc::clone(&report);
         let interfaces = watch.current();
         let mut failing = sync(&mut attacher, &interfaces, &shared);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let mut backoff = Backoff::new();
             loop {
                 let interfaces = if failing {
@@ -63,7 +68,13 @@ impl Attachments {
                 failing = sync(&mut attacher, &interfaces, &shared);
             }
         });
-        Self { report }
+        Self { report, task }
+    }
+
+    /// Waits for the end of the task, which comes only with a fault in it.
+    pub async fn ended(self) {
+        // How it ended stands in the log: a panic has its message there.
+        let _ = self.task.await;
     }
 
     /// What is attached, as it changes.
@@ -74,17 +85,15 @@ impl Attachments {
 
 /// Says whether something is to be tried again.
 fn sync(attacher: &mut Attacher, interfaces: &crate::interfaces::Interfaces, report: &Report) -> bool {
-    let outcome = attacher.sync(interfaces);
+    // It waits for the kernel's answers, which the other tasks of this thread should not.
+    let outcome = tokio::task::block_in_place(|| attacher.sync(interfaces));
     if outcome.attached > 0 || outcome.detached > 0 {
         info!(attached = outcome.attached, detached = outcome.detached, "interfaces followed");
     }
-    for failure in &outcome.failures {
-        warn!(interface = failure.interface, error = %failure.error, "traffic of this interface is not translated");
-    }
-    let failing = outcome.failures.len();
+    let failing = outcome.failures.iter().map(|failure| &failure.interface).collect::<BTreeSet<_>>().len();
     let mut state = report.state.lock().unwrap_or_else(PoisonError::into_inner);
     state.attachments = attacher.attachments();
     state.failing = failing;
-    state.failures += failing as u64;
+    state.failures += outcome.failures.len() as u64;
     failing > 0
 }

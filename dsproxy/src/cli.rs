@@ -69,8 +69,8 @@ pub struct RunArguments {
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub attach: AttachMode,
 
-    /// Where /healthz and /livez are served
-    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:10256")]
+    /// Where /healthz and /livez are served; [::] stands for all addresses of both families
+    #[arg(long, value_name = "HOST:PORT", default_value = "[::]:10256")]
     pub healthz_bind_address: SocketAddr,
 
     /// Where /metrics is served

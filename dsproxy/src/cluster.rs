@@ -43,6 +43,11 @@ impl Cluster {
         self.len() == (0, 0)
     }
 
+    /// Whether there is a Service of this name.
+    pub fn has(&self, service: &ObjectName) -> bool {
+        self.services.contains_key(service)
+    }
+
     /// What the Service asks of the data path; nothing when there is no such Service.
     pub fn resolve(&self, service: &ObjectName) -> Vec<ResolvedPort> {
         let Some(object) = self.services.get(service) else { return Vec::new() };

@@ -1,6 +1,11 @@
 //! The HTTP servers for health and metrics.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
 
 use axum::{
     Json, Router,
@@ -85,7 +90,9 @@ pub fn metrics_routes(metrics: Metrics) -> Router {
 }
 
 async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
-    match metrics.encode() {
+    // Reading the counters takes a system call each.
+    let encoded = tokio::task::spawn_blocking(move || metrics.encode()).await;
+    match encoded.unwrap_or(Err(std::fmt::Error)) {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
@@ -94,11 +101,22 @@ async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
     }
 }
 
+/// Listens at `address`. "Any IPv6 address", which stands for any of either family, is any IPv4 address on a host without
+/// IPv6.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    }
+}
+
 /// Serves `routes` at `address` for ever; an address that cannot be had is tried again, as kube-proxy does.
 pub async fn serve(what: &'static str, address: SocketAddr, routes: Router) {
     let mut backoff = Backoff::new();
     loop {
-        match TcpListener::bind(address).await {
+        match bind(address).await {
             Ok(listener) => {
                 info!(what, %address, "serving");
                 if let Err(error) = axum::serve(listener, routes.clone()).await {

@@ -5,12 +5,7 @@ use std::{fmt, sync::Arc};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text},
-    metrics::{
-        counter::ConstCounter,
-        gauge::ConstGauge,
-        histogram::{Histogram, exponential_buckets},
-        info::Info,
-    },
+    metrics::{counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::{Registry, Unit},
 };
 use tracing::warn;
@@ -26,8 +21,6 @@ use crate::{
 /// The registry.
 pub struct Metrics {
     registry: Registry,
-    progress: Arc<Progress>,
-    sync_duration: Histogram,
 }
 
 impl Metrics {
@@ -40,21 +33,19 @@ impl Metrics {
         node: String,
     ) -> Self {
         let mut registry = Registry::with_prefix("dsproxy");
-        // From 100 us, a change of one endpoint, to 13 s, a cold start of a very large cluster.
-        let sync_duration = Histogram::new(exponential_buckets(0.0001, 2.0, 18));
         registry.register_with_unit(
             "sync_duration",
             "The time from taking up changes to the last map write for them",
             Unit::Seconds,
-            sync_duration.clone(),
+            progress.sync_duration(),
         );
         registry.register(
             "build",
             "The version that runs, and the node it runs for",
             Info::new([("version", env!("CARGO_PKG_VERSION").to_owned()), ("node", node)]),
         );
-        registry.register_collector(Box::new(State { maps, progress: Arc::clone(&progress), source, attached }));
-        Self { registry, progress, sync_duration }
+        registry.register_collector(Box::new(State { maps, progress, source, attached }));
+        Self { registry }
     }
 
     /// All metrics as text.
@@ -63,9 +54,6 @@ impl Metrics {
     ///
     /// When the text cannot be written.
     pub fn encode(&self) -> Result<String, fmt::Error> {
-        for duration in self.progress.take_durations() {
-            self.sync_duration.observe(duration.as_secs_f64());
-        }
         let mut encoded = String::new();
         text::encode(&mut encoded, &self.registry)?;
         Ok(encoded)
@@ -247,7 +235,12 @@ impl State {
         });
         gauges(encoder, "attached", "1 for each program on an interface", attachments)?;
         let (failing, failures) = self.attached.failures();
-        gauges(encoder, "interfaces_failed", "Interfaces without a program", [([], failing as u64)])?;
+        gauges(
+            encoder,
+            "interfaces_failed",
+            "Interfaces that could not be followed at the last attempt",
+            [([], failing as u64)],
+        )?;
         counters(encoder, "attach_failures", "Failed attempts to attach", [([], failures)])
     }
 }

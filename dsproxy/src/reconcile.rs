@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use crate::{
     cluster::Cluster,
     diff::{Conflict, Known, PlanError},
-    maps::{Contents, MapError, MapKind, MapStore, Write},
+    maps::{Contents, FrontendAddress, MapError, MapKind, MapStore, Write},
     model::{IpFamily, ObjectName},
     progress::{Progress, Snapshot},
     resolve::ResolvedPort,
@@ -51,6 +51,16 @@ impl ServiceError {
             Self::Write(MapError::Kernel { .. } | MapError::OnDemand) => None,
         }
     }
+}
+
+/// What became of the ports of one Service.
+#[derive(Default)]
+struct Outcome {
+    conflicts: Vec<Conflict>,
+    /// Whether a frontend was removed, which another Service may wait for.
+    freed: bool,
+    /// The first failure.
+    error: Option<ServiceError>,
 }
 
 /// The state of the task.
@@ -100,8 +110,10 @@ impl<S: MapStore> Reconciler<S> {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => {
-                        self.progress.received(Instant::now());
                         self.cluster.apply(event);
+                        if self.cluster.is_synced() {
+                            self.progress.received(Instant::now());
+                        }
                         time::sleep(COALESCE).await;
                         while let Ok(event) = events.try_recv() {
                             self.cluster.apply(event);
@@ -146,10 +158,12 @@ impl<S: MapStore> Reconciler<S> {
                 warn!(%error, "leftovers of an earlier run stay in the maps");
             }
             let (services, slices) = self.cluster.len();
-            info!(services, slices, seconds = started.elapsed().as_secs_f64(), "the maps hold what the source listed");
+            let failed = self.failed.len();
+            let seconds = started.elapsed().as_secs_f64();
+            info!(services, slices, failed, seconds, "what the source listed is in the maps, but for what failed");
         }
         debug!(services = count, seconds = started.elapsed().as_secs_f64(), "reconciled");
-        self.publish(now, started.elapsed());
+        self.publish(started.elapsed());
     }
 
     fn retry(&mut self, now: Instant) {
@@ -157,7 +171,7 @@ impl<S: MapStore> Reconciler<S> {
         let failed = self.failed.keys().cloned().collect();
         self.retry_at = None;
         self.bring_up_to_date(failed, now);
-        self.publish(now, started.elapsed());
+        self.publish(started.elapsed());
     }
 
     fn retire_filter_bits(&mut self, now: Instant) {
@@ -167,26 +181,21 @@ impl<S: MapStore> Reconciler<S> {
         }
     }
 
-    /// Removals come first, so that a VIP may pass from one Service to another in one go; what has waited for a frontend
-    /// of another Service is tried again when anything was removed.
+    /// Services that are gone are taken out first, so that a VIP may pass from one to another in one go; within a Service a
+    /// port takes over from another before that one is taken out. What has waited for a frontend of another Service
+    /// is tried again when anything was removed.
     fn bring_up_to_date(&mut self, mut services: BTreeSet<ObjectName>, now: Instant) {
         if services.is_empty() {
             return;
         }
         let mut errors: BTreeMap<ObjectName, ServiceError> = BTreeMap::new();
-        let wanted: Vec<(ObjectName, Vec<ResolvedPort>)> =
-            services.iter().map(|service| (service.clone(), self.cluster.resolve(service))).collect();
         let mut removed = false;
-        for (service, ports) in &wanted {
-            match self.remove_unwanted(service, ports, now) {
-                Ok(any) => removed |= any,
-                Err(error) => {
-                    errors.insert(service.clone(), error.into());
-                }
-            }
-        }
-        for (service, ports) in &wanted {
-            match self.put(service, ports, now) {
+        let (gone, present): (Vec<_>, Vec<_>) = services
+            .iter()
+            .map(|service| (service.clone(), self.cluster.resolve(service)))
+            .partition(|(_, ports)| ports.is_empty());
+        for (service, ports) in gone.iter().chain(&present) {
+            match self.bring_one_up_to_date(service, ports, now) {
                 Ok(any) => removed |= any,
                 Err(error) => {
                     errors.insert(service.clone(), error);
@@ -196,13 +205,59 @@ impl<S: MapStore> Reconciler<S> {
         if removed {
             for service in self.conflicting.keys().cloned().collect::<Vec<_>>() {
                 let ports = self.cluster.resolve(&service);
-                if let Err(error) = self.put(&service, &ports, now) {
+                if let Err(error) = self.bring_one_up_to_date(&service, &ports, now) {
                     errors.insert(service.clone(), error);
                 }
                 services.insert(service);
             }
         }
         self.note_failures(&services, &errors, now);
+    }
+
+    /// Says whether a frontend was removed on the way.
+    fn bring_one_up_to_date(
+        &mut self,
+        service: &ObjectName,
+        ports: &[ResolvedPort],
+        now: Instant,
+    ) -> Result<bool, ServiceError> {
+        let mut outcome = self.put(service, ports, now);
+        let removed = self.remove_unwanted(service, ports, now)?;
+        if removed && outcome.error.is_some() {
+            // What was removed may be just the room that was missing.
+            outcome = self.put(service, ports, now);
+        }
+        let Outcome { conflicts, freed, error } = outcome;
+        self.note_conflicts(service, conflicts);
+        error.map_or(Ok(removed || freed), Err)
+    }
+
+    /// Writes what the ports of one Service want, each as far as it can be had.
+    fn put(&mut self, service: &ObjectName, ports: &[ResolvedPort], now: Instant) -> Outcome {
+        let siblings: BTreeSet<FrontendAddress> = ports.iter().flat_map(ResolvedPort::frontends).collect();
+        let mut outcome = Outcome::default();
+        for port in ports {
+            let written = match self.known.plan(port, &siblings, now) {
+                Ok(plan) => {
+                    outcome.conflicts.extend(plan.conflicts);
+                    outcome.freed |= plan.writes.iter().any(|write| matches!(write, Write::RemoveFrontend { .. }));
+                    if !plan.writes.is_empty() {
+                        self.served.entry(service.clone()).or_default().insert(port.name.to_string());
+                    }
+                    self.write(&plan.writes, now)
+                }
+                Err(error) => {
+                    outcome.error.get_or_insert(error.into());
+                    // What cannot be served as it should be is at least not sent to endpoints that are gone.
+                    let departures = self.known.plan_departures(port);
+                    self.write(&departures, now)
+                }
+            };
+            if let Err(error) = written {
+                outcome.error.get_or_insert(error.into());
+            }
+        }
+        outcome
     }
 
     fn remove_unwanted(
@@ -224,30 +279,10 @@ impl<S: MapStore> Reconciler<S> {
                 }
             }
         }
-        if ports.is_empty() {
-            self.conflicting.remove(service);
-        }
         Ok(!unwanted.is_empty())
     }
 
-    /// Says whether a frontend was removed on the way.
-    fn put(&mut self, service: &ObjectName, ports: &[ResolvedPort], now: Instant) -> Result<bool, ServiceError> {
-        let mut conflicts = Vec::new();
-        let mut removed = false;
-        let mut first_error = None;
-        for port in ports {
-            let outcome = self.known.plan(port, now).map_err(ServiceError::from).and_then(|plan| {
-                conflicts.extend(plan.conflicts);
-                removed |= plan.writes.iter().any(|write| matches!(write, Write::RemoveFrontend { .. }));
-                if !plan.writes.is_empty() {
-                    self.served.entry(service.clone()).or_default().insert(port.name.to_string());
-                }
-                self.write(&plan.writes, now).map_err(ServiceError::from)
-            });
-            if let Err(error) = outcome {
-                first_error.get_or_insert(error);
-            }
-        }
+    fn note_conflicts(&mut self, service: &ObjectName, conflicts: Vec<Conflict>) {
         if conflicts.is_empty() {
             self.conflicting.remove(service);
         } else if self.conflicting.get(service) != Some(&conflicts) {
@@ -256,7 +291,6 @@ impl<S: MapStore> Reconciler<S> {
             }
             self.conflicting.insert(service.clone(), conflicts);
         }
-        first_error.map_or(Ok(removed), Err)
     }
 
     fn write(&mut self, writes: &[Write], now: Instant) -> Result<(), MapError> {
@@ -291,7 +325,7 @@ impl<S: MapStore> Reconciler<S> {
         for service in tried {
             if let Some(error) = errors.get(service) {
                 self.failed.insert(service.clone(), error.to_string());
-            } else if self.failed.remove(service).is_some() {
+            } else if self.failed.remove(service).is_some() && self.cluster.has(service) {
                 info!(%service, "the Service is served as it should be again");
             }
         }
@@ -304,7 +338,7 @@ impl<S: MapStore> Reconciler<S> {
         }
     }
 
-    fn publish(&self, now: Instant, took: Duration) {
+    fn publish(&self, took: Duration) {
         let (services, slices) = self.cluster.len();
         self.progress.publish(
             Snapshot {
@@ -316,7 +350,6 @@ impl<S: MapStore> Reconciler<S> {
                 failed: self.failed.clone(),
                 conflicts: self.conflicting.values().map(Vec::len).sum(),
             },
-            now,
             took,
         );
     }

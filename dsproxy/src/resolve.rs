@@ -1,7 +1,7 @@
 //! Service + EndpointSlices -> what the data path is to do. A pure function; all of the rules about which endpoint
 //! serves what are here.
 //!
-//! The numbers of items refer to the list of kube-proxy's behaviour in `docs/kube-proxy-parity.md`.
+//! The rules are kube-proxy's (`pkg/proxy/topology.go` and `pkg/proxy/endpointslicecache.go` of Kubernetes 1.36).
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
@@ -24,6 +24,20 @@ pub struct ServicePortName {
 impl fmt::Display for ServicePortName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}/{}", self.service, self.port, self.protocol)
+    }
+}
+
+impl ServicePortName {
+    /// Whether `name`, written as by `Display`, is a port of the same Service.
+    pub fn is_sibling(&self, name: &str) -> bool {
+        name.split_once(':').is_some_and(|(service, _)| service == self.service.to_string())
+    }
+}
+
+impl ResolvedPort {
+    /// Where it is reached, in all families.
+    pub fn frontends(&self) -> impl Iterator<Item = FrontendAddress> {
+        self.families.iter().flat_map(|family| &family.frontends).copied()
     }
 }
 
@@ -88,10 +102,11 @@ fn resolve_family<'a>(
 ) -> ResolvedFamily {
     let family = IpFamily::of(vip);
     let endpoints = endpoints_of_port(port, slices.filter(|slice| slice.family == family));
+    // Ready alone: of a Service with publishNotReadyAddresses an endpoint may be ready that is not serving.
     let ready = |conditions: &Conditions| conditions.ready;
     let last_resort = |conditions: &Conditions| conditions.serving && conditions.terminating;
 
-    // Items 34 and 38: ready endpoints, or, when there are none, those that terminate but still answer.
+    // KEP-1669: ready endpoints, or, when there are none, those that terminate but still answer.
     let any_ready = endpoints.values().any(ready);
     let takes_connections =
         |conditions: &Conditions| if any_ready { ready(conditions) } else { last_resort(conditions) };
@@ -102,7 +117,7 @@ fn resolve_family<'a>(
         family,
         frontends: vec![FrontendAddress { address: vip, port: port.port, protocol: port.protocol }],
         active: select(&takes_connections),
-        // Item 83: whatever still answers keeps its flows, whether it takes new ones or not.
+        // Whatever still answers keeps its flows, whether it takes new ones or not.
         draining: select(&|conditions| conditions.serving && !takes_connections(conditions)),
         distribution: if service.reached_from_outside { Distribution::Maglev } else { Distribution::List },
     }
@@ -115,14 +130,14 @@ struct Conditions {
     terminating: bool,
 }
 
-/// The endpoints of one port, each once (item 30).
+/// The endpoints of one port, each once.
 fn endpoints_of_port<'a>(
     port: &ServicePort,
     slices: impl Iterator<Item = &'a EndpointSlice>,
 ) -> BTreeMap<(IpAddr, u16), Conditions> {
     let mut endpoints = BTreeMap::new();
     for slice in slices {
-        // Item 27: by name and protocol, so a named port may have another number in each slice.
+        // By name and protocol, so a named port may have another number in each slice.
         let numbers =
             slice.ports.iter().filter(|candidate| candidate.name == port.name && candidate.protocol == port.protocol);
         for number in numbers {

@@ -4,7 +4,7 @@
 //! another endpoint as late as can be. An endpoint that comes back before that gets its id and its connections back.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
 
@@ -24,9 +24,9 @@ pub(super) struct Backends {
     records: Vec<Option<BackendRecord>>,
     /// The ids of a service port's endpoints, those that are gone included.
     by_service: HashMap<u32, BTreeMap<Endpoint, u32>>,
-    /// Ids that are gone, longest ago first. An id that came back, or went again later, has an outdated place here.
-    gone: VecDeque<(u32, u64)>,
-    /// The current place of each id that is gone.
+    /// Ids that are gone, by their place in the order of going.
+    gone: BTreeMap<u64, u32>,
+    /// The place of each id that is gone.
     gone_places: HashMap<u32, u64>,
     places: u64,
     in_use: u32,
@@ -49,7 +49,7 @@ impl Backends {
             capacity,
             records: Vec::new(),
             by_service: HashMap::new(),
-            gone: VecDeque::new(),
+            gone: BTreeMap::new(),
             gone_places: HashMap::new(),
             places: 0,
             in_use: 0,
@@ -90,6 +90,10 @@ impl Backends {
             };
             let (address, port) = *endpoint;
             let record = BackendRecord { address, port, generation, service, state: *state };
+            // A record is not written in one piece: first no connection may take it for what it was.
+            if let Some(held) = held.filter(|held| !names_it(held)) {
+                plan.before.push((id, BackendRecord { generation, state: BackendState::Gone, ..held }));
+            }
             if held != Some(record) {
                 // An endpoint that stops taking connections does so when the slots no longer name it.
                 let demoted = held.is_some_and(|held| names_it(&held) && held.state == BackendState::Active);
@@ -104,6 +108,21 @@ impl Backends {
     /// What it takes for `service` to have no endpoints.
     pub(super) fn removal(&self, service: u32) -> Vec<(u32, BackendRecord)> {
         self.going(self.by_service.get(&service).into_iter().flat_map(|known| known.values().copied())).collect()
+    }
+
+    /// What it takes for the endpoints of `service` to be in no better state than `state` says.
+    pub(super) fn departures(
+        &self,
+        service: u32,
+        state: impl Fn(&Endpoint) -> BackendState,
+    ) -> Vec<(u32, BackendRecord)> {
+        let known = self.by_service.get(&service).into_iter().flatten();
+        known
+            .filter_map(|(endpoint, id)| Some((*id, self.record(*id)?, state(endpoint))))
+            .filter(|(_, held, state)| held.state != BackendState::Gone && *state != BackendState::Active)
+            .filter(|(_, held, state)| held.state != *state)
+            .map(|(id, held, state)| (id, BackendRecord { state, ..held }))
+            .collect()
     }
 
     /// What it takes for service ports that are not `named` to have no endpoints.
@@ -126,7 +145,7 @@ impl Backends {
         wanted: &'a BTreeMap<Endpoint, BackendState>,
     ) -> impl Iterator<Item = u32> + 'a {
         let fresh = u32::try_from(self.records.len()).unwrap_or(u32::MAX)..self.capacity;
-        let gone = self.gone.iter().filter(|(id, place)| self.gone_places.get(id) == Some(place)).map(|(id, _)| *id);
+        let gone = self.gone.values().copied();
         fresh.chain(gone.filter(move |id| {
             !self
                 .record(*id)
@@ -171,16 +190,20 @@ impl Backends {
             self.note_gone(id);
         } else {
             self.in_use += 1;
-            self.gone_places.remove(&id);
-        }
-        while self.gone.front().is_some_and(|(id, place)| self.gone_places.get(id) != Some(place)) {
-            self.gone.pop_front();
+            self.forget_gone(id);
         }
     }
 
     fn note_gone(&mut self, id: u32) {
+        self.forget_gone(id);
         self.places += 1;
         self.gone_places.insert(id, self.places);
-        self.gone.push_back((id, self.places));
+        self.gone.insert(self.places, id);
+    }
+
+    fn forget_gone(&mut self, id: u32) {
+        if let Some(place) = self.gone_places.remove(&id) {
+            self.gone.remove(&place);
+        }
     }
 }

@@ -22,7 +22,7 @@ use thiserror::Error;
 use crate::{
     maglev,
     maps::{Capacities, Contents, FrontendAddress, MapKind, Write},
-    resolve::{Distribution, ResolvedFamily, ResolvedPort},
+    resolve::{Distribution, ResolvedFamily, ResolvedPort, ServicePortName},
 };
 
 mod backends;
@@ -45,13 +45,15 @@ pub struct Known {
     ids_by_name: HashMap<String, u32>,
     service_ids: Ids,
     frontends: HashMap<FrontendAddress, Frontend>,
-    frontend_room: BTreeMap<IpFamily, u32>,
+    frontend_capacity: u32,
     families: [KnownFamily; 2],
 }
 
 /// What is known of one family's maps.
 #[derive(Debug)]
 struct KnownFamily {
+    /// How many frontends there are.
+    frontends: u32,
     backends: Backends,
     slots: Slots,
     filter: Filter,
@@ -104,6 +106,32 @@ pub enum PlanError {
     },
 }
 
+/// Where `content` stands, or is to be written at `now`: the frontend's `slots` and `slot_count`, and the run to write
+/// unless it stands there already. None when there is no room.
+fn place(
+    content: Vec<u32>,
+    known: Option<&KnownServiceFamily>,
+    slots: &Slots,
+    now: Instant,
+) -> Option<(u32, u32, Option<Vec<u32>>)> {
+    let count = u32::try_from(content.len()).ok()?;
+    match content.as_slice() {
+        [] => return Some((0, 0, None)),
+        [only] => return Some((*only, 1, None)),
+        _ => {}
+    }
+    let pending = known.and_then(|known| known.pending.as_ref());
+    let runs = known.into_iter().flat_map(|known| &known.runs);
+    if let Some(run) = runs.chain(pending).find(|run| run.backends == content) {
+        return Some((run.first, count, None));
+    }
+    let first = pending
+        .filter(|pending| slots::class(pending.backends.len()) == slots::class(content.len()))
+        .map(|pending| pending.first)
+        .or_else(|| slots.peek(content.len(), now))?;
+    Some((first, count, Some(content)))
+}
+
 fn index(family: IpFamily) -> usize {
     match family {
         IpFamily::V4 => 0,
@@ -115,6 +143,7 @@ impl Known {
     /// What maps of these sizes are known to hold after `contents` were read from them.
     pub fn new(capacities: Capacities, contents: &Contents, now: Instant) -> Self {
         let family = |family| KnownFamily {
+            frontends: 0,
             backends: Backends::new(capacities.backends, contents.backends.iter().filter(|(of, ..)| *of == family)),
             slots: Slots::new(capacities.slots),
             filter: Filter::new(
@@ -127,7 +156,7 @@ impl Known {
             ids_by_name: HashMap::new(),
             service_ids: Ids::new(capacities.services),
             frontends: HashMap::new(),
-            frontend_room: IpFamily::ALL.into_iter().map(|family| (family, capacities.frontends)).collect(),
+            frontend_capacity: capacities.frontends,
             families: [family(IpFamily::V4), family(IpFamily::V6)],
         };
         for (id, name) in &contents.names {
@@ -161,21 +190,25 @@ impl Known {
 
     /// How many frontends, backends that are not gone, and slots of `family` are in use.
     pub fn fill(&self, family: IpFamily) -> [(MapKind, u32); 3] {
-        let KnownFamily { backends, slots, filter: _ } = &self.families[index(family)];
-        let frontends = self.frontends.keys().filter(|address| address.family() == family).count();
-        [
-            (MapKind::Frontends, u32::try_from(frontends).unwrap_or(u32::MAX)),
-            (MapKind::Backends, backends.in_use()),
-            (MapKind::Slots, slots.in_use()),
-        ]
+        let KnownFamily { frontends, backends, slots, filter: _ } = &self.families[index(family)];
+        [(MapKind::Frontends, *frontends), (MapKind::Backends, backends.in_use()), (MapKind::Slots, slots.in_use())]
     }
 
     /// The writes that make `wanted` stand in the maps.
     ///
+    /// `siblings` are the frontends of all ports of its Service: between these a frontend passes by a single write,
+    /// so that ports may change their names or swap their numbers without a gap.
+    ///
     /// # Errors
     ///
-    /// When a map has no room. Nothing has been written then, and what is served stays served.
-    pub fn plan(&self, wanted: &ResolvedPort, now: Instant) -> Result<Plan, PlanError> {
+    /// When a map has no room. Nothing has been written then, and what is served stays served, but for endpoints that are
+    /// gone: see [`Known::plan_departures`].
+    pub fn plan(
+        &self,
+        wanted: &ResolvedPort,
+        siblings: &BTreeSet<FrontendAddress>,
+        now: Instant,
+    ) -> Result<Plan, PlanError> {
         let name = wanted.name.to_string();
         let service = match self.ids_by_name.get(&name) {
             Some(id) => *id,
@@ -204,7 +237,7 @@ impl Known {
             let resolved = wanted.families.iter().find(|resolved| resolved.family == family).unwrap_or(&absent);
             self.plan_family(service, known, resolved, now, &mut plan, &mut retirements, &mut frontends)?;
         }
-        self.plan_frontends(service, known, &frontends, &mut plan)?;
+        self.plan_frontends(&wanted.name, service, known, &frontends, siblings, &mut plan)?;
         plan.writes.append(&mut retirements);
         Ok(plan)
     }
@@ -222,7 +255,7 @@ impl Known {
         frontends: &mut BTreeMap<FrontendAddress, Frontend>,
     ) -> Result<(), PlanError> {
         let family = resolved.family;
-        let KnownFamily { backends, slots, filter: _ } = &self.families[index(family)];
+        let KnownFamily { frontends: _, backends, slots, filter: _ } = &self.families[index(family)];
         let states = [(&resolved.active, BackendState::Active), (&resolved.draining, BackendState::Draining)];
         let wanted: BTreeMap<(IpAddr, u16), BackendState> = states
             .into_iter()
@@ -235,34 +268,19 @@ impl Known {
 
         let active: Vec<u32> =
             resolved.active.iter().filter_map(|endpoint| backend_plan.ids.get(endpoint).copied()).collect();
-        let content = match resolved.distribution {
+        let maglev = match resolved.distribution {
             Distribution::Maglev if active.len() > 1 => {
-                maglev::table(&resolved.active).into_iter().map(|endpoint| active[endpoint]).collect()
+                Some(maglev::table(&resolved.active).into_iter().map(|endpoint| active[endpoint]).collect())
             }
-            Distribution::List | Distribution::Maglev => active,
+            Distribution::List | Distribution::Maglev => None,
         };
-        let slot_count = u32::try_from(content.len()).unwrap_or(u32::MAX);
-        let first = match content.as_slice() {
-            [] => 0,
-            [only] => *only,
-            _ => {
-                let known = known.map(|known| &known.families[index(family)]);
-                let pending = known.and_then(|known| known.pending.as_ref());
-                let runs = known.into_iter().flat_map(|known| &known.runs);
-                match runs.chain(pending).find(|run| run.backends == content) {
-                    Some(run) => run.first,
-                    None => {
-                        let first = pending
-                            .filter(|pending| slots::class(pending.backends.len()) == slots::class(content.len()))
-                            .map(|pending| pending.first)
-                            .or_else(|| slots.peek(content.len(), now))
-                            .ok_or(PlanError::Full { map: MapKind::Slots, capacity: slots.capacity() })?;
-                        plan.writes.push(Write::Slots { family, first, service, backends: content });
-                        first
-                    }
-                }
-            }
-        };
+        let known = known.map(|known| &known.families[index(family)]);
+        // Where a table has no room a list may have: less even across nodes, and better than what was.
+        let (first, slot_count, run) = maglev
+            .and_then(|content| place(content, known, slots, now))
+            .or_else(|| place(active, known, slots, now))
+            .ok_or(PlanError::Full { map: MapKind::Slots, capacity: slots.capacity() })?;
+        plan.writes.extend(run.map(|backends| Write::Slots { family, first, service, backends }));
         let frontend = Frontend { service, slots: first, slot_count, flags: 0 };
         frontends.extend(resolved.frontends.iter().map(|address| (*address, frontend)));
         Ok(())
@@ -270,9 +288,11 @@ impl Known {
 
     fn plan_frontends(
         &self,
+        name: &ServicePortName,
         service: u32,
         known: Option<&KnownService>,
         wanted: &BTreeMap<FrontendAddress, Frontend>,
+        siblings: &BTreeSet<FrontendAddress>,
         plan: &mut Plan,
     ) -> Result<(), PlanError> {
         let mut words: HashMap<(IpFamily, u32), u64> = HashMap::new();
@@ -280,9 +300,8 @@ impl Known {
         let mut switches = Vec::new();
         for (address, frontend) in wanted {
             let held = self.frontends.get(address);
-            if let Some(holder) =
-                held.filter(|held| held.service != service).and_then(|held| self.name_of(held.service))
-            {
+            let holder = held.filter(|held| held.service != service).and_then(|held| self.name_of(held.service));
+            if let Some(holder) = holder.filter(|holder| !name.is_sibling(holder)) {
                 plan.conflicts.push(Conflict { address: *address, holder: holder.to_owned() });
                 continue;
             }
@@ -302,19 +321,34 @@ impl Known {
             }
         }
         for (family, added) in added {
-            let room = self.frontend_room.get(&family).copied().unwrap_or_default();
-            if added > room {
-                let used = self.frontends.keys().filter(|address| address.family() == family).count();
-                let capacity = room + u32::try_from(used).unwrap_or(u32::MAX);
-                return Err(PlanError::Full { map: MapKind::Frontends, capacity });
+            if added > self.frontend_capacity.saturating_sub(self.families[index(family)].frontends) {
+                return Err(PlanError::Full { map: MapKind::Frontends, capacity: self.frontend_capacity });
             }
         }
         plan.writes.append(&mut switches);
         // Removals last: the first frontend of a run keeps it from being given to others.
         let removed =
-            known.into_iter().flat_map(|known| &known.frontends).filter(|address| !wanted.contains_key(address));
+            known.into_iter().flat_map(|known| &known.frontends).filter(|address| !siblings.contains(address));
         plan.writes.extend(removed.map(|address| Write::RemoveFrontend { address: *address }));
         Ok(())
+    }
+
+    /// The writes that take connections from endpoints of `wanted` that are gone or terminate, without anything that
+    /// needs room: for when there is none. New connections go to the next slot instead.
+    pub fn plan_departures(&self, wanted: &ResolvedPort) -> Vec<Write> {
+        let Some(service) = self.ids_by_name.get(&wanted.name.to_string()) else { return Vec::new() };
+        let mut writes = Vec::new();
+        for family in IpFamily::ALL {
+            let resolved = wanted.families.iter().find(|resolved| resolved.family == family);
+            let state = |endpoint: &(IpAddr, u16)| match resolved {
+                Some(resolved) if resolved.active.contains(endpoint) => BackendState::Active,
+                Some(resolved) if resolved.draining.contains(endpoint) => BackendState::Draining,
+                Some(_) | None => BackendState::Gone,
+            };
+            let departures = self.families[index(family)].backends.departures(*service, state);
+            writes.extend(departures.into_iter().map(|(id, record)| Write::Backend { family, id, record }));
+        }
+        writes
     }
 
     /// The writes that take a service port out of the maps.
@@ -347,6 +381,8 @@ impl Known {
             let orphans = self.families[index(family)].backends.orphans(is_named);
             writes.extend(orphans.into_iter().map(|(id, record)| Write::Backend { family, id, record }));
         }
+        let unnamed = self.services.iter().filter(|(_, known)| known.name.is_none()).map(|(service, _)| *service);
+        writes.extend(unnamed.map(|service| Write::Name { service, name: None }));
         writes
     }
 
@@ -389,9 +425,7 @@ impl Known {
                 match self.frontends.insert(*address, *frontend) {
                     None => {
                         self.families[family].filter.added(address);
-                        if let Some(room) = self.frontend_room.get_mut(&address.family()) {
-                            *room = room.saturating_sub(1);
-                        }
+                        self.families[family].frontends += 1;
                     }
                     Some(before) if before.service != frontend.service => {
                         if let Some(service) = self.services.get_mut(&before.service) {
@@ -412,9 +446,7 @@ impl Known {
                 let family = index(address.family());
                 if let Some(frontend) = self.frontends.remove(address) {
                     self.families[family].filter.removed(address, now);
-                    if let Some(room) = self.frontend_room.get_mut(&address.family()) {
-                        *room += 1;
-                    }
+                    self.families[family].frontends -= 1;
                     if let Some(service) = self.services.get_mut(&frontend.service) {
                         service.frontends.remove(address);
                     }

@@ -109,6 +109,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn siblings(port: &ResolvedPort) -> BTreeSet<FrontendAddress> {
+    port.frontends().collect()
+}
+
 struct World {
     store: MemoryMaps,
     known: Known,
@@ -131,10 +135,15 @@ impl World {
         Ok(())
     }
 
+    fn plan(&self, number: u8, wanted: &Wanted) -> Result<Plan, PlanError> {
+        let port = resolved(number, wanted);
+        self.known.plan(&port, &siblings(&port), self.now)
+    }
+
     fn reach(&mut self, number: u8, wanted: Option<&Wanted>) -> Result<(), String> {
         let writes = match wanted {
             Some(wanted) => {
-                let plan = self.known.plan(&resolved(number, wanted), self.now).map_err(|error| error.to_string())?;
+                let plan = self.plan(number, wanted).map_err(|error| error.to_string())?;
                 assert!(plan.conflicts.is_empty());
                 plan.writes
             }
@@ -259,10 +268,10 @@ fn a_full_map_is_named_and_what_is_served_stays_served() {
         world.reach(number, Some(&simple([1, 2, 3]))).expect("room for eight");
     }
     let served = world.store.served().expect("whole");
-    let error = world.known.plan(&resolved(9, &simple([1])), world.now).expect_err("no room for a ninth");
+    let error = world.plan(9, &simple([1])).expect_err("no room for a ninth");
     assert_eq!(error.to_string(), "the map of services is full with 8 entries; --max-services sets its size");
     let many = simple(1..60);
-    let error = world.known.plan(&resolved(0, &many), world.now).expect_err("64 backends in all");
+    let error = world.plan(0, &many).expect_err("64 backends in all");
     assert_eq!(error.to_string(), "the map of backends is full with 64 entries; --max-backends sets its size");
     assert_eq!(world.store.served().expect("whole"), served);
 }
@@ -275,13 +284,13 @@ fn the_first_to_have_a_frontend_keeps_it_until_it_goes() {
     for family in &mut rival.families {
         family.frontends[0].address = vip(family.family, 0);
     }
-    let plan = world.known.plan(&rival, world.now).expect("room");
+    let plan = world.known.plan(&rival, &siblings(&rival), world.now).expect("room");
     assert_eq!(plan.conflicts.len(), 2);
     assert_eq!(plan.conflicts[0].holder, "default/service-0:http/TCP");
     world.apply(&plan.writes).expect("writes");
     assert_eq!(world.store.served().expect("whole"), expected(&BTreeMap::from([(0, simple([1]))])));
     world.reach(0, None).expect("removal");
-    let plan = world.known.plan(&rival, world.now).expect("room");
+    let plan = world.known.plan(&rival, &siblings(&rival), world.now).expect("room");
     assert!(plan.conflicts.is_empty());
     world.apply(&plan.writes).expect("writes");
     let holders: BTreeSet<_> = world.store.served().expect("whole").into_values().map(|(name, _)| name).collect();

@@ -94,7 +94,8 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
             maps.push(MapFill { map, family: Some(family.to_string()), entries, capacity });
         }
     }
-    let packets = live.maps.counters()?.into_iter().map(|(reason, family, packets)| PacketCount {
+    let counted = live.maps.counters()?.into_iter().filter(|(.., packets)| *packets > 0);
+    let packets = counted.map(|(reason, family, packets)| PacketCount {
         reason: reason.name(),
         family: family.map(|family| family.to_string()),
         verdict: if reason.is_drop() { "drop" } else { "pass" },

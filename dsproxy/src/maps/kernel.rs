@@ -110,18 +110,21 @@ impl KernelMaps {
         self.settings.get(&0, 0).map_err(kernel("read", MapKind::Settings))
     }
 
-    /// All counters of packets that are not zero.
+    /// The counters of packets, all CPUs together: by family, but for packets that are of none.
     pub fn counters(&self) -> Result<Vec<(Reason, Option<IpFamily>, u64)>, MapError> {
         debug_assert_eq!(self.counters.len(), COUNTERS);
         let mut counters = Vec::new();
         for reason in Reason::ALL {
-            for family in [None, Some(IpFamily::V4), Some(IpFamily::V6)] {
-                let values =
-                    self.counters.get(&counter_index(*reason, family), 0).map_err(kernel("read", MapKind::Counters))?;
-                let sum: u64 = values.iter().sum();
-                if sum != 0 {
-                    counters.push((*reason, family, sum));
-                }
+            let families: &[Option<IpFamily>] = match reason {
+                Reason::NotIp => &[None],
+                _ => &[Some(IpFamily::V4), Some(IpFamily::V6)],
+            };
+            for family in families {
+                let values = self
+                    .counters
+                    .get(&counter_index(*reason, *family), 0)
+                    .map_err(kernel("read", MapKind::Counters))?;
+                counters.push((*reason, *family, values.iter().sum()));
             }
         }
         Ok(counters)
