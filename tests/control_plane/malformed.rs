@@ -173,10 +173,11 @@ fn an_event_of_an_object_without_a_name_is_passed_over() {
     network::run(|| async {
         let server = ApiServer::start().await;
         let (mut source, ..) = Source::watching(&server).await;
-        for event in ["ADDED", "DELETED"] {
-            let line = json!({"type": event, "object": {"metadata": {}}}).to_string();
-            server.act_on_watches(Resource::Services, &StreamAct::Line(line));
-        }
+        let metadata = json!({"resourceVersion": server.version().to_string()});
+        let lines =
+            ["ADDED", "DELETED"].map(|event| json!({"type": event, "object": {"metadata": metadata}}).to_string());
+        server.act_on_watches(Resource::Services, &StreamAct::Line(lines.join("\n")));
+        source.until("the rejection", |status| status.rejected() == 1).await;
         server.put(service("web", 1));
         assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
         assert_eq!(source.status.rejected(), 1);

@@ -43,6 +43,7 @@ pub(crate) fn model_service(name: &str, number: u8) -> model::Service {
         name: self::name(name),
         cluster_ips: cluster_ips(number).iter().map(|text| address(text)).collect(),
         ports: vec![model::ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
+        reached_from_outside: false,
     }
 }
 

@@ -1,6 +1,9 @@
 //! Lists and watches when nothing goes wrong.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use dsproxy::{
     model::IpFamily,
@@ -191,17 +194,20 @@ fn a_watch_that_ends_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_watch_that_says_nothing_for_long_is_started_again() {
+fn a_watch_that_falls_silent_is_started_again() {
     network::run(|| async {
         let server = ApiServer::start().await;
-        let pace =
-            Pace { silence: std::time::Duration::from_millis(50), shortest_watch: std::time::Duration::ZERO, ..pace() };
+        let pace = Pace { watch: Duration::from_secs(1), ..pace() };
         let mut source = Source::at(&server, pace).await;
-        server.until_watches(Resource::Services, 3).await;
-        assert_eq!(server.count(Verb::List, Resource::Services), 1);
-        server.put(service("web", 1));
         assert_eq!(source.snapshot_of_services().await, []);
+        source.until_connected().await;
+        server.act_on_watches(Resource::Services, &StreamAct::FallSilent);
+        server.until("silence", |server| server.open_watches(Resource::Services) == 0).await;
+        let fell_silent = Instant::now();
+        server.put(service("web", 1));
         assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
+        assert!(fell_silent.elapsed() >= Duration::from_secs(5), "{:?}", fell_silent.elapsed());
+        assert_eq!(server.count(Verb::List, Resource::Services), 1);
         assert_eq!(source.status.failures(), 0);
     });
 }

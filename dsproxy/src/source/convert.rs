@@ -79,9 +79,6 @@ pub trait FromObject: Sized + Clone + fmt::Debug + PartialEq + Send + Sync + 'st
     /// The `apiVersion` of the object.
     const API_VERSION: &'static str;
 
-    /// Where the API server serves all of them.
-    const PATH: &'static str;
-
     /// Which of them are wanted, by label.
     const LABEL_SELECTOR: &'static str;
 
@@ -99,7 +96,7 @@ pub trait FromObject: Sized + Clone + fmt::Debug + PartialEq + Send + Sync + 'st
 }
 
 /// What became of an object.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Converted<T> {
     /// This proxy serves it.
     Ours {
@@ -200,7 +197,6 @@ impl FromObject for Service {
 
     const KIND: Kind = Kind::Service;
     const API_VERSION: &'static str = "v1";
-    const PATH: &'static str = "/api/v1/services";
     const LABEL_SELECTOR: &'static str = "!service.kubernetes.io/service-proxy-name";
     // Headless Services never leave the API server.
     const FIELD_SELECTOR: Option<&'static str> = Some("spec.clusterIP!=None");
@@ -223,7 +219,6 @@ impl FromObject for EndpointSlice {
 
     const KIND: Kind = Kind::EndpointSlice;
     const API_VERSION: &'static str = "discovery.k8s.io/v1";
-    const PATH: &'static str = "/apis/discovery.k8s.io/v1/endpointslices";
     const LABEL_SELECTOR: &'static str = "!service.kubernetes.io/headless";
     const FIELD_SELECTOR: Option<&'static str> = None;
 

@@ -3,9 +3,13 @@
 //! It does not know what the objects are for. While the server is away nothing is sent, so whatever was
 //! built from the last state stays.
 //!
-//! The list-and-watch loop is our own, over kube's client, and not `kube::runtime::watcher`: that one
-//! retries a watch for ever from a resource version which the server answers with HTTP 410, tells nobody
-//! that a broken watch works again, and keeps each page of a list as full objects.
+//! kube's watcher lists and watches. Around it stands what it leaves to others: `answers` sees the responses
+//! on their way to it, for it tells nobody that a broken watch works again, waits for ever for an answer, and
+//! restarts a watch that is ended at once without a pause; `watch` backs off after its errors, and makes a new
+//! one when the version to watch from is lost, for it tries a version that is refused with HTTP 410 for ever;
+//! `object` is what it carries, small and tolerant; `known` lets the last good version of a malformed object
+//! stay. A watch whose connection breaks is resumed by it without a word: it counts as a failure when it cannot
+//! be resumed.
 
 use std::{path::Path, path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,17 +19,16 @@ use kube::{
 };
 use thiserror::Error;
 
-use self::{health::Health, list_watch::ListWatch};
+use self::{health::Health, watch::Watch};
 use super::{EventSender, SourceStatus};
 use crate::model::{EndpointSlice, Service};
 
-mod backoff;
+mod answers;
 mod error;
 mod health;
 mod known;
-mod list_watch;
-mod request;
-mod wire;
+mod object;
+mod watch;
 
 /// How long the source waits for what.
 #[derive(Clone, Debug)]
@@ -38,11 +41,9 @@ pub struct Pace {
     pub longest_retry_refused: Duration,
     /// How long the server may take to answer a list, or to start a watch.
     pub answer: Duration,
-    /// How long a watch is asked to last. The server then ends it and a new one follows.
+    /// How long a watch is asked to last, in whole seconds. The server then ends it and a new one follows.
+    /// A watch that is silent for 5 seconds longer is given up: its connection died without a word.
     pub watch: Duration,
-    /// How long a watch may be silent. The server sends a bookmark about every minute, so a longer silence
-    /// may be a connection that died without a word.
-    pub silence: Duration,
     /// A watch that the server ends sooner than this, and without a word, is a failure.
     pub shortest_watch: Duration,
     /// The number of objects in one page of a list.
@@ -56,8 +57,7 @@ impl Default for Pace {
             longest_retry_unreachable: Duration::from_secs(5),
             longest_retry_refused: Duration::from_secs(30),
             answer: Duration::from_secs(60),
-            watch: Duration::from_secs(300),
-            silence: Duration::from_secs(150),
+            watch: Duration::from_secs(150),
             shortest_watch: Duration::from_secs(1),
             page_size: 500,
         }
@@ -140,8 +140,8 @@ pub async fn run(client: Client, events: EventSender, status: Arc<SourceStatus>)
 /// [`run`] with other waiting times.
 pub async fn run_at(client: Client, events: EventSender, status: Arc<SourceStatus>, pace: Pace) {
     let health = Health::new(Arc::clone(&status));
-    let services = ListWatch::<Service>::new(client.clone(), events.clone(), &status, &health, &pace);
-    let slices = ListWatch::<EndpointSlice>::new(client, events, &status, &health, &pace);
+    let services = Watch::<Service>::new(&client, &events, &status, &health, &pace);
+    let slices = Watch::<EndpointSlice>::new(&client, &events, &status, &health, &pace);
     tokio::join!(services.run(), slices.run());
 }
 

@@ -36,6 +36,8 @@ pub enum StreamAct {
     CutWithin(Value),
     /// The same, but the server ends the stream in order after half the line.
     EndWithin(Value),
+    /// Nothing is sent any more, and it does not end.
+    FallSilent,
     /// This text is sent as a line.
     Line(String),
     /// The server says how far the watch has got.
@@ -174,6 +176,14 @@ impl OpenStream {
             StreamAct::EndWithin(object) => {
                 bytes.extend_from_slice(&half_a_line(&object));
                 self.over = Some(Ok(()));
+            }
+            StreamAct::FallSilent => {
+                // Nothing happens after the last version, and not for as long as any test takes.
+                self.version = u64::MAX;
+                self.ends += Duration::from_secs(3600);
+                // It counts as open no more, so that a test can wait for its silence.
+                self.acts.close();
+                self.shared.moved();
             }
             StreamAct::Line(text) => bytes.extend_from_slice(format!("{text}\n").as_bytes()),
             StreamAct::Bookmark => {

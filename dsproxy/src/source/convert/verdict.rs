@@ -33,7 +33,7 @@ pub enum NotOurs {
 }
 
 /// An object that makes no sense.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 #[error("{kind} {} is left out: {reason}", DisplayName(.name.as_ref()))]
 pub struct Rejected {
     /// The kind of object.
@@ -57,7 +57,7 @@ impl fmt::Display for DisplayName<'_> {
 }
 
 /// What is wrong with a rejected object.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum Reason {
     /// It does not have the shape of its kind.
     #[error("it does not have the shape of its kind: {0}")]

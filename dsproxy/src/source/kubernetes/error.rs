@@ -1,10 +1,10 @@
 //! Why a list or a watch came to an end, and what has to be done about it.
 //!
-//! It knows what the API server's refusals mean, and nothing of how requests are made.
+//! It knows what the API server's refusals mean, and nothing of when to try again.
 
 use std::{error::Error, fmt, time::Duration};
 
-use kube::core::Status;
+use kube::{core::Status, runtime::watcher};
 use thiserror::Error;
 
 use super::super::convert::Kind;
@@ -44,12 +44,6 @@ impl fmt::Display for Operation {
 /// Why a list or a watch came to an end.
 #[derive(Debug, Error)]
 pub(super) enum RequestError {
-    #[error("{operation}: the request cannot be made: {}", Chain(.source))]
-    Request {
-        operation: Operation,
-        #[source]
-        source: kube::core::request::Error,
-    },
     #[error(
         "{operation}: the API server cannot be reached: {}; check its address and the network, it is tried \
          again",
@@ -70,18 +64,16 @@ pub(super) enum RequestError {
         #[source]
         source: kube::Error,
     },
-    #[error("{operation}: the API server ended the stream at once or within an event; it is started again")]
+    #[error("{operation}: the API server ended it at once; it is started again")]
     CutShort { operation: Operation },
-    #[error("{operation}: the answer cannot be read: {source}; everything is listed again")]
+    #[error("{operation}: the answer cannot be read: {}; everything is listed again", Chain(.source))]
     Unreadable {
         operation: Operation,
         #[source]
-        source: serde_json::Error,
+        source: kube::Error,
     },
-    #[error("{operation}: an event of {length} bytes is too long; everything is listed again")]
-    TooLong { operation: Operation, length: usize },
-    #[error("{operation}: the list carries no resourceVersion; is this an API server?")]
-    NoVersion { operation: Operation },
+    #[error("{kind}: a list or an object carries no resourceVersion; is this an API server?")]
+    NoVersion { kind: Kind },
     #[error("{operation}: the server no longer has what happened since ({message}); everything is listed again")]
     Gone { operation: Operation, message: String },
     #[error(
@@ -92,6 +84,28 @@ pub(super) enum RequestError {
 }
 
 impl RequestError {
+    /// What kube's watcher came upon.
+    pub(super) fn of_watcher(kind: Kind, error: watcher::Error) -> Self {
+        use watcher::Error;
+        let (verb, source) = match error {
+            Error::InitialListFailed(source) => (Verb::List, source),
+            Error::WatchStartFailed(source) | Error::WatchFailed(source) => (Verb::Watch, source),
+            Error::WatchError(status) => {
+                return Self::refused(Operation { verb: Verb::Watch, kind }, *status, None);
+            }
+            Error::NoResourceVersion => return Self::NoVersion { kind },
+        };
+        let operation = Operation { verb, kind };
+        match source {
+            kube::Error::Service(error) => match error.downcast::<Self>() {
+                Ok(error) => *error,
+                Err(error) => Self::Broken { operation, source: kube::Error::Service(error) },
+            },
+            source @ (kube::Error::ReadEvents(_) | kube::Error::HyperError(_)) => Self::Broken { operation, source },
+            source => Self::Unreadable { operation, source },
+        }
+    }
+
     /// What the server said in refusing.
     pub(super) fn refused(operation: Operation, status: Status, retry_after: Option<Duration>) -> Self {
         let Status { code, message, reason, details, .. } = status;
@@ -116,16 +130,16 @@ impl RequestError {
     /// Whether a watch cannot go on from where it was.
     pub(super) fn needs_list(&self) -> bool {
         match self {
-            Self::Gone { .. }
-            | Self::OtherHistory { .. }
-            | Self::Unreadable { .. }
-            | Self::TooLong { .. }
-            | Self::NoVersion { .. }
-            | Self::Request { .. } => true,
+            Self::Gone { .. } | Self::OtherHistory { .. } | Self::Unreadable { .. } | Self::NoVersion { .. } => true,
             // Refused credentials and an overloaded server say nothing against the resource version.
             Self::Refused { code, .. } => matches!(code, 400..=499) && !matches!(code, 401 | 403 | 408 | 429),
             Self::Unreachable { .. } | Self::Silent { .. } | Self::Broken { .. } | Self::CutShort { .. } => false,
         }
+    }
+
+    /// Whether a list could not go on with its next page.
+    pub(super) fn is_lost_page(&self) -> bool {
+        matches!(self, Self::Gone { operation: Operation { verb: Verb::List, .. }, .. })
     }
 
     /// Whether trying again costs the server something.

@@ -4,6 +4,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tracing::{info, warn};
+
 use super::super::{SourceStatus, convert::Kind};
 
 /// How each watch fares.
@@ -22,14 +24,16 @@ enum Watch {
 }
 
 impl Health {
-    pub(super) fn new(status: Arc<SourceStatus>) -> Self {
-        Self { status, watches: Mutex::default() }
+    pub(super) fn new(status: Arc<SourceStatus>) -> Arc<Self> {
+        Arc::new(Self { status, watches: Mutex::default() })
     }
 
     /// The watch of `kind` is established.
     pub(super) fn working(&self, kind: Kind) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        watches[kind as usize] = Watch::Working;
+        if let Watch::Failing(_) = std::mem::replace(&mut watches[kind as usize], Watch::Working) {
+            info!(%kind, "the API server is watched again");
+        }
         let failing = watches.iter().find_map(|watch| match watch {
             Watch::Failing(reason) => Some(reason.clone()),
             Watch::Starting | Watch::Working => None,
@@ -43,10 +47,14 @@ impl Health {
         }
     }
 
-    /// The list or watch of `kind` failed.
+    /// The list or watch of `kind` failed. It is logged when it is not what was the matter already.
     pub(super) fn failing(&self, kind: Kind, reason: String) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        watches[kind as usize] = Watch::Failing(reason.clone());
+        let failing = Watch::Failing(reason.clone());
+        if watches[kind as usize] != failing {
+            warn!(%kind, reason, "API server");
+            watches[kind as usize] = failing;
+        }
         self.status.count_failure(reason);
     }
 }

@@ -1,0 +1,220 @@
+//! kube's watcher for the objects of one kind, kept going for ever.
+//!
+//! It does not know what an object holds.
+
+use std::{collections::hash_map::RandomState, hash::BuildHasher, pin::pin, sync::Arc, time::Duration};
+
+use backon::ExponentialBuilder;
+use futures::StreamExt;
+use kube::{
+    Api, Client,
+    runtime::{
+        utils::Backoff,
+        watcher::{self, Event, ExponentialBackoff, watcher},
+    },
+};
+use tracing::{debug, info};
+
+use super::{
+    super::{
+        Delta, EventSender, SourceStatus,
+        intake::{self, Taken},
+    },
+    Pace,
+    answers::Answers,
+    error::{Operation, RequestError, Verb},
+    health::Health,
+    known::Known,
+    object::{Carried, Served},
+};
+
+/// The watch of the objects of one kind.
+pub(super) struct Watch<'a, T> {
+    events: &'a EventSender,
+    status: &'a SourceStatus,
+    health: Arc<Health>,
+    pace: &'a Pace,
+    answers: Arc<Answers>,
+    api: Api<Carried<T>>,
+    known: Known,
+    /// What the list that is under way brought.
+    listed: Vec<Taken<T>>,
+    /// The highest version that was seen since the list began.
+    version: Option<u64>,
+    unreachable: ExponentialBackoff,
+    refused: ExponentialBackoff,
+    /// Whether lists come in pages. After a page was no longer to be had, the next list comes whole, as
+    /// otherwise a server that forgets fast would never let a list end.
+    paged: bool,
+}
+
+impl<'a, T: Served> Watch<'a, T> {
+    pub(super) fn new(
+        client: &Client,
+        events: &'a EventSender,
+        status: &'a SourceStatus,
+        health: &Arc<Health>,
+        pace: &'a Pace,
+    ) -> Self {
+        let answers = Answers::new(T::KIND, pace.clone(), Arc::clone(health));
+        Self {
+            events,
+            status,
+            health: Arc::clone(health),
+            pace,
+            api: Api::all(answers.client(client)),
+            answers,
+            known: Known::default(),
+            listed: Vec::new(),
+            version: None,
+            unreachable: delays(pace.first_retry, pace.longest_retry_unreachable),
+            refused: delays(pace.first_retry, pace.longest_retry_refused),
+            paged: true,
+        }
+    }
+
+    /// Goes on until nobody listens to the events any more.
+    pub(super) async fn run(mut self) {
+        let events = self.events;
+        tokio::select! {
+            () = events.closed() => {}
+            () = self.watch() => {}
+        }
+    }
+
+    async fn watch(&mut self) {
+        loop {
+            let mut watcher = pin!(watcher(self.api.clone(), self.config()));
+            while let Some(event) = watcher.next().await {
+                let taken = match event {
+                    Ok(event) => self.take(event).await,
+                    Err(error) => Err(RequestError::of_watcher(T::KIND, error)),
+                };
+                if let Err(error) = taken {
+                    self.back_off(&error).await;
+                    if error.needs_list() {
+                        // The watcher may hold on to a version that leads nowhere. A new one lists first.
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn config(&self) -> watcher::Config {
+        // The watches of many nodes that were started together shall not end together.
+        let share = f64::from((RandomState::new().hash_one(T::KIND) >> 32) as u32) / f64::from(u32::MAX);
+        let duration = self.pace.watch.mul_f64(0.8 + 0.2 * share);
+        watcher::Config {
+            label_selector: Some(T::LABEL_SELECTOR.to_owned()),
+            field_selector: T::FIELD_SELECTOR.map(str::to_owned),
+            timeout: Some(u32::try_from(duration.as_secs().max(1)).unwrap_or(u32::MAX)),
+            page_size: self.paged.then_some(self.pace.page_size),
+            ..watcher::Config::default()
+        }
+    }
+
+    async fn take(&mut self, event: Event<Carried<T>>) -> Result<(), RequestError> {
+        match event {
+            // Also when a list broke off and begins anew.
+            Event::Init => {
+                self.listed.clear();
+                self.version = None;
+            }
+            Event::InitApply(carried) => {
+                self.version = self.version.max(carried.version());
+                self.listed.push(intake::take(carried.object, self.status));
+            }
+            Event::InitDone => {
+                info!(kind = %T::KIND, objects = self.listed.len(), "listed");
+                self.paged = true;
+                for delta in self.known.listed(std::mem::take(&mut self.listed)) {
+                    self.send(delta).await;
+                }
+            }
+            Event::Apply(carried) => {
+                self.heard(&carried)?;
+                if let Some(delta) = self.known.changed(intake::take(carried.object, self.status)) {
+                    self.send(delta).await;
+                }
+            }
+            Event::Delete(carried) => {
+                self.heard(&carried)?;
+                let name = carried.object.object_name().cloned();
+                if let Some(delta) = name.and_then(|name| self.known.deleted(name)) {
+                    self.send(delta).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The watch brought an object, so it works. It goes forward: a version that goes back comes from a server
+    /// that was restored from a backup, and what was seen of it may never have happened there.
+    fn heard(&mut self, carried: &Carried<T>) -> Result<(), RequestError> {
+        if let (Some(seen), Some(got)) = (self.version, carried.version())
+            && got < seen
+        {
+            let operation = Operation { verb: Verb::Watch, kind: T::KIND };
+            return Err(RequestError::OtherHistory { operation, seen, got });
+        }
+        self.version = self.version.max(carried.version());
+        self.answers.heard();
+        self.start_afresh();
+        Ok(())
+    }
+
+    async fn back_off(&mut self, error: &RequestError) {
+        if self.answers.lasted() {
+            self.start_afresh();
+        }
+        if error.is_lost_page() {
+            self.paged = false;
+        }
+        let backoff = if error.reached_server() { &mut self.refused } else { &mut self.unreachable };
+        let delay = backoff.next().unwrap_or(self.pace.longest_retry_refused);
+        // Clients that were refused together were asked to wait equally long.
+        let asked_for = error.asked_for().map(|asked_for| asked_for + delay.min(self.pace.first_retry));
+        let delay = asked_for.map_or(delay, |asked_for| delay.max(asked_for));
+        self.health.failing(T::KIND, error.to_string());
+        debug!(kind = %T::KIND, %error, retry_in = ?delay, "API server");
+        tokio::time::sleep(delay).await;
+    }
+
+    /// The next failure is the first again.
+    fn start_afresh(&mut self) {
+        self.unreachable.reset();
+        self.refused.reset();
+    }
+
+    async fn send(&self, delta: Delta<T>) {
+        // When nobody listens, `run` is over.
+        let _ = self.events.send(T::event(delta)).await;
+    }
+}
+
+/// Delays that double up to a limit, each with a jitter of half of it, so that the nodes of a cluster do not
+/// come back as one.
+fn delays(first: Duration, longest: Duration) -> ExponentialBackoff {
+    let delays = ExponentialBuilder::new().with_min_delay(first / 2).with_max_delay(longest / 2);
+    delays.with_jitter().without_max_times().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_the_limit_and_start_over_after_a_reset() {
+        let (first, longest) = (Duration::from_millis(100), Duration::from_secs(5));
+        let mut delays = delays(first, longest);
+        for failure in 0..100_u32 {
+            let most = first.saturating_mul(1 << failure.min(20)).min(longest);
+            let delay = delays.next().expect("a delay");
+            // Doubled in single precision.
+            assert!(delay >= most.mul_f64(0.499) && delay <= most.mul_f64(1.001), "{failure}: {delay:?} of {most:?}");
+        }
+        delays.reset();
+        assert!(delays.next().expect("a delay") <= first);
+    }
+}
