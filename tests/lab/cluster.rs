@@ -132,14 +132,15 @@ pub(crate) fn wait_until_answers(client: &Namespace, vip: DualStack, role: &str)
 
 /// Fails unless nobody answers on `target`.
 pub(crate) fn is_silent(client: &Namespace, family: IpFamily, vip: DualStack, port: u16) -> Result<(), Wrong> {
+    /// Long for an answer on one machine, short for a test that waits for none.
+    const PATIENCE: Duration = Duration::from_millis(300);
+
     let target = vip.socket(family, port);
-    // UDP first: it is the one that shows silence without waiting for seconds.
-    let asked =
-        UdpSession::open(client, target, false)?.with_patience(Duration::from_millis(200)).and_then(|mut s| s.ask());
+    let asked = UdpSession::open(client, target, false)?.with_patience(PATIENCE).and_then(|mut socket| socket.ask());
     if let Ok(answered) = asked {
         return Err(Wrong::Backend { family, protocol: Protocol::Udp, answered });
     }
-    match TcpSession::open(client, target) {
+    match TcpSession::open_within(client, target, PATIENCE) {
         Ok(session) => Err(Wrong::Backend { family, protocol: Protocol::Tcp, answered: session.backend().to_owned() }),
         Err(ExchangeError::Lab(error)) => Err(error.into()),
         Err(_) => Ok(()),

@@ -1,51 +1,86 @@
 //! `status`, `services`, `backends` and `connections` tell what is so, and so do the HTTP servers.
 
-use dsproxy_common::IpFamily;
+use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::lab::{DualStack, TcpSession, eventually};
 use serde_json::Value;
 
-use crate::cluster::{Cluster, PORT, SOON, service, wait_until_answers};
+use crate::cluster::{Cluster, PORT, SOON, TARGET, service, wait_until_answers};
 
 #[test]
 fn the_commands_show_what_is_so() {
     let cluster = Cluster::build();
     let client = cluster.client.namespace();
     let vip = DualStack::cluster_ip(1);
-    let absent = DualStack::cluster_ip(2);
     cluster.write(&service("echo", vip, &[cluster.backend("local")]));
     let daemon = cluster.start_daemon();
     wait_until_answers(client, vip, "local");
+    let local = cluster.backend("local");
+    let json = |command| daemon.json(&[command]).expect("the command prints JSON");
     let sessions =
         IpFamily::ALL.map(|family| TcpSession::open(client, vip.socket(family, PORT)).expect("the VIP answers"));
-    let json = |command| daemon.json(&[command]).expect("the command prints JSON");
 
-    let services = json("services");
-    let backends = json("backends");
-    let connections = json("connections");
     for (family, session) in IpFamily::ALL.into_iter().zip(&sessions) {
-        assert!(mentions(&services, &vip.of(family).to_string()), "{services}");
-        assert!(!mentions(&services, &absent.of(family).to_string()), "{services}");
-        assert!(mentions(&backends, &cluster.backend("local").of(family).to_string()), "{backends}");
-        assert!(!mentions(&backends, &cluster.backend("remote").of(family).to_string()), "{backends}");
-        let client = session.local_address().expect("the socket is bound");
-        assert!(mentions(&connections, &client.ip().to_string()), "{connections}");
-        assert!(mentions(&connections, &client.port().to_string()), "{connections}");
+        let frontend = vip.socket(family, PORT).to_string();
+        let endpoint = local.socket(family, TARGET).to_string();
+        for protocol in Protocol::ALL {
+            let services = json("services");
+            let wanted =
+                [("frontend", &*frontend), ("protocol", &protocol.to_string()), ("family", &family.to_string())];
+            let rows = rows_with(&services, &wanted);
+            assert_eq!(rows.len(), 1, "{frontend} {protocol}: {services}");
+            assert_eq!(rows[0]["endpoints"], serde_json::json!([endpoint]), "{services}");
+            assert!(rows[0]["name"].as_str().is_some_and(|name| name.contains("default/echo")), "{services}");
+        }
+        let backends = json("backends");
+        let rows = rows_with(&backends, &[("endpoint", &endpoint), ("state", "active")]);
+        assert_eq!(rows.len(), Protocol::ALL.len(), "one for each port: {backends}");
+
+        let connections = json("connections");
+        let own_address = session.local_address().expect("the socket is bound").to_string();
+        let rows = rows_with(&connections, &[("client", &own_address), ("protocol", "TCP")]);
+        assert_eq!(rows.len(), 1, "{own_address}: {connections}");
+        assert_eq!(rows[0]["frontend"], frontend, "{connections}");
+        assert_eq!(rows[0]["backend"], endpoint, "{connections}");
     }
     let status = json("status");
-    for interface in [cluster.client.host_interface(), "eth0"] {
-        assert!(mentions(&status, interface), "{status}");
+    for interface in [cluster.client.host_interface(), cluster.bridged_client.host_interface(), "eth0"] {
+        for direction in ["ingress", "egress"] {
+            let rows = rows_with(&status["hooks"], &[("interface", interface), ("direction", direction)]);
+            assert_eq!(rows.len(), 1, "{interface} {direction}: {status}");
+        }
     }
+    assert!(rows_with(&status["hooks"], &[("interface", "lo")]).is_empty(), "{status}");
 
     cluster.write(&service("echo", vip, &[cluster.backend("remote")]));
     wait_until_answers(client, vip, "remote");
-    let backends = json("backends");
     for family in IpFamily::ALL {
-        assert!(mentions(&backends, &cluster.backend("remote").of(family).to_string()), "{backends}");
+        let services = json("services");
+        let endpoint = cluster.backend("remote").socket(family, TARGET).to_string();
+        let rows = rows_with(&services, &[("frontend", &vip.socket(family, PORT).to_string())]);
+        assert_eq!(rows.len(), Protocol::ALL.len(), "{services}");
+        for row in rows {
+            assert_eq!(row["endpoints"], serde_json::json!([endpoint]), "{services}");
+        }
     }
-    for command in ["status", "services", "backends", "connections"] {
+}
+
+#[test]
+fn the_commands_print_tables_for_people() {
+    let cluster = Cluster::build();
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
+    let daemon = cluster.start_daemon();
+    wait_until_answers(cluster.client.namespace(), vip, "local");
+    for (command, shown) in [
+        ("status", cluster.client.host_interface().to_owned()),
+        ("services", vip.socket(IpFamily::V6, PORT).to_string()),
+        ("backends", cluster.backend("local").socket(IpFamily::V6, TARGET).to_string()),
+        ("connections", vip.socket(IpFamily::V6, PORT).to_string()),
+    ] {
         let output = daemon.command(&[command]).expect("the command runs");
+        let printed = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-        assert!(!output.stdout.is_empty(), "{command} prints a table");
+        assert!(printed.contains(&shown), "{command} is to show {shown}: {printed}");
     }
 }
 
@@ -60,7 +95,7 @@ fn metrics_are_served_and_health_follows_the_process() {
     let health = daemon.health().expect("the daemon answers");
     assert_eq!(health.status, 200);
     let verdict: Value = serde_json::from_str(&health.body).expect("health is told as JSON");
-    assert!(mentions(&verdict, "healthy"), "{verdict}");
+    assert_eq!(verdict["healthy"], true, "{verdict}");
     let metrics = daemon.metrics().expect("the daemon answers");
     assert_eq!(metrics.status, 200);
     assert!(metrics.body.contains("# TYPE dsproxy_") || metrics.body.contains("# TYPE kubeproxy_"), "{metrics:?}");
@@ -70,22 +105,8 @@ fn metrics_are_served_and_health_follows_the_process() {
     eventually("starting again", SOON, || daemon.start_again()).expect("the ports are free again");
 }
 
-/// Whether `text` is a key or a scalar anywhere in `value`, alone or as the whole of a host or port part.
-fn mentions(value: &Value, text: &str) -> bool {
-    let is_it = |candidate: &str| {
-        candidate == text
-            || candidate.split(['[', ']', ' ', ',', '/', '%']).any(|part| {
-                part == text || {
-                    // `address:port`, where the address may hold colons itself.
-                    part.rsplit_once(':').is_some_and(|(host, port)| host == text || port == text)
-                }
-            })
-    };
-    match value {
-        Value::Null | Value::Bool(_) => false,
-        Value::Number(number) => number.to_string() == text,
-        Value::String(string) => is_it(string),
-        Value::Array(items) => items.iter().any(|item| mentions(item, text)),
-        Value::Object(fields) => fields.iter().any(|(key, field)| is_it(key) || mentions(field, text)),
-    }
+/// The objects of the array `value` that have all of `fields`.
+fn rows_with<'a>(value: &'a Value, fields: &[(&str, &str)]) -> Vec<&'a Value> {
+    let rows = value.as_array().unwrap_or_else(|| panic!("no array: {value}"));
+    rows.iter().filter(|row| fields.iter().all(|(field, text)| row[*field] == *text)).collect()
 }

@@ -75,18 +75,27 @@ pub struct TcpSession {
 impl TcpSession {
     /// Connects from `namespace` and reads the greeting.
     pub fn open(namespace: &Namespace, target: SocketAddr) -> Result<Self, ExchangeError> {
-        namespace.run(|| Self::open_here(target))?
+        Self::open_within(namespace, target, PATIENCE)
+    }
+
+    /// The same, giving up on each answer after `patience` instead of seconds.
+    pub fn open_within(namespace: &Namespace, target: SocketAddr, patience: Duration) -> Result<Self, ExchangeError> {
+        namespace.run(|| Self::connect(target, patience))?
     }
 
     /// Connects from the namespace of the calling thread and reads the greeting.
     pub fn open_here(target: SocketAddr) -> Result<Self, ExchangeError> {
+        Self::connect(target, PATIENCE)
+    }
+
+    fn connect(target: SocketAddr, patience: Duration) -> Result<Self, ExchangeError> {
         let started = Instant::now();
-        let stream = TcpStream::connect_timeout(&target, PATIENCE)
+        let stream = TcpStream::connect_timeout(&target, patience)
             .map_err(|source| ExchangeError::Connect { target, source })?;
         let no_answer = |source| ExchangeError::NoAnswer { target, source };
         stream.set_nodelay(true).map_err(no_answer)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(no_answer)?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(no_answer)?;
+        stream.set_read_timeout(Some(patience)).map_err(no_answer)?;
+        stream.set_write_timeout(Some(patience)).map_err(no_answer)?;
         let mut stream = BufReader::new(stream);
         let mut greeting = String::new();
         stream.read_line(&mut greeting).map_err(no_answer)?;
