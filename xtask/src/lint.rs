@@ -2,23 +2,29 @@
 
 use std::process::Command;
 
+use anyhow::bail;
+
 use crate::{cargo, run, setup};
 
 pub(crate) fn run() -> anyhow::Result<()> {
     run::pass_on_signals()?;
-    run::succeed(&mut cargo::cargo(&["fmt", "--all", "--check"]))?;
-    run::succeed(&mut cargo::cargo(&[
-        "clippy",
-        "--quiet",
-        "--workspace",
-        "--exclude",
-        "dsproxy-ebpf",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ]))?;
-    kernel_programs()?;
+    let host = ["clippy", "--quiet", "--workspace", "--exclude", "dsproxy-ebpf", "--all-targets", "--keep-going"];
+    // All of them, so that one run shows all there is to mend.
+    let checks = [
+        ("formatting", run::succeed(&mut cargo::cargo(&["fmt", "--all", "--check"]))),
+        ("the crates of the host", run::succeed(cargo::cargo(&host).args(["--", "-D", "warnings"]))),
+        ("the kernel programs", kernel_programs()),
+    ];
+    let mut failed = Vec::new();
+    for (what, outcome) in checks {
+        if let Err(error) = outcome {
+            eprintln!("{what}: {error:#}");
+            failed.push(what);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("lint: {} not clean", failed.join(", "));
+    }
     println!("xtask lint: formatted, and clippy finds nothing");
     Ok(())
 }
