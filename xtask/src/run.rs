@@ -7,6 +7,7 @@ use std::{
     process::{Command, ExitStatus},
     sync::atomic::{AtomicBool, AtomicI32, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -14,6 +15,9 @@ use nix::{
     sys::signal::{SigSet, Signal, killpg},
     unistd::Pid,
 };
+
+/// How long an interrupted program may take to tidy up.
+const TAKING_DOWN: Duration = Duration::from_secs(20);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -47,12 +51,30 @@ pub(crate) fn interrupted() -> bool {
 /// Runs `command` to its end.
 pub(crate) fn status(command: &mut Command) -> anyhow::Result<ExitStatus> {
     let shown = shown(command);
-    // The standard library starts children with no signal blocked, whatever the parent blocks.
-    let mut child = command.process_group(0).spawn().with_context(|| format!("start `{shown}`"))?;
-    FOREGROUND.store(child.id().cast_signed(), Ordering::SeqCst);
+    command.process_group(0);
+    // SAFETY: between fork and exec only async-signal-safe functions may be called, and setting the signal
+    // mask is one. A child inherits the mask, and with it would never see the signals passed on to it.
+    unsafe {
+        command.pre_exec(|| SigSet::empty().thread_set_mask().map_err(std::io::Error::from));
+    }
+    let mut child = command.spawn().with_context(|| format!("start `{shown}`"))?;
+    let group = child.id().cast_signed();
+    FOREGROUND.store(group, Ordering::SeqCst);
     let status = child.wait().with_context(|| format!("wait for `{shown}`"));
     FOREGROUND.store(0, Ordering::SeqCst);
+    if interrupted() {
+        await_end_of(Pid::from_raw(group));
+    }
     status
+}
+
+/// Waits for what an interrupted program has left running: cargo ends at once, while the test that it ran
+/// still takes its lab down.
+fn await_end_of(group: Pid) {
+    let started = Instant::now();
+    while killpg(group, None).is_ok() && started.elapsed() < TAKING_DOWN {
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Runs `command` to its end and fails unless it succeeds.

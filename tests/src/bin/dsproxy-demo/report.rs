@@ -84,7 +84,8 @@ pub(crate) fn how_to_look_around(lab: &Lab, stage: &Stage, daemon: &Daemon<'_>, 
     let bpffs = daemon.bpffs().display();
     println!("\nEverything is left standing. Ask through a VIP, as the client:\n");
     for Frontend { vip, .. } in frontends.iter().filter(|frontend| frontend.protocol == Protocol::Tcp) {
-        println!("  ip netns exec {client} curl -s --globoff http://{vip}/");
+        let host = vip.to_string();
+        println!("  ip netns exec {client} curl -s --globoff http://{}/", host.strip_suffix(":80").unwrap_or(&host));
     }
     println!("\nSee what dsproxy knows and does:\n");
     for command in ["status", "services", "backends", "connections"] {
