@@ -73,7 +73,7 @@ fn run(manifests: &Path, keep: bool) -> anyhow::Result<bool> {
 
     let lab = Lab::new()?;
     let stage = stage::Stage::set(&lab)?;
-    report::topology(&lab, &stage);
+    report::topology(&lab, &stage, keep);
 
     let starting = Instant::now();
     let daemon = Daemon::start_on(&lab, &manifests, DaemonOptions::default())?;

@@ -8,8 +8,9 @@ use dsproxy_tests::lab::{Daemon, Lab, Side};
 use crate::{service::Frontend, stage::Stage, traffic::Outcome};
 
 /// Prints who is where.
-pub(crate) fn topology(lab: &Lab, stage: &Stage) {
-    println!("\nA small cluster in network namespaces, removed when the demo ends:\n");
+pub(crate) fn topology(lab: &Lab, stage: &Stage, keep: bool) {
+    let end = if keep { "left standing" } else { "removed when the demo ends" };
+    println!("\nA small cluster in network namespaces, {end}:\n");
     for (side, name, note) in [(Side::A, "node-a", "dsproxy runs here"), (Side::B, "node-b", "")] {
         let pods = stage.backends.iter().filter(|backend| backend.side == side).map(|b| (b.name, &b.pod));
         let client = [("client", &stage.client)].into_iter().filter(|_| side == Side::A);
@@ -85,7 +86,7 @@ pub(crate) fn how_to_look_around(lab: &Lab, stage: &Stage, daemon: &Daemon<'_>, 
     println!("\nEverything is left standing. Ask through a VIP, as the client:\n");
     for Frontend { vip, .. } in frontends.iter().filter(|frontend| frontend.protocol == Protocol::Tcp) {
         let host = vip.to_string();
-        println!("  ip netns exec {client} curl -s --globoff http://{}/", host.strip_suffix(":80").unwrap_or(&host));
+        println!("  ip netns exec {client} curl -s --globoff 'http://{}/'", host.strip_suffix(":80").unwrap_or(&host));
     }
     println!("\nSee what dsproxy knows and does:\n");
     for command in ["status", "services", "backends", "connections"] {

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    fs::File,
     net::TcpStream,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -69,8 +70,11 @@ impl Drop for Stage {
 fn start_backend(lab: &Lab, name: &'static str, side: Side) -> anyhow::Result<Backend> {
     let pod = lab.add_pod(side, Wiring::Routed, name)?;
     let mut command = Command::new(env::current_exe().context("find this program")?);
-    command.args(["serve", "--name", name, "--port", &PORT.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
-    // Not in the terminal's foreground group, so that it can outlive the demo.
+    let log = lab.directory().join(format!("{name}.log"));
+    let log = File::create(&log).with_context(|| format!("create {}", log.display()))?;
+    command.args(["serve", "--name", name, "--port", &PORT.to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    // Nothing of it is tied to the terminal, so that it can outlive the demo.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let process = lab.spawn(pod.namespace(), &mut command)?;
     Ok(Backend { name, side, pod, process })
