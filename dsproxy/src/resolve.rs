@@ -10,6 +10,9 @@ use crate::{
     model::{Endpoint, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServicePort},
 };
 
+#[cfg(test)]
+pub(crate) mod scenarios;
+
 /// The identity of a service port: its number may change, its name does not.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServicePortName {

@@ -1,0 +1,409 @@
+//! Scenarios in text: Kubernetes objects come, change and go, and after each step it is written down what the data path
+//! is to do. The files beside this one are read; each is a line of sections:
+//!
+//! - `=== apply` creates or changes the objects below it, as a watch would tell of them;
+//! - `=== delete` takes away the objects named below it, `Kind namespace/name` a line;
+//! - `=== resolved` is what the objects up to here ask for, and, as notes, what was left out of the last step and why.
+//!
+//! Whatever follows the first word of a heading is for the reader. `DSPROXY_REWRITE_SCENARIOS=1` writes down what is
+//! resolved now in place of what was expected; the difference is then for `git diff` and a careful eye.
+//!
+//! Nothing here decides what is right: the files do.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Write as _},
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use dsproxy_common::service::BackendState;
+use serde::Deserialize as _;
+
+use super::{Distribution, ResolvedFamily, ResolvedPort, resolve};
+use crate::{
+    maps::{Capacities, Contents, FrontendAddress, memory::MemoryMaps},
+    model::{EndpointSlice, IpFamily, ObjectName, Service},
+    progress::Progress,
+    reconcile::Reconciler,
+    source::{
+        Delta, Event,
+        convert::{Converted, FromObject, Kind, from_json},
+    },
+};
+
+const REWRITE: &str = "DSPROXY_REWRITE_SCENARIOS";
+
+const CAPACITIES: Capacities = Capacities { services: 64, frontends: 64, backends: 256, slots: 65_536, connections: 1 };
+
+/// A file of steps.
+pub(crate) struct Scenario {
+    pub(crate) path: PathBuf,
+    preamble: String,
+    sections: Vec<Section>,
+}
+
+struct Section {
+    heading: String,
+    body: String,
+}
+
+/// What a section says.
+pub(crate) enum Step {
+    /// Objects come, change or go.
+    Change(Vec<Event>, Vec<String>),
+    /// The text that describes what is resolved.
+    Resolved(String),
+}
+
+impl Scenario {
+    fn read(path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut scenario = Self { path: path.to_owned(), preamble: String::new(), sections: Vec::new() };
+        for line in text.lines() {
+            if line.starts_with("===") {
+                scenario.sections.push(Section { heading: line.to_owned(), body: String::new() });
+            } else {
+                let body = scenario.sections.last_mut().map_or(&mut scenario.preamble, |section| &mut section.body);
+                body.push_str(line);
+                body.push('\n');
+            }
+        }
+        scenario
+    }
+
+    fn write(&self) {
+        let mut text = self.preamble.clone();
+        for Section { heading, body } in &self.sections {
+            text += heading;
+            text.push('\n');
+            text += body;
+        }
+        fs::write(&self.path, text).unwrap_or_else(|error| panic!("{}: {error}", self.path.display()));
+    }
+
+    /// The steps, with the heading of each.
+    pub(crate) fn steps(&self) -> impl Iterator<Item = (&str, Step)> {
+        self.sections.iter().map(|section| (section.heading.as_str(), section.step()))
+    }
+}
+
+/// All scenarios.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/resolve/scenarios");
+    let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let paths: BTreeSet<PathBuf> = entries.map(|entry| entry.expect("the directory can be read").path()).collect();
+    assert!(paths.len() > 1, "the scenarios are in {}", directory.display());
+    paths.iter().map(|path| Scenario::read(path)).collect()
+}
+
+impl Section {
+    fn step(&self) -> Step {
+        let Self { heading, body } = self;
+        match heading.split_whitespace().nth(1) {
+            Some("apply") => {
+                let mut notes = Vec::new();
+                let events = objects(body).filter_map(|object| applied(&object, &mut notes)).collect();
+                Step::Change(events, notes)
+            }
+            Some("delete") => {
+                Step::Change(body.lines().filter(|line| !line.is_empty()).map(deleted).collect(), Vec::new())
+            }
+            Some("resolved") => Step::Resolved(body.trim_end().to_owned()),
+            _ => panic!("{heading:?}: apply, delete or resolved"),
+        }
+    }
+}
+
+fn objects(yaml: &str) -> impl Iterator<Item = serde_json::Value> {
+    serde_yaml::Deserializer::from_str(yaml).map(|document| {
+        let value = serde_yaml::Value::deserialize(document).expect("the objects are YAML");
+        serde_json::to_value(value).expect("the objects could be JSON")
+    })
+}
+
+/// What a source would tell about an object.
+fn applied(object: &serde_json::Value, notes: &mut Vec<String>) -> Option<Event> {
+    match object["kind"].as_str() {
+        Some("Service") => told::<Service>(object, notes),
+        Some("EndpointSlice") => told::<EndpointSlice>(object, notes),
+        other => panic!("an object of kind {other:?}"),
+    }
+}
+
+fn told<T: FromObject>(object: &serde_json::Value, notes: &mut Vec<String>) -> Option<Event> {
+    match from_json::<T>(object) {
+        Converted::Ours { object, skipped } => {
+            notes.extend(skipped.iter().map(|part| format!("{} {}: {part}", T::KIND, object.name())));
+            Some(T::event(Delta::Apply(object)))
+        }
+        Converted::NotOurs { name, why } => {
+            notes.push(format!("{} {name}: {why}", T::KIND));
+            Some(T::event(Delta::Delete(name)))
+        }
+        Converted::Rejected(rejected) => {
+            notes.push(rejected.to_string());
+            None
+        }
+    }
+}
+
+fn deleted(line: &str) -> Event {
+    let (kind, name) = line.split_once(' ').expect("a line names a kind and an object");
+    let (namespace, name) = name.split_once('/').expect("an object has a namespace");
+    let name = ObjectName::new(namespace, name);
+    match Kind::ALL.into_iter().find(|known| known.name() == kind) {
+        Some(Kind::Service) => Event::Services(Delta::Delete(name)),
+        Some(Kind::EndpointSlice) => Event::EndpointSlices(Delta::Delete(name)),
+        None => panic!("an object of kind {kind}"),
+    }
+}
+
+/// All objects there are.
+#[derive(Default)]
+pub(crate) struct Objects {
+    services: BTreeMap<ObjectName, Service>,
+    slices: BTreeMap<ObjectName, EndpointSlice>,
+}
+
+impl Objects {
+    pub(crate) fn take(&mut self, event: &Event) {
+        fn change<T: FromObject>(objects: &mut BTreeMap<ObjectName, T>, delta: &Delta<T>) {
+            match delta {
+                Delta::Apply(object) => drop(objects.insert(object.name().clone(), object.clone())),
+                Delta::Delete(name) => drop(objects.remove(name)),
+                Delta::Snapshot(_) => panic!("a scenario has no snapshots"),
+            }
+        }
+        match event {
+            Event::Services(delta) => change(&mut self.services, delta),
+            Event::EndpointSlices(delta) => change(&mut self.slices, delta),
+        }
+    }
+
+    /// What a source tells when it lists everything.
+    pub(crate) fn listed(&self) -> [Event; 2] {
+        [
+            Event::Services(Delta::Snapshot(self.services.values().cloned().collect())),
+            Event::EndpointSlices(Delta::Snapshot(self.slices.values().cloned().collect())),
+        ]
+    }
+
+    /// What they ask for.
+    pub(crate) fn resolved(&self) -> Vec<ResolvedPort> {
+        let of = |service: &Service| {
+            let slices = self.slices.values().filter(|slice| slice.service == service.name);
+            resolve(service, slices.collect::<Vec<_>>().into_iter())
+        };
+        self.services.values().flat_map(of).collect()
+    }
+}
+
+struct Described<'a>(&'a [ResolvedPort], &'a [String]);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(ports, notes) = self;
+        if ports.is_empty() {
+            writeln!(f, "nothing")?;
+        }
+        for ResolvedPort { name, families } in *ports {
+            writeln!(f, "{name}")?;
+            for ResolvedFamily { family, frontends, active, draining, distribution } in families {
+                let distribution = match distribution {
+                    Distribution::List => "list",
+                    Distribution::Maglev => "maglev",
+                };
+                for frontend in frontends {
+                    writeln!(f, "  {family} {frontend} {distribution}")?;
+                }
+                for (state, endpoints) in [("active", active), ("draining", draining)] {
+                    for (address, port) in endpoints {
+                        writeln!(f, "    {state} {}", std::net::SocketAddr::new(*address, *port))?;
+                    }
+                }
+            }
+        }
+        notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))
+    }
+}
+
+/// What maps hold: each frontend with its service port and endpoints, and how many endpoints drain.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct MapState {
+    served: BTreeMap<FrontendAddress, (String, Vec<(IpAddr, u16)>)>,
+    active: Vec<(IpAddr, u16)>,
+    draining: Vec<(IpAddr, u16)>,
+}
+
+impl MapState {
+    pub(crate) fn of(maps: &MemoryMaps) -> Self {
+        let backends = |state| {
+            let mut endpoints: Vec<_> =
+                maps.backends(state).values().map(|record| (record.address, record.port)).collect();
+            endpoints.sort_unstable();
+            endpoints
+        };
+        Self {
+            served: maps.served().expect("what is served is whole"),
+            active: backends(BackendState::Active),
+            draining: backends(BackendState::Draining),
+        }
+    }
+
+    pub(crate) fn wanted(ports: &[ResolvedPort]) -> Self {
+        let mut state = Self { served: BTreeMap::new(), active: Vec::new(), draining: Vec::new() };
+        for ResolvedPort { name, families } in ports {
+            for ResolvedFamily { family: _, frontends, active, draining, distribution: _ } in families {
+                for frontend in frontends {
+                    state.served.insert(*frontend, (name.to_string(), active.clone()));
+                }
+                state.active.extend(active);
+                state.draining.extend(draining);
+            }
+        }
+        state.active.sort_unstable();
+        state.draining.sort_unstable();
+        state
+    }
+}
+
+/// A reconciler for empty maps that has been told that there is nothing.
+pub(crate) fn synced_reconciler(now: Instant) -> Reconciler<MemoryMaps> {
+    let maps = MemoryMaps::new(CAPACITIES);
+    let mut reconciler = Reconciler::new(maps, &Contents::default(), Arc::new(Progress::default()), now);
+    Objects::default().listed().into_iter().for_each(|event| reconciler.apply(event));
+    reconciler.reconcile(now);
+    reconciler
+}
+
+/// A reconciler as after a restart, with these maps.
+fn restarted(maps: &MemoryMaps, objects: &Objects, now: Instant) -> Reconciler<MemoryMaps> {
+    let mut reconciler = Reconciler::new(maps.clone(), &maps.contents(), Arc::new(Progress::default()), now);
+    objects.listed().into_iter().for_each(|event| reconciler.apply(event));
+    reconciler.reconcile(now);
+    reconciler
+}
+
+#[test]
+fn every_scenario_is_resolved_as_written_down() {
+    let rewrite = std::env::var_os(REWRITE).is_some();
+    let mut differences = String::new();
+    for mut scenario in scenarios() {
+        let mut objects = Objects::default();
+        let mut notes = Vec::new();
+        let mut rewritten = Vec::new();
+        for (heading, step) in scenario.steps() {
+            match step {
+                Step::Change(events, new_notes) => {
+                    events.iter().for_each(|event| objects.take(event));
+                    notes = new_notes;
+                    rewritten.push(None);
+                }
+                Step::Resolved(expected) => {
+                    let resolved = Described(&objects.resolved(), &notes).to_string();
+                    if resolved.trim_end() != expected {
+                        let file = scenario.path.display();
+                        let _ = writeln!(differences, "{file}: {heading}\n{}", difference(&expected, &resolved));
+                    }
+                    rewritten.push(Some(resolved));
+                }
+            }
+        }
+        if rewrite {
+            let last = scenario.sections.len() - 1;
+            for (at, (section, resolved)) in scenario.sections.iter_mut().zip(rewritten).enumerate() {
+                if let Some(resolved) = resolved {
+                    section.body = if at == last { resolved } else { resolved + "\n" };
+                }
+            }
+            scenario.write();
+        }
+    }
+    assert!(
+        differences.is_empty() || rewrite,
+        "what is resolved (+) is not what was expected (-); {REWRITE}=1 writes it down\n\n{differences}"
+    );
+}
+
+#[test]
+fn the_maps_hold_what_is_resolved_and_a_restart_changes_nothing() {
+    for scenario in scenarios() {
+        let mut now = Instant::now();
+        let mut objects = Objects::default();
+        let mut reconciler = synced_reconciler(now);
+        for (heading, step) in scenario.steps() {
+            let Step::Change(events, _) = step else { continue };
+            for event in events {
+                objects.take(&event);
+                reconciler.apply(event);
+            }
+            now += Duration::from_millis(100);
+            reconciler.reconcile(now);
+            let at = format!("{}: {heading}", scenario.path.display());
+            assert_eq!(MapState::of(reconciler.store()), MapState::wanted(&objects.resolved()), "{at}");
+            let again = restarted(reconciler.store(), &objects, now);
+            assert_eq!(again.store().written(), reconciler.store().written(), "{at}: after a restart");
+        }
+        // What has come can go.
+        let names = |reconciler: &Reconciler<MemoryMaps>| reconciler.store().contents().names.len();
+        assert!(names(&reconciler) > 0 || objects.resolved().is_empty(), "{}", scenario.path.display());
+        Objects::default().listed().into_iter().for_each(|event| reconciler.apply(event));
+        reconciler.reconcile(now);
+        assert_eq!(MapState::of(reconciler.store()), MapState::wanted(&[]), "{}", scenario.path.display());
+        assert_eq!(names(&reconciler), 0, "{}", scenario.path.display());
+    }
+}
+
+#[test]
+fn both_families_take_part_in_the_scenarios() {
+    let mut frontends: BTreeMap<IpFamily, usize> = BTreeMap::new();
+    for scenario in scenarios() {
+        let mut objects = Objects::default();
+        for (_, step) in scenario.steps() {
+            if let Step::Change(events, _) = step {
+                events.iter().for_each(|event| objects.take(event));
+            }
+            for family in objects.resolved().iter().flat_map(|port| &port.families) {
+                *frontends.entry(family.family).or_default() += family.frontends.len();
+            }
+        }
+    }
+    assert!(IpFamily::ALL.iter().all(|family| frontends.get(family).is_some_and(|&count| count > 50)), "{frontends:?}");
+}
+
+/// Both texts line by line: common lines, and those of one alone behind a sign.
+fn difference(expected: &str, found: &str) -> String {
+    let (old, new): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
+    // The length of the longest common part from each pair of lines on.
+    let mut common = vec![vec![0; new.len() + 1]; old.len() + 1];
+    for i in (0..old.len()).rev() {
+        for j in (0..new.len()).rev() {
+            common[i][j] =
+                if old[i] == new[j] { common[i + 1][j + 1] + 1 } else { common[i + 1][j].max(common[i][j + 1]) };
+        }
+    }
+    let (mut i, mut j, mut text) = (0, 0, String::new());
+    while i < old.len() || j < new.len() {
+        let (sign, line) = if i < old.len() && j < new.len() && old[i] == new[j] {
+            (' ', old[i])
+        } else if j == new.len() || (i < old.len() && common[i + 1][j] >= common[i][j + 1]) {
+            ('-', old[i])
+        } else {
+            ('+', new[j])
+        };
+        i += usize::from(sign != '+');
+        j += usize::from(sign != '-');
+        let _ = writeln!(text, "{sign} {line}");
+    }
+    text
+}
+
+#[test]
+fn a_difference_shows_what_changed() {
+    assert_eq!(difference("a\nb\nc", "a\nx\nc\nd"), "  a\n- b\n+ x\n  c\n+ d\n");
+    assert_eq!(difference("", "a"), "+ a\n");
+}
