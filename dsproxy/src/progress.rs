@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub fill: [(IpFamily, [(MapKind, u32); 3]); 2],
     /// Services that are not served as they should be, with the reason.
     pub failed: BTreeMap<ObjectName, String>,
+    /// Whether a write has failed that there was room for, so that the maps may stay behind.
+    pub stuck: bool,
     /// Frontends left out because another Service has them.
     pub conflicts: usize,
 }
@@ -50,6 +52,7 @@ impl Default for Snapshot {
             service_ports: 0,
             fill: IpFamily::ALL.map(|family| (family, unused)),
             failed: BTreeMap::new(),
+            stuck: false,
             conflicts: 0,
         }
     }
@@ -106,12 +109,18 @@ impl Progress {
     }
 
     /// The reconciler has done what it could.
-    pub fn publish(&self, snapshot: Snapshot, took: Duration) {
+    pub fn publish(&self, snapshot: Snapshot, now: Instant, took: Duration) {
         let mut state = self.state();
-        // A Service that does not fit is told by metric and log: a node that serves all others is not to be taken out of
-        // load balancers for it, nor is a restart of any help.
-        state.waiting_since = None;
-        state.updated = Some(Utc::now());
+        if snapshot.stuck {
+            state.waiting_since.get_or_insert(now);
+        } else {
+            // A map without room is no reason to be sent no traffic, on all nodes at once, or to be started again: what
+            // fits is served, and will not be more for it.
+            state.waiting_since = None;
+        }
+        if snapshot.failed.is_empty() {
+            state.updated = Some(Utc::now());
+        }
         state.snapshot = snapshot;
         drop(state);
         self.sync_duration.observe(took.as_secs_f64());
@@ -127,9 +136,11 @@ impl Progress {
         self.state().updated
     }
 
-    /// Whether updates are waiting for longer than they should.
+    /// Whether updates are waiting for longer than they should. Before everything was listed once they have to.
     pub fn is_stale(&self, now: Instant) -> bool {
-        self.state().waiting_since.is_some_and(|since| now.saturating_duration_since(since) > STALE_AFTER)
+        let state = self.state();
+        let waits_long = |since| now.saturating_duration_since(since) > STALE_AFTER;
+        state.snapshot.synced && state.waiting_since.is_some_and(waits_long)
     }
 
     /// How long taking up changes took each time, in seconds.
@@ -149,5 +160,44 @@ impl Progress {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(stuck: bool) -> Snapshot {
+        let failed = BTreeMap::from([(ObjectName::new("default", "web"), "a reason".to_owned())]);
+        Snapshot { synced: true, failed, stuck, ..Snapshot::default() }
+    }
+
+    #[test]
+    fn an_update_that_waits_too_long_is_stale() {
+        let (progress, start) = (Progress::default(), Instant::now());
+        progress.publish(Snapshot { synced: true, ..Snapshot::default() }, start, Duration::ZERO);
+        progress.received(start);
+        assert!(!progress.is_stale(start + STALE_AFTER));
+        assert!(progress.is_stale(start + STALE_AFTER + Duration::from_secs(1)));
+        progress.publish(failed(true), start + STALE_AFTER, Duration::ZERO);
+        assert!(progress.is_stale(start + STALE_AFTER + Duration::from_secs(1)), "a failed attempt is none");
+        progress.publish(Snapshot { synced: true, ..Snapshot::default() }, start, Duration::ZERO);
+        assert!(!progress.is_stale(start + 10 * STALE_AFTER), "nothing waits");
+    }
+
+    #[test]
+    fn a_full_map_makes_no_node_unhealthy() {
+        let (progress, start) = (Progress::default(), Instant::now());
+        progress.received(start);
+        progress.publish(failed(false), start, Duration::ZERO);
+        assert!(!progress.is_stale(start + 10 * STALE_AFTER));
+        assert_eq!(progress.updated(), None, "the maps do not hold everything");
+    }
+
+    #[test]
+    fn nothing_is_stale_before_everything_was_listed() {
+        let (progress, start) = (Progress::default(), Instant::now());
+        progress.received(start);
+        assert!(!progress.is_stale(start + 10 * STALE_AFTER));
     }
 }

@@ -9,19 +9,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dsproxy_common::service::BackendState;
 use thiserror::Error;
 use tokio::{sync::mpsc, time};
 use tracing::{debug, info, warn};
 
 use crate::{
     cluster::Cluster,
-    diff::{Conflict, Known, PlanError},
+    diff::{Conflict, Known, Plan, PlanError},
     maps::{Contents, FrontendAddress, MapError, MapKind, MapStore, Write},
     model::{IpFamily, ObjectName},
     progress::{Progress, Snapshot},
     resolve::ResolvedPort,
     source::Event,
 };
+
+#[cfg(test)]
+mod tests;
 
 /// A Service and its slices change in several events a moment apart; they are taken together.
 const COALESCE: Duration = Duration::from_millis(2);
@@ -57,8 +61,6 @@ impl ServiceError {
 #[derive(Default)]
 struct Outcome {
     conflicts: Vec<Conflict>,
-    /// Whether a frontend was removed, which another Service may wait for.
-    freed: bool,
     /// The first failure.
     error: Option<ServiceError>,
 }
@@ -70,12 +72,23 @@ pub struct Reconciler<S> {
     cluster: Cluster,
     /// The names of the service ports in the maps, by Service.
     served: HashMap<ObjectName, BTreeSet<String>>,
-    failed: BTreeMap<ObjectName, String>,
+    failed: BTreeMap<ObjectName, Failure>,
     conflicting: BTreeMap<ObjectName, Vec<Conflict>>,
     retry_after: Duration,
     retry_at: Option<Instant>,
+    /// Whether a write since the last attempt at what has failed may have made room for it.
+    made_room: bool,
+    /// Whether a frontend was removed since those in conflict were last looked at.
+    removed_frontend: bool,
     was_synced: bool,
     progress: Arc<Progress>,
+}
+
+/// Why a Service is not served as it should be.
+struct Failure {
+    text: String,
+    /// There is no room for it, and there is nothing wrong with the maps.
+    full: bool,
 }
 
 impl<S: MapStore> Reconciler<S> {
@@ -97,6 +110,8 @@ impl<S: MapStore> Reconciler<S> {
             conflicting: BTreeMap::new(),
             retry_after: RETRY.0,
             retry_at: None,
+            made_room: false,
+            removed_frontend: false,
             was_synced: false,
             progress,
         }
@@ -163,7 +178,7 @@ impl<S: MapStore> Reconciler<S> {
             info!(services, slices, failed, seconds, "what the source listed is in the maps, but for what failed");
         }
         debug!(services = count, seconds = started.elapsed().as_secs_f64(), "reconciled");
-        self.publish(started.elapsed());
+        self.publish(now, started.elapsed());
     }
 
     fn retry(&mut self, now: Instant) {
@@ -171,7 +186,7 @@ impl<S: MapStore> Reconciler<S> {
         let failed = self.failed.keys().cloned().collect();
         self.retry_at = None;
         self.bring_up_to_date(failed, now);
-        self.publish(started.elapsed());
+        self.publish(now, started.elapsed());
     }
 
     fn retire_filter_bits(&mut self, now: Instant) {
@@ -189,20 +204,17 @@ impl<S: MapStore> Reconciler<S> {
             return;
         }
         let mut errors: BTreeMap<ObjectName, ServiceError> = BTreeMap::new();
-        let mut removed = false;
         let (gone, present): (Vec<_>, Vec<_>) = services
             .iter()
             .map(|service| (service.clone(), self.cluster.resolve(service)))
             .partition(|(_, ports)| ports.is_empty());
         for (service, ports) in gone.iter().chain(&present) {
-            match self.bring_one_up_to_date(service, ports, now) {
-                Ok(any) => removed |= any,
-                Err(error) => {
-                    errors.insert(service.clone(), error);
-                }
+            if let Err(error) = self.bring_one_up_to_date(service, ports, now) {
+                errors.insert(service.clone(), error);
             }
         }
-        if removed {
+        // What is wanted is never removed, so this comes to an end.
+        while std::mem::take(&mut self.removed_frontend) {
             for service in self.conflicting.keys().cloned().collect::<Vec<_>>() {
                 let ports = self.cluster.resolve(&service);
                 if let Err(error) = self.bring_one_up_to_date(&service, &ports, now) {
@@ -214,22 +226,21 @@ impl<S: MapStore> Reconciler<S> {
         self.note_failures(&services, &errors, now);
     }
 
-    /// Says whether a frontend was removed on the way.
     fn bring_one_up_to_date(
         &mut self,
         service: &ObjectName,
         ports: &[ResolvedPort],
         now: Instant,
-    ) -> Result<bool, ServiceError> {
+    ) -> Result<(), ServiceError> {
         let mut outcome = self.put(service, ports, now);
         let removed = self.remove_unwanted(service, ports, now)?;
         if removed && outcome.error.is_some() {
             // What was removed may be just the room that was missing.
             outcome = self.put(service, ports, now);
         }
-        let Outcome { conflicts, freed, error } = outcome;
+        let Outcome { conflicts, error } = outcome;
         self.note_conflicts(service, conflicts);
-        error.map_or(Ok(removed || freed), Err)
+        error.map_or(Ok(()), Err)
     }
 
     /// Writes what the ports of one Service want, each as far as it can be had.
@@ -237,29 +248,39 @@ impl<S: MapStore> Reconciler<S> {
         let siblings: BTreeSet<FrontendAddress> = ports.iter().flat_map(ResolvedPort::frontends).collect();
         let mut outcome = Outcome::default();
         for port in ports {
-            let written = match self.known.plan(port, &siblings, now) {
-                Ok(plan) => {
-                    outcome.conflicts.extend(plan.conflicts);
-                    outcome.freed |= plan.writes.iter().any(|write| matches!(write, Write::RemoveFrontend { .. }));
-                    if !plan.writes.is_empty() {
-                        self.served.entry(service.clone()).or_default().insert(port.name.to_string());
-                    }
-                    self.write(&plan.writes, now)
+            let written = self.plan(port, &siblings, now).and_then(|plan| {
+                outcome.conflicts.extend(plan.conflicts);
+                if !plan.writes.is_empty() {
+                    self.served.entry(service.clone()).or_default().insert(port.name.to_string());
                 }
-                Err(error) => {
-                    outcome.error.get_or_insert(error.into());
-                    // What cannot be served as it should be is at least not sent to endpoints that are gone.
-                    let departures = self.known.plan_departures(port);
-                    self.write(&departures, now)
-                }
-            };
+                Ok(self.write(&plan.writes, now)?)
+            });
             if let Err(error) = written {
-                outcome.error.get_or_insert(error.into());
+                outcome.error.get_or_insert(error);
             }
         }
         outcome
     }
 
+    /// In a full map, what a service port no longer wants goes before what it wants instead: it makes room, and
+    /// endpoints that are gone must not be served for want of it.
+    fn plan(
+        &mut self,
+        port: &ResolvedPort,
+        siblings: &BTreeSet<FrontendAddress>,
+        now: Instant,
+    ) -> Result<Plan, ServiceError> {
+        match self.known.plan(port, siblings, now) {
+            Ok(plan) => Ok(plan),
+            Err(full) => {
+                let reduction = self.known.plan_reduction(port, siblings, now).ok_or(full)?;
+                self.write(&reduction.writes, now)?;
+                Ok(self.known.plan(port, siblings, now)?)
+            }
+        }
+    }
+
+    /// Says whether anything was removed.
     fn remove_unwanted(
         &mut self,
         service: &ObjectName,
@@ -295,8 +316,10 @@ impl<S: MapStore> Reconciler<S> {
 
     fn write(&mut self, writes: &[Write], now: Instant) -> Result<(), MapError> {
         for write in writes {
-            self.store.write(write)?;
+            self.store.write(write).inspect_err(|_| self.known.failed(write))?;
             self.known.applied(write, now);
+            self.made_room |= makes_room(write);
+            self.removed_frontend |= matches!(write, Write::RemoveFrontend { .. });
         }
         self.progress.wrote(writes.len());
         Ok(())
@@ -313,7 +336,7 @@ impl<S: MapStore> Reconciler<S> {
         for (service, error) in errors {
             self.progress.failed(error.full());
             let text = error.to_string();
-            if self.failed.get(service) != Some(&text) {
+            if self.failed.get(service).is_none_or(|failure| failure.text != text) {
                 news.entry(text).or_default().push(service.clone());
             }
         }
@@ -324,21 +347,27 @@ impl<S: MapStore> Reconciler<S> {
         }
         for service in tried {
             if let Some(error) = errors.get(service) {
-                self.failed.insert(service.clone(), error.to_string());
+                let failure = Failure { text: error.to_string(), full: error.full().is_some() };
+                self.failed.insert(service.clone(), failure);
             } else if self.failed.remove(service).is_some() && self.cluster.has(service) {
                 info!(%service, "the Service is served as it should be again");
             }
         }
+        let made_room = std::mem::take(&mut self.made_room);
         if self.failed.is_empty() {
             self.retry_after = RETRY.0;
             self.retry_at = None;
+        } else if made_room {
+            let soon = now + RETRY.0;
+            self.retry_after = RETRY.0;
+            self.retry_at = Some(self.retry_at.map_or(soon, |at| at.min(soon)));
         } else if self.retry_at.is_none() {
             self.retry_at = Some(now + self.retry_after);
             self.retry_after = (self.retry_after * 2).min(RETRY.1);
         }
     }
 
-    fn publish(&self, took: Duration) {
+    fn publish(&self, now: Instant, took: Duration) {
         let (services, slices) = self.cluster.len();
         self.progress.publish(
             Snapshot {
@@ -347,11 +376,26 @@ impl<S: MapStore> Reconciler<S> {
                 slices,
                 service_ports: self.known.service_count(),
                 fill: IpFamily::ALL.map(|family| (family, self.known.fill(family))),
-                failed: self.failed.clone(),
+                failed: self.failed.iter().map(|(name, failure)| (name.clone(), failure.text.clone())).collect(),
+                stuck: self.failed.values().any(|failure| !failure.full),
                 conflicts: self.conflicting.values().map(Vec::len).sum(),
             },
+            now,
             took,
         );
+    }
+}
+
+/// Whether a write leaves room in a map for something that failed for want of it.
+fn makes_room(write: &Write) -> bool {
+    match write {
+        Write::RemoveFrontend { .. } | Write::Name { name: None, .. } => true,
+        Write::Backend { record, .. } => record.state == BackendState::Gone,
+        Write::Name { name: Some(_), .. }
+        | Write::ResetCounters { .. }
+        | Write::Slots { .. }
+        | Write::FilterWord { .. }
+        | Write::Frontend { .. } => false,
     }
 }
 

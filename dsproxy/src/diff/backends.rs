@@ -65,6 +65,12 @@ impl Backends {
         self.in_use
     }
 
+    /// Where `endpoint` of `service` stands; one that never was is as good as gone.
+    pub(super) fn state(&self, service: u32, endpoint: &Endpoint) -> BackendState {
+        let id = self.by_service.get(&service).and_then(|known| known.get(endpoint));
+        id.and_then(|id| self.record(*id)).map_or(BackendState::Gone, |record| record.state)
+    }
+
     /// What it takes for `service` to have just the endpoints `wanted`.
     pub(super) fn plan(
         &self,
@@ -108,21 +114,6 @@ impl Backends {
     /// What it takes for `service` to have no endpoints.
     pub(super) fn removal(&self, service: u32) -> Vec<(u32, BackendRecord)> {
         self.going(self.by_service.get(&service).into_iter().flat_map(|known| known.values().copied())).collect()
-    }
-
-    /// What it takes for the endpoints of `service` to be in no better state than `state` says.
-    pub(super) fn departures(
-        &self,
-        service: u32,
-        state: impl Fn(&Endpoint) -> BackendState,
-    ) -> Vec<(u32, BackendRecord)> {
-        let known = self.by_service.get(&service).into_iter().flatten();
-        known
-            .filter_map(|(endpoint, id)| Some((*id, self.record(*id)?, state(endpoint))))
-            .filter(|(_, held, state)| held.state != BackendState::Gone && *state != BackendState::Active)
-            .filter(|(_, held, state)| held.state != *state)
-            .map(|(id, held, state)| (id, BackendRecord { state, ..held }))
-            .collect()
     }
 
     /// What it takes for service ports that are not `named` to have no endpoints.

@@ -121,14 +121,17 @@ fn place(
         _ => {}
     }
     let pending = known.and_then(|known| known.pending.as_ref());
-    let runs = known.into_iter().flat_map(|known| &known.runs);
-    if let Some(run) = runs.chain(pending).find(|run| run.backends == content) {
+    let runs = || known.into_iter().flat_map(|known| &known.runs).chain(pending);
+    if let Some(run) = runs().find(|run| run.backends == content) {
         return Some((run.first, count, None));
     }
     let first = pending
         .filter(|pending| slots::class(pending.backends.len()) == slots::class(content.len()))
         .map(|pending| pending.first)
-        .or_else(|| slots.peek(content.len(), now))?;
+        .or_else(|| slots.peek(content.len(), now))
+        // With no room left the run in use is written over: each of its slots names an endpoint of this service port
+        // before and after.
+        .or_else(|| runs().map(|run| run.first).find(|first| slots.fits(*first, content.len())))?;
     Some((first, count, Some(content)))
 }
 
@@ -202,7 +205,7 @@ impl Known {
     /// # Errors
     ///
     /// When a map has no room. Nothing has been written then, and what is served stays served, but for endpoints that are
-    /// gone: see [`Known::plan_departures`].
+    /// gone: see [`Known::plan_reduction`].
     pub fn plan(
         &self,
         wanted: &ResolvedPort,
@@ -240,6 +243,39 @@ impl Known {
         self.plan_frontends(&wanted.name, service, known, &frontends, siblings, &mut plan)?;
         plan.writes.append(&mut retirements);
         Ok(plan)
+    }
+
+    /// The writes that take away what `wanted` lacks and add nothing, for when there is no room for all of it. None when
+    /// the service port is not in the maps, and so has nothing to lose.
+    pub fn plan_reduction(
+        &self,
+        wanted: &ResolvedPort,
+        siblings: &BTreeSet<FrontendAddress>,
+        now: Instant,
+    ) -> Option<Plan> {
+        let ResolvedPort { name, families } = wanted;
+        let service = *self.ids_by_name.get(&name.to_string())?;
+        let reduced = families.iter().map(|resolved| {
+            let ResolvedFamily { family, frontends, active, draining, distribution } = resolved;
+            let backends = &self.families[index(*family)].backends;
+            let stands =
+                |address: &&FrontendAddress| self.frontends.get(address).is_some_and(|held| held.service == service);
+            let is_active = |endpoint: &&(IpAddr, u16)| backends.state(service, endpoint) == BackendState::Active;
+            let keeps_flows = |endpoint: &&(IpAddr, u16)| match backends.state(service, endpoint) {
+                BackendState::Active => !active.contains(endpoint),
+                BackendState::Draining => true,
+                BackendState::Gone => false,
+            };
+            ResolvedFamily {
+                family: *family,
+                frontends: frontends.iter().filter(stands).copied().collect(),
+                active: active.iter().filter(is_active).copied().collect(),
+                draining: active.iter().chain(draining).filter(keeps_flows).copied().collect(),
+                distribution: *distribution,
+            }
+        });
+        let reduced = ResolvedPort { name: name.clone(), families: reduced.collect() };
+        self.plan(&reduced, siblings, now).ok()
     }
 
     /// Backends and slots of one family; collects the frontends and what is to go once they have been switched.
@@ -333,24 +369,6 @@ impl Known {
         Ok(())
     }
 
-    /// The writes that take connections from endpoints of `wanted` that are gone or terminate, without anything that
-    /// needs room: for when there is none. New connections go to the next slot instead.
-    pub fn plan_departures(&self, wanted: &ResolvedPort) -> Vec<Write> {
-        let Some(service) = self.ids_by_name.get(&wanted.name.to_string()) else { return Vec::new() };
-        let mut writes = Vec::new();
-        for family in IpFamily::ALL {
-            let resolved = wanted.families.iter().find(|resolved| resolved.family == family);
-            let state = |endpoint: &(IpAddr, u16)| match resolved {
-                Some(resolved) if resolved.active.contains(endpoint) => BackendState::Active,
-                Some(resolved) if resolved.draining.contains(endpoint) => BackendState::Draining,
-                Some(_) | None => BackendState::Gone,
-            };
-            let departures = self.families[index(family)].backends.departures(*service, state);
-            writes.extend(departures.into_iter().map(|(id, record)| Write::Backend { family, id, record }));
-        }
-        writes
-    }
-
     /// The writes that take a service port out of the maps.
     pub fn plan_removal(&self, name: &str) -> Vec<Write> {
         let Some((service, known)) = self.ids_by_name.get(name).and_then(|id| Some((*id, self.services.get(id)?)))
@@ -414,6 +432,10 @@ impl Known {
                 let slots = &mut self.families[index(*family)].slots;
                 let known = &mut self.services.entry(*service).or_default().families[index(*family)];
                 let run = Run { first: *first, backends: backends.clone() };
+                if let Some(in_use) = known.runs.iter_mut().find(|in_use| in_use.first == *first) {
+                    *in_use = run;
+                    return;
+                }
                 if let Some(pending) = known.pending.take().filter(|pending| pending.first != *first) {
                     slots.release(pending.first, now);
                 }
@@ -453,6 +475,17 @@ impl Known {
                     self.release_unused_runs(frontend.service, family, now);
                 }
             }
+        }
+    }
+
+    /// Enters that the store has not taken a write, of which any part may have happened.
+    pub fn failed(&mut self, write: &Write) {
+        if let Write::Slots { family, first, service, backends: _ } = write
+            && let Some(known) = self.services.get_mut(service)
+        {
+            let runs = &mut known.families[index(*family)].runs;
+            // What stands there is no longer known, and so is not taken for anything that is wanted.
+            runs.iter_mut().filter(|run| run.first == *first).for_each(|run| run.backends.clear());
         }
     }
 

@@ -70,6 +70,11 @@ impl Slots {
         }
     }
 
+    /// Whether `count` slots have room in the run in use at `start`.
+    pub(super) fn fits(&self, start: u32, count: usize) -> bool {
+        self.used.get(&start).is_some_and(|size| count <= *size as usize)
+    }
+
     /// Enters a run of `count` slots from `start` that is written, or was found in the maps.
     pub(super) fn adopt(&mut self, start: u32, count: usize) {
         if self.used.contains_key(&start) {

@@ -77,7 +77,7 @@ pub enum Write {
         /// The record.
         record: BackendRecord,
     },
-    /// Writes a run of slots that no frontend uses.
+    /// Writes a run of slots that no frontend uses, or none but those of the same service port.
     Slots {
         /// The family.
         family: IpFamily,

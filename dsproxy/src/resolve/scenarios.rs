@@ -25,7 +25,10 @@ use serde::Deserialize as _;
 
 use super::{Distribution, ResolvedFamily, ResolvedPort, resolve};
 use crate::{
-    maps::{Capacities, Contents, FrontendAddress, memory::MemoryMaps},
+    maps::{
+        Capacities, Contents, FrontendAddress,
+        memory::{MemoryMaps, Served},
+    },
     model::{EndpointSlice, IpFamily, ObjectName, Service},
     progress::Progress,
     reconcile::Reconciler,
@@ -196,7 +199,7 @@ impl Objects {
     pub(crate) fn resolved(&self) -> Vec<ResolvedPort> {
         let of = |service: &Service| {
             let slices = self.slices.values().filter(|slice| slice.service == service.name);
-            resolve(service, slices.collect::<Vec<_>>().into_iter())
+            resolve(service, &slices.collect::<Vec<_>>().into_iter())
         };
         self.services.values().flat_map(of).collect()
     }
@@ -234,7 +237,7 @@ impl fmt::Display for Described<'_> {
 /// What maps hold: each frontend with its service port and endpoints, and how many endpoints drain.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct MapState {
-    served: BTreeMap<FrontendAddress, (String, Vec<(IpAddr, u16)>)>,
+    served: BTreeMap<FrontendAddress, Served>,
     active: Vec<(IpAddr, u16)>,
     draining: Vec<(IpAddr, u16)>,
 }
