@@ -3,3 +3,5 @@
 
 pub mod apiserver;
 pub mod lab;
+pub mod packet;
+pub mod prog;

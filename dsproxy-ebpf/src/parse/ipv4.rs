@@ -37,5 +37,6 @@ pub(crate) fn parse<C: PacketContext>(context: &C, l3: usize) -> Result<Result<T
         destination: packet::read_address(context, l3 + DESTINATION)?,
         protocol: header.read::<u8, PROTOCOL>(),
         offset: l3 + length,
+        end: (total != 0).then_some(l3 + total),
     }))
 }

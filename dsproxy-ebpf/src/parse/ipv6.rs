@@ -9,6 +9,7 @@ use crate::packet::{self, PacketContext, Short, View};
 const HEADER: usize = 40;
 /// Where its fields stand.
 const VERSION: usize = 0;
+const PAYLOAD_LENGTH: usize = 4;
 const NEXT_HEADER: usize = 6;
 pub(crate) const SOURCE: usize = 8;
 pub(crate) const DESTINATION: usize = 24;
@@ -50,7 +51,12 @@ pub(crate) fn parse<C: PacketContext>(context: &C, l3: usize) -> Result<Result<T
             Err(reason) => return Ok(Err(reason)),
         }
     }
-    Ok(Ok(Transport { source, destination, protocol, offset }))
+    // A length of zero stands for "see the packet" in segments larger than 64 KiB (RFC 2675; BIG TCP, kernel 5.19).
+    let end = match u16::from_be(header.read::<u16, PAYLOAD_LENGTH>()) {
+        0 => None,
+        length => Some(l3 + HEADER + usize::from(length)),
+    };
+    Ok(Ok(Transport { source, destination, protocol, offset, end }))
 }
 
 /// The first header that is no known extension, and where it stands.
@@ -61,9 +67,12 @@ fn skip_extensions<C: PacketContext>(
     mut offset: usize,
 ) -> Result<Result<(u8, usize), Reason>, Short> {
     let mut skipped = 0;
-    while skipped < MAX_EXTENSIONS {
+    loop {
         if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS) {
             return Ok(Ok((next, offset)));
+        }
+        if skipped == MAX_EXTENSIONS {
+            return Ok(Err(Reason::OtherProtocol));
         }
         let extension = View::<EXTENSION>::at(context, offset)?;
         let length = usize::from(extension.read::<u8, EXTENSION_LENGTH>());
@@ -86,5 +95,4 @@ fn skip_extensions<C: PacketContext>(
         offset = after;
         skipped += 1;
     }
-    Ok(Err(Reason::OtherProtocol))
 }

@@ -23,6 +23,8 @@ pub(crate) struct Transport<A> {
     pub(crate) protocol: u8,
     /// Where the transport header stands, in bytes from the start of the packet.
     pub(crate) offset: usize,
+    /// Where the packet ends by what the IP header says, if it says anything.
+    pub(crate) end: Option<usize>,
 }
 
 /// A TCP or UDP packet that can be looked up and rewritten.

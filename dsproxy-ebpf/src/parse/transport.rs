@@ -38,10 +38,18 @@ pub(super) fn parse<A, C: PacketContext>(
     l3: usize,
     transport: Transport<A>,
 ) -> Result<Result<Packet<A>, Reason>, Short> {
-    let Transport { source, destination, protocol, offset } = transport;
+    let Transport { source, destination, protocol, offset, end } = transport;
     let Some(protocol) = Protocol::from_number(protocol) else {
         return Ok(Err(Reason::OtherProtocol));
     };
+    let length = match protocol {
+        Protocol::Tcp => TCP_HEADER,
+        Protocol::Udp => UDP_HEADER,
+    };
+    // What stands behind the end is the padding of a short frame.
+    if end.is_some_and(|end| end < offset + length) {
+        return Ok(Err(Reason::Malformed));
+    }
     let segment = match protocol {
         Protocol::Tcp => {
             let header = View::<TCP_HEADER>::at(context, offset)?;

@@ -1,0 +1,112 @@
+//! Two VIPs, one backend, one client port: the backend's packets look alike, so only one of the connections can have it.
+
+use dsproxy_common::{Protocol, count::Reason};
+use dsproxy_tests::{packet::flags, prog::Entry};
+
+use crate::world::{Expected, Flow, Served, everywhere};
+
+/// The client's port, the same for all.
+const CLIENT: u16 = 40_000;
+
+#[test]
+fn the_second_connection_goes_to_another_backend() {
+    everywhere(|world| {
+        for protocol in Protocol::ALL {
+            let second = Served::new(2, protocol).active([1, 2, 3]);
+            let second_flow = world.flow(&second, CLIENT);
+            let (wanted, next) =
+                (world.choice(&second, second_flow.client, 0), world.choice(&second, second_flow.client, 1));
+            assert_ne!(wanted, next);
+            // The first Service has just the backend that the second would pick.
+            let number = (1..=3).find(|number| world.endpoint(*number) == wanted).expect("one of the three");
+            let first = world.flow(&Served::new(1, protocol).active([number]), CLIENT);
+            first.opens(world, flags::SYN, wanted);
+            first.goes_on(world, flags::ACK, wanted);
+
+            second_flow.opens(world, flags::SYN, next);
+            second_flow.goes_on(world, flags::ACK, next);
+            first.replies(world, flags::ACK, wanted);
+            second_flow.replies(world, flags::ACK, next);
+        }
+    });
+}
+
+#[test]
+fn without_another_backend_the_second_connection_is_dropped_and_counted() {
+    everywhere(|world| {
+        for protocol in Protocol::ALL {
+            let first = world.flow(&Served::new(1, protocol).active([1]), CLIENT);
+            let second = world.flow(&Served::new(2, protocol).active([1]), CLIENT);
+            first.opens(world, flags::SYN, world.endpoint(1));
+            first.goes_on(world, flags::ACK, world.endpoint(1));
+            second.meets(world, flags::SYN, &Expected::Dropped(Reason::ReplyClash));
+            // The first is none the worse for it.
+            first.goes_on(world, flags::ACK, world.endpoint(1));
+            first.replies(world, flags::ACK, world.endpoint(1));
+        }
+    });
+}
+
+#[test]
+fn every_slot_taken_is_a_clash_after_four_tries() {
+    everywhere(|world| {
+        let endpoints = 1..=6;
+        let second = Served::new(20, Protocol::Tcp).active(endpoints.clone());
+        let second_flow = world.flow(&second, CLIENT);
+        let order: Vec<_> = (0..6).map(|step| world.choice(&second, second_flow.client, step)).collect();
+        for (index, taken) in order[..4].iter().enumerate() {
+            let target = endpoints.clone().find(|number| world.endpoint(*number) == *taken).expect("an endpoint");
+            let first = world.flow(&Served::new(index as u8 + 1, Protocol::Tcp).active([target]), CLIENT);
+            first.opens(world, flags::SYN, *taken);
+            first.goes_on(world, flags::ACK, *taken);
+            if index + 1 < 4 {
+                let next = order[index + 1];
+                second_flow.opens(world, flags::SYN, next);
+                // Forgotten again, so that the next round finds the slots as they are.
+                let connections = world.datapath.connections();
+                let Flow { protocol, client, vip, .. } = second_flow;
+                assert!(connections.remove(Entry::Forward, protocol, client, vip).expect("a table"));
+                assert!(connections.remove(Entry::Reply, protocol, next, client).expect("a table"));
+            }
+        }
+        second_flow.meets(world, flags::SYN, &Expected::Dropped(Reason::ReplyClash));
+    });
+}
+
+#[test]
+fn a_connection_that_is_closing_gives_way() {
+    everywhere(|world| {
+        let first = world.flow(&Served::new(1, Protocol::Tcp).active([1]), CLIENT);
+        let second = world.flow(&Served::new(2, Protocol::Tcp).active([1]), CLIENT);
+        first.opens(world, flags::SYN, world.endpoint(1));
+        first.goes_on(world, flags::ACK, world.endpoint(1));
+        first.goes_on(world, flags::FIN | flags::ACK, world.endpoint(1));
+        second.opens(world, flags::SYN, world.endpoint(1));
+        second.replies(world, flags::SYN | flags::ACK, world.endpoint(1));
+    });
+}
+
+#[test]
+fn a_connection_past_its_lifetime_gives_way() {
+    everywhere(|world| {
+        let first = world.flow(&Served::new(1, Protocol::Udp).active([1]), CLIENT);
+        let second = world.flow(&Served::new(2, Protocol::Udp).active([1]), CLIENT);
+        first.opens(world, 0, world.endpoint(1));
+        second.meets(world, 0, &Expected::Dropped(Reason::ReplyClash));
+        world.datapath.set_lifetimes([0; 4]).expect("settings");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        second.opens(world, 0, world.endpoint(1));
+    });
+}
+
+#[test]
+fn both_protocols_may_have_the_same_ports() {
+    everywhere(|world| {
+        let tcp = world.flow(&Served::new(1, Protocol::Tcp).active([1]), CLIENT);
+        let udp = world.flow(&Served::new(2, Protocol::Udp).active([1]), CLIENT);
+        tcp.opens(world, flags::SYN, world.endpoint(1));
+        udp.opens(world, 0, world.endpoint(1));
+        tcp.replies(world, flags::SYN | flags::ACK, world.endpoint(1));
+        udp.replies(world, 0, world.endpoint(1));
+    });
+}

@@ -1,0 +1,16 @@
+//! The kernel programs, packet by packet: each case says what goes in, and is compared byte by byte and counter by counter with
+//! what comes out. Needs root; no interface and no namespace is touched.
+//!
+//! Every case runs for IPv4 and IPv6 and through the programs for devices with and without an Ethernet header.
+
+mod choice;
+mod clash;
+mod connections;
+mod load;
+mod malformed;
+mod offload;
+mod parse;
+mod property;
+mod termination;
+mod translate;
+mod world;

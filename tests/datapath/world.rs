@@ -1,0 +1,351 @@
+//! A small world for a test: one family, one kind of device, programs and maps of its own, and Services, clients and
+//! endpoints by number.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use dsproxy::{
+    maps::{Capacities, FrontendAddress},
+    model::ObjectName,
+    resolve::{Distribution, ResolvedFamily, ResolvedPort, ServicePortName},
+};
+use dsproxy_common::{
+    IpFamily, Protocol,
+    count::{Reason, ServiceCounters},
+    flow::FlowState,
+};
+use dsproxy_tests::{
+    packet::{Link, Packet, difference, verify},
+    prog::{Counted, Datapath, Hook, Outcome, SkBuff, Verdict, of_family, slot},
+};
+
+/// Enough for every test; small maps load faster.
+pub(crate) const CAPACITIES: Capacities =
+    Capacities { services: 32, frontends: 64, backends: 1024, slots: 262_144, connections: 4096 };
+
+/// The port on every VIP, and the endpoints' unless a test says otherwise.
+pub(crate) const PORT: u16 = 80;
+pub(crate) const TARGET_PORT: u16 = 8080;
+
+/// A place to run packets in.
+pub(crate) struct World {
+    pub(crate) datapath: Datapath,
+    pub(crate) family: IpFamily,
+    pub(crate) link: Link,
+    served: BTreeMap<ServicePortName, ResolvedPort>,
+    lifetimes: [u32; FlowState::COUNT],
+}
+
+/// Runs `body` for each family and kind of device, each time with nothing served and no connections.
+pub(crate) fn everywhere(body: impl Fn(&mut World)) {
+    everywhere_with(&CAPACITIES, body);
+}
+
+/// As `everywhere`, with maps of these sizes.
+pub(crate) fn everywhere_with(capacities: &Capacities, body: impl Fn(&mut World)) {
+    let mut world = World::new(capacities);
+    for family in IpFamily::ALL {
+        for link in Link::ALL {
+            world.start_over(family, link);
+            body(&mut world);
+        }
+    }
+}
+
+/// A service port of both families, by number.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    number: u8,
+    protocol: Protocol,
+    target_port: u16,
+    active: Vec<u16>,
+    draining: Vec<u16>,
+    distribution: Distribution,
+}
+
+impl Served {
+    pub(crate) fn new(number: u8, protocol: Protocol) -> Self {
+        let distribution = Distribution::List;
+        Self { number, protocol, target_port: TARGET_PORT, active: Vec::new(), draining: Vec::new(), distribution }
+    }
+
+    pub(crate) fn active(self, active: impl IntoIterator<Item = u16>) -> Self {
+        Self { active: active.into_iter().collect(), ..self }
+    }
+
+    pub(crate) fn draining(self, draining: impl IntoIterator<Item = u16>) -> Self {
+        Self { draining: draining.into_iter().collect(), ..self }
+    }
+
+    pub(crate) fn target_port(self, target_port: u16) -> Self {
+        Self { target_port, ..self }
+    }
+
+    pub(crate) fn maglev(self) -> Self {
+        Self { distribution: Distribution::Maglev, ..self }
+    }
+
+    pub(crate) fn frontend(&self, family: IpFamily) -> FrontendAddress {
+        FrontendAddress { address: vip(family, self.number).ip(), port: PORT, protocol: self.protocol }
+    }
+
+    pub(crate) fn resolved(&self) -> ResolvedPort {
+        let Self { number, protocol, target_port, active, draining, distribution } = self;
+        let endpoints = |family, numbers: &[u16]| {
+            let mut endpoints: Vec<(IpAddr, u16)> =
+                numbers.iter().map(|number| (endpoint(family, *number).ip(), *target_port)).collect();
+            endpoints.sort_unstable();
+            endpoints
+        };
+        ResolvedPort {
+            name: ServicePortName {
+                service: ObjectName::new("default", &format!("service-{number}")),
+                port: "".into(),
+                protocol: *protocol,
+            },
+            families: IpFamily::ALL
+                .into_iter()
+                .map(|family| ResolvedFamily {
+                    family,
+                    frontends: vec![self.frontend(family)],
+                    active: endpoints(family, active),
+                    draining: endpoints(family, draining),
+                    distribution: *distribution,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The VIP of a service by its number.
+pub(crate) fn vip(family: IpFamily, number: u8) -> SocketAddr {
+    let v4 = Ipv4Addr::new(10, 96, 0, number).into();
+    let v6 = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, number.into()).into();
+    SocketAddr::new(of_family(family, v4, v6), PORT)
+}
+
+/// An endpoint by its number, at the usual port.
+pub(crate) fn endpoint(family: IpFamily, number: u16) -> SocketAddr {
+    let [high, low] = number.to_be_bytes();
+    let v4 = Ipv4Addr::new(10, 244, high, low).into();
+    let v6 = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0x1234, 0, 0, number).into();
+    SocketAddr::new(of_family(family, v4, v6), TARGET_PORT)
+}
+
+/// A client by its port.
+pub(crate) fn client(family: IpFamily, port: u16) -> SocketAddr {
+    let v4 = Ipv4Addr::new(10, 244, 200, 7).into();
+    let v6 = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0xabcd, 200, 7).into();
+    SocketAddr::new(of_family(family, v4, v6), port)
+}
+
+/// What is to become of a packet.
+#[derive(Clone, Debug)]
+pub(crate) enum Expected {
+    /// The first of a connection: it becomes this packet.
+    Opened(u32, Packet),
+    /// One more of a connection: it becomes this packet.
+    Forwarded(u32, Packet),
+    /// From a backend: it becomes this packet.
+    Replied(u32, Packet),
+    /// It goes on as it came.
+    Passed(Reason),
+    /// It goes no further.
+    Dropped(Reason),
+}
+
+/// A packet, where it meets the programs, and what is to become of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) hook: Hook,
+    pub(crate) input: Packet,
+    pub(crate) expected: Expected,
+}
+
+impl World {
+    fn new(capacities: &Capacities) -> Self {
+        let datapath = Datapath::load(capacities).expect("programs that load");
+        let lifetimes = datapath.maps().settings().expect("settings").lifetimes;
+        Self { datapath, family: IpFamily::V4, link: Link::Ethernet, served: BTreeMap::new(), lifetimes }
+    }
+
+    fn start_over(&mut self, family: IpFamily, link: Link) {
+        (self.family, self.link) = (family, link);
+        for port in std::mem::take(&mut self.served).into_values() {
+            self.datapath.withdraw(&port).expect("a service that goes");
+        }
+        self.datapath.connections().clear().expect("a table that can be cleared");
+        self.datapath.set_lifetimes(self.lifetimes).expect("settings");
+    }
+
+    pub(crate) fn serve(&mut self, served: &Served) -> u32 {
+        let port = served.resolved();
+        let service = self.datapath.serve(&port).expect("a service that fits");
+        self.served.insert(port.name.clone(), port);
+        service
+    }
+
+    /// Serves `served`, and gives a flow to it from the client at `port`.
+    pub(crate) fn flow(&mut self, served: &Served, port: u16) -> Flow {
+        let service = self.serve(served);
+        Flow { protocol: served.protocol, client: self.client(port), vip: self.vip(served.number), service }
+    }
+
+    pub(crate) fn withdraw(&mut self, served: &Served) {
+        let port = served.resolved();
+        self.datapath.withdraw(&port).expect("a service that goes");
+        self.served.remove(&port.name);
+    }
+
+    pub(crate) fn vip(&self, number: u8) -> SocketAddr {
+        vip(self.family, number)
+    }
+
+    pub(crate) fn endpoint(&self, number: u16) -> SocketAddr {
+        endpoint(self.family, number)
+    }
+
+    pub(crate) fn client(&self, port: u16) -> SocketAddr {
+        client(self.family, port)
+    }
+
+    /// The endpoint that a new connection from `client` goes to, or, with `step`, that it goes to when so many were taken.
+    pub(crate) fn choice(&self, served: &Served, client: SocketAddr, step: usize) -> SocketAddr {
+        let frontend = served.frontend(self.family);
+        let (record, endpoints) = self.datapath.slots(frontend).expect("a frontend that is there");
+        let destination = SocketAddr::new(frontend.address, frontend.port);
+        let slot = slot(served.protocol, client, destination, record.slot_count).expect("one family");
+        let (address, port) = endpoints[(slot as usize + step) % endpoints.len()];
+        SocketAddr::new(address, port)
+    }
+
+    /// Runs every case, each with no connections but its own.
+    #[track_caller]
+    pub(crate) fn check(&mut self, cases: &[Case]) {
+        for Case { name, hook, input, expected } in cases {
+            self.datapath.connections().clear().expect("a table that can be cleared");
+            self.send(name, *hook, input, expected);
+        }
+    }
+
+    /// Runs `packet` and compares verdict, bytes and counters.
+    #[track_caller]
+    pub(crate) fn send(&self, what: &str, hook: Hook, packet: &Packet, expected: &Expected) {
+        self.send_bytes(what, hook, &packet.clone().on(self.link).to_bytes(), expected, &SkBuff::default());
+    }
+
+    /// As `send`, with bytes that the builder would not make, in a buffer with these properties.
+    #[track_caller]
+    pub(crate) fn send_bytes(&self, what: &str, hook: Hook, bytes: &[u8], expected: &Expected, buffer: &SkBuff) {
+        let (verdict, packet, counted) = self.outcome(bytes, expected);
+        let found = self
+            .datapath
+            .run_as(hook, self.link, bytes, buffer)
+            .unwrap_or_else(|error| panic!("{self}: {what}: {hook:?}: {error}"));
+        let Outcome { verdict: found_verdict, packet: found_packet, counted: found_counted } = found;
+        if let Some(difference) = difference(self.link, &packet, &found_packet) {
+            panic!(
+                "{self}: {what}: {hook:?} {found_verdict:?}: another packet came out\n{difference}{found_counted:?}"
+            );
+        }
+        assert_eq!(found_verdict, verdict, "{self}: {what}: {hook:?}, counted {found_counted:?}");
+        assert_eq!(found_counted, counted, "{self}: {what}: {hook:?}");
+    }
+
+    fn outcome(&self, input: &[u8], expected: &Expected) -> (Verdict, bytes::Bytes, Counted) {
+        let bytes = input.len() as u64;
+        let output = |packet: &Packet| {
+            let bytes = packet.clone().on(self.link).to_bytes();
+            verify(self.link, &bytes).expect("an expected packet with right checksums");
+            // Where the input was cut off, so is the output.
+            bytes.slice(..input.len().min(bytes.len()))
+        };
+        let counted = |reason| Counted::nothing().packets(reason, self.family_of(reason), 1);
+        let none = ServiceCounters::default();
+        match expected {
+            Expected::Opened(service, packet) => {
+                let counters = ServiceCounters { connections: 1, packets: 1, bytes, ..none };
+                (Verdict::Pass, output(packet), counted(Reason::Opened).service(*service, &counters))
+            }
+            Expected::Forwarded(service, packet) => {
+                let counters = ServiceCounters { packets: 1, bytes, ..none };
+                (Verdict::Pass, output(packet), counted(Reason::Forwarded).service(*service, &counters))
+            }
+            Expected::Replied(service, packet) => {
+                let counters = ServiceCounters { reply_packets: 1, reply_bytes: bytes, ..none };
+                (Verdict::Pass, output(packet), counted(Reason::Replied).service(*service, &counters))
+            }
+            Expected::Passed(reason) => (Verdict::Pass, bytes::Bytes::copy_from_slice(input), counted(*reason)),
+            Expected::Dropped(reason) => (Verdict::Drop, bytes::Bytes::copy_from_slice(input), counted(*reason)),
+        }
+    }
+
+    fn family_of(&self, reason: Reason) -> Option<IpFamily> {
+        (reason != Reason::NotIp).then_some(self.family)
+    }
+}
+
+impl fmt::Display for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.family, self.link)
+    }
+}
+
+/// A connection from a client to a service port, packet by packet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flow {
+    pub(crate) protocol: Protocol,
+    pub(crate) client: SocketAddr,
+    pub(crate) vip: SocketAddr,
+    pub(crate) service: u32,
+}
+
+impl Flow {
+    fn packet(&self, source: SocketAddr, destination: SocketAddr, flags: u8) -> Packet {
+        match self.protocol {
+            Protocol::Tcp => Packet::tcp(source, destination).flags(flags),
+            Protocol::Udp => Packet::udp(source, destination),
+        }
+    }
+
+    /// The client's packet opens a connection to `endpoint`.
+    #[track_caller]
+    pub(crate) fn opens(&self, world: &World, flags: u8, endpoint: SocketAddr) {
+        let input = self.packet(self.client, self.vip, flags);
+        let expected = Expected::Opened(self.service, input.clone().to(endpoint));
+        world.send("the client opens", Hook::Ingress, &input, &expected);
+    }
+
+    /// The client's packet belongs to the connection to `endpoint`.
+    #[track_caller]
+    pub(crate) fn goes_on(&self, world: &World, flags: u8, endpoint: SocketAddr) {
+        let input = self.packet(self.client, self.vip, flags);
+        let expected = Expected::Forwarded(self.service, input.clone().to(endpoint));
+        world.send("the client sends more", Hook::Ingress, &input, &expected);
+    }
+
+    /// The client's packet is passed or dropped.
+    #[track_caller]
+    pub(crate) fn meets(&self, world: &World, flags: u8, expected: &Expected) {
+        world.send("the client sends", Hook::Ingress, &self.packet(self.client, self.vip, flags), expected);
+    }
+
+    /// `endpoint` answers the client.
+    #[track_caller]
+    pub(crate) fn replies(&self, world: &World, flags: u8, endpoint: SocketAddr) {
+        let input = self.packet(endpoint, self.client, flags);
+        let expected = Expected::Replied(self.service, input.clone().from(self.vip));
+        world.send("the backend answers", Hook::Egress, &input, &expected);
+    }
+
+    /// A packet of `endpoint` to the client is passed as it is.
+    #[track_caller]
+    pub(crate) fn reply_is_not_known(&self, world: &World, flags: u8, endpoint: SocketAddr) {
+        let input = self.packet(endpoint, self.client, flags);
+        world.send("the backend sends", Hook::Egress, &input, &Expected::Passed(Reason::NotReply));
+    }
+}

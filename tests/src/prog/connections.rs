@@ -1,0 +1,172 @@
+//! The connection table as tests want it: entries counted, read, removed and put in, in either direction.
+
+use std::net::{IpAddr, SocketAddr};
+
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData, MapInfo},
+    programs::SchedClassifier,
+};
+use dsproxy_common::{
+    Addr4, Addr6, Address, IpFamily, Port, Protocol,
+    flow::{FlowKey, ForwardEntry, ReplyEntry},
+    layout::family_maps,
+};
+
+use super::ProgError;
+
+/// Both directions of both families.
+pub struct Connections {
+    v4: Tables<Addr4>,
+    v6: Tables<Addr6>,
+}
+
+struct Tables<A: Address + Pod> {
+    forward: Table<A, ForwardEntry>,
+    reply: Table<A, ReplyEntry<A>>,
+}
+
+struct Table<A: Address + Pod, E: Pod> {
+    name: &'static str,
+    map: HashMap<MapData, FlowKey<A>, E>,
+}
+
+/// One direction of a connection: whose packets it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// The client's.
+    Forward,
+    /// The backend's.
+    Reply,
+}
+
+impl Connections {
+    /// The tables that `program` uses.
+    pub(super) fn of(program: &SchedClassifier) -> Result<Self, ProgError> {
+        let named = |source| ProgError::Program { name: "ingress_ethernet", source };
+        let ids = program.info().map_err(named)?.map_ids().map_err(named)?.unwrap_or_default();
+        Ok(Self { v4: Tables::open(&ids)?, v6: Tables::open(&ids)? })
+    }
+
+    /// How many entries there are.
+    ///
+    /// # Errors
+    ///
+    /// When the table cannot be read.
+    pub fn count(&self, family: IpFamily, entry: Entry) -> Result<usize, ProgError> {
+        match (family, entry) {
+            (IpFamily::V4, Entry::Forward) => Ok(self.v4.forward.keys()?.len()),
+            (IpFamily::V4, Entry::Reply) => Ok(self.v4.reply.keys()?.len()),
+            (IpFamily::V6, Entry::Forward) => Ok(self.v6.forward.keys()?.len()),
+            (IpFamily::V6, Entry::Reply) => Ok(self.v6.reply.keys()?.len()),
+        }
+    }
+
+    /// Forgets every connection.
+    ///
+    /// # Errors
+    ///
+    /// When the table cannot be read or written.
+    pub fn clear(&mut self) -> Result<(), ProgError> {
+        self.v4.forward.clear()?;
+        self.v4.reply.clear()?;
+        self.v6.forward.clear()?;
+        self.v6.reply.clear()
+    }
+
+    /// Removes the entry for packets like these, and says whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// When the table cannot be written.
+    pub fn remove(
+        &mut self,
+        entry: Entry,
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> Result<bool, ProgError> {
+        match IpFamily::of(source.ip()) {
+            IpFamily::V4 => self.v4.remove(entry, protocol, source, destination),
+            IpFamily::V6 => self.v6.remove(entry, protocol, source, destination),
+        }
+    }
+}
+
+impl<A: Address + Pod> Tables<A> {
+    fn open(ids: &[u32]) -> Result<Self, ProgError> {
+        let names = family_maps(A::FAMILY);
+        Ok(Self { forward: Table::open(ids, names.forward)?, reply: Table::open(ids, names.reply)? })
+    }
+
+    fn remove(
+        &mut self,
+        entry: Entry,
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> Result<bool, ProgError> {
+        let Some(key) = flow_key::<A>(protocol, source, destination) else { return Ok(false) };
+        match entry {
+            Entry::Forward => self.forward.remove(&key),
+            Entry::Reply => self.reply.remove(&key),
+        }
+    }
+}
+
+impl<A: Address + Pod, E: Pod> Table<A, E> {
+    fn open(ids: &[u32], name: &'static str) -> Result<Self, ProgError> {
+        let failed = |source| ProgError::Connections { operation: "open", name, source };
+        for id in ids {
+            let info = MapInfo::from_id(*id).map_err(failed)?;
+            if info.name_as_str() == Some(name) {
+                let map = Map::from_map_data(MapData::from_id(*id).map_err(failed)?).map_err(failed)?;
+                return Ok(Self { name, map: map.try_into().map_err(failed)? });
+            }
+        }
+        Err(ProgError::NoMap { name })
+    }
+
+    fn keys(&self) -> Result<Vec<FlowKey<A>>, ProgError> {
+        let failed = |source| ProgError::Connections { operation: "read", name: self.name, source };
+        self.map.keys().collect::<Result<_, _>>().map_err(failed)
+    }
+
+    fn clear(&mut self) -> Result<(), ProgError> {
+        for key in self.keys()? {
+            self.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &FlowKey<A>) -> Result<bool, ProgError> {
+        match self.map.remove(key) {
+            Ok(()) => Ok(true),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
+            Err(aya::maps::MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(false)
+            }
+            Err(source) => Err(ProgError::Connections { operation: "remove from", name: self.name, source }),
+        }
+    }
+}
+
+/// The key of packets from `source` to `destination`, when both are of the family.
+fn flow_key<A: Address>(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Option<FlowKey<A>> {
+    Some(FlowKey {
+        source: A::from_ip(source.ip())?,
+        destination: A::from_ip(destination.ip())?,
+        source_port: Port::new(source.port()),
+        destination_port: Port::new(destination.port()),
+        protocol: protocol.number().into(),
+    })
+}
+
+/// Which of `count` slots the programs are to choose for packets from `source` to `destination`.
+pub fn slot(protocol: Protocol, source: SocketAddr, destination: SocketAddr, count: u32) -> Option<u32> {
+    let hash = match source.ip() {
+        IpAddr::V4(_) => dsproxy_common::hash::flow_hash(&flow_key::<Addr4>(protocol, source, destination)?),
+        IpAddr::V6(_) => dsproxy_common::hash::flow_hash(&flow_key::<Addr6>(protocol, source, destination)?),
+    };
+    Some(dsproxy_common::hash::slot(hash, count))
+}

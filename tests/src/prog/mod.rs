@@ -1,0 +1,248 @@
+//! The real kernel programs with maps of their own, run on packets made by hand: loaded, told what to serve, run, and
+//! everything they counted.
+//!
+//! What is served goes through the daemon's own `diff` and `maps`, so tests see the maps as they really are. Nothing is
+//! attached or pinned: all of it is gone with the value.
+
+mod connections;
+mod counted;
+mod error;
+mod run;
+
+use std::{net::IpAddr, time::Instant};
+
+use aya::{
+    Ebpf,
+    programs::{ProgramFd, SchedClassifier},
+};
+use bytes::Bytes;
+use dsproxy::{
+    datapath::load::{Lifetimes, load},
+    diff::Known,
+    maps::{Capacities, Contents, FrontendAddress, MapStore as _, Write, kernel::KernelMaps},
+    resolve::ResolvedPort,
+};
+use dsproxy_common::{IpFamily, flow::FlowState, service::Frontend, settings::Settings};
+
+pub use connections::{Connections, Entry, slot};
+pub use counted::Counted;
+pub use error::ProgError;
+pub use run::{SkBuff, TestRun, Verdict};
+
+use crate::packet::Link;
+
+/// Where a packet meets the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Before the stack.
+    Ingress,
+    /// After the stack.
+    Egress,
+}
+
+/// The name of the program for `hook` on devices with `link`.
+pub fn program_name(hook: Hook, link: Link) -> &'static str {
+    match (hook, link) {
+        (Hook::Ingress, Link::Ethernet) => "ingress_ethernet",
+        (Hook::Egress, Link::Ethernet) => "egress_ethernet",
+        (Hook::Ingress, Link::None) => "ingress_ip",
+        (Hook::Egress, Link::None) => "egress_ip",
+    }
+}
+
+/// What became of one packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What the program returned.
+    pub verdict: Verdict,
+    /// The packet afterwards.
+    pub packet: Bytes,
+    /// By how much each counter went up.
+    pub counted: Counted,
+}
+
+/// The data path: programs, maps, and what is known to be in them.
+pub struct Datapath {
+    object: Ebpf,
+    maps: KernelMaps,
+    known: Known,
+    connections: Connections,
+}
+
+impl Datapath {
+    /// Loads programs and maps anew.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn load(capacities: &Capacities) -> Result<Self, ProgError> {
+        let loaded = load(None, capacities, &Lifetimes::default())?;
+        let known = Known::new(loaded.maps.capacities(), &Contents::default(), Instant::now());
+        let connections = Connections::of(program(&loaded.object, "ingress_ethernet")?)?;
+        Ok(Self { object: loaded.object, maps: loaded.maps, known, connections })
+    }
+
+    /// The maps.
+    pub fn maps(&self) -> &KernelMaps {
+        &self.maps
+    }
+
+    /// The entries of the connection table.
+    pub fn connections(&mut self) -> &mut Connections {
+        &mut self.connections
+    }
+
+    /// Serves `port` as it says from now on, and returns its id.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room or a write fails.
+    pub fn serve(&mut self, port: &ResolvedPort) -> Result<u32, ProgError> {
+        let plan = self.known.plan(port, Instant::now())?;
+        self.write(&plan.writes)?;
+        let name = port.name.to_string();
+        let names = self.maps.names()?;
+        names.iter().find(|(_, held)| *held == name).map(|(id, _)| *id).ok_or(ProgError::NotServed { name })
+    }
+
+    /// Serves `ports` without looking for their ids.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room or a write fails.
+    pub fn serve_all(&mut self, ports: impl Iterator<Item = ResolvedPort>) -> Result<(), ProgError> {
+        for port in ports {
+            let plan = self.known.plan(&port, Instant::now())?;
+            self.write(&plan.writes)?;
+        }
+        Ok(())
+    }
+
+    /// Serves `port` no more.
+    ///
+    /// # Errors
+    ///
+    /// When a write fails.
+    pub fn withdraw(&mut self, port: &ResolvedPort) -> Result<(), ProgError> {
+        let writes = self.known.plan_removal(&port.name.to_string());
+        self.write(&writes)
+    }
+
+    /// Writes to the maps.
+    ///
+    /// # Errors
+    ///
+    /// When a write fails.
+    pub fn write(&mut self, writes: &[Write]) -> Result<(), ProgError> {
+        for write in writes {
+            self.maps.write(write)?;
+            self.known.applied(write, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// The frontend at `address`, with the endpoints on its slots in their order.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or the maps cannot be read.
+    pub fn slots(&self, address: FrontendAddress) -> Result<(Frontend, Vec<(IpAddr, u16)>), ProgError> {
+        let frontends = self.maps.frontends()?;
+        let (_, frontend) =
+            frontends.iter().find(|(held, _)| *held == address).ok_or(ProgError::NoFrontend { address })?;
+        let backends = self.maps.backends()?;
+        let family = address.family();
+        let ids = self.maps.slots(family, frontend)?;
+        let endpoints = ids
+            .iter()
+            .filter_map(|id| backends.iter().find(|(of, held, _)| (of, held) == (&family, id)))
+            .map(|(_, _, record)| (record.address, record.port))
+            .collect();
+        Ok((*frontend, endpoints))
+    }
+
+    /// Changes how long connections count, in jiffies.
+    ///
+    /// # Errors
+    ///
+    /// When the settings cannot be read or written.
+    pub fn set_lifetimes(&mut self, lifetimes: [u32; FlowState::COUNT]) -> Result<(), ProgError> {
+        let settings = Settings { lifetimes, ..self.maps.settings()? };
+        Ok(self.maps.set_settings(&settings)?)
+    }
+
+    /// Runs one packet through the program of `hook` and `link`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not run the program on it, or the counters cannot be read.
+    pub fn run(&self, hook: Hook, link: Link, packet: &[u8]) -> Result<Outcome, ProgError> {
+        self.run_as(hook, link, packet, &SkBuff::default())
+    }
+
+    /// As `run`, for a packet in a buffer with these properties.
+    ///
+    /// # Errors
+    ///
+    /// As `run`.
+    pub fn run_as(&self, hook: Hook, link: Link, packet: &[u8], buffer: &SkBuff) -> Result<Outcome, ProgError> {
+        let before = self.counted()?;
+        let TestRun { verdict, packet, .. } =
+            run::test_run(self.program(hook, link)?, packet, buffer, 1).map_err(ProgError::Run)?;
+        Ok(Outcome { verdict, packet, counted: self.counted()?.since(&before) })
+    }
+
+    /// Everything counted so far.
+    ///
+    /// # Errors
+    ///
+    /// When the counters cannot be read.
+    pub fn counted(&self) -> Result<Counted, ProgError> {
+        Counted::read(&self.maps)
+    }
+
+    /// The program of `hook` and `link`, in the kernel.
+    ///
+    /// # Errors
+    ///
+    /// When it is not loaded.
+    pub fn program(&self, hook: Hook, link: Link) -> Result<&ProgramFd, ProgError> {
+        let name = program_name(hook, link);
+        program(&self.object, name)?.fd().map_err(|source| ProgError::Program { name, source })
+    }
+}
+
+fn program<'a>(object: &'a Ebpf, name: &'static str) -> Result<&'a SchedClassifier, ProgError> {
+    object
+        .program(name)
+        .ok_or(ProgError::NoProgram { name })?
+        .try_into()
+        .map_err(|source| ProgError::Program { name, source })
+}
+
+/// Runs `program` on `packet`, `repeat` times over: each time on what the time before has left of it.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn repeat(program: &ProgramFd, packet: &[u8], repeat: u32) -> Result<TestRun, ProgError> {
+    run::test_run(program, packet, &SkBuff::default(), repeat).map_err(ProgError::Run)
+}
+
+/// The release of the running kernel.
+///
+/// # Errors
+///
+/// When the kernel does not tell.
+pub fn kernel_release() -> Result<String, ProgError> {
+    let name = nix::sys::utsname::uname().map_err(ProgError::KernelRelease)?;
+    Ok(name.release().to_string_lossy().into_owned())
+}
+
+/// A family's address out of two that mean the same.
+pub fn of_family<T>(family: IpFamily, v4: T, v6: T) -> T {
+    match family {
+        IpFamily::V4 => v4,
+        IpFamily::V6 => v6,
+    }
+}
