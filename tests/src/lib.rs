@@ -1,7 +1,8 @@
-//! What the tests, the demo and the benchmarks of dsproxy stand on: a lab of network namespaces for real traffic, and
-//! an API server that fails as it is told.
+//! What the tests, the demo and the benchmarks of dsproxy stand on: a lab of network namespaces for real traffic, an
+//! API server that fails as it is told, and packets for the kernel programs one by one.
 
 pub mod apiserver;
+pub mod bench;
 pub mod lab;
 pub mod packet;
 pub mod prog;

@@ -1,0 +1,54 @@
+//! What the benchmark tells its kernel programs. Knows nothing of the programs that are measured.
+
+#![no_std]
+
+/// The headers as they are to be before each run, and how they change from one run to the next.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// The source.
+    pub source: End,
+    /// The destination.
+    pub destination: End,
+    /// The checksum of the IPv4 header, as it stands in the packet.
+    pub header_checksum: u32,
+    /// The checksum of the transport header, as it stands in the packet. It is right for one of the runs only, and no
+    /// program looks whether it is.
+    pub transport_checksum: u32,
+}
+
+/// One end of a packet: its port counts up through a range, and its address does each time the ports are through.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    /// The address but for its last 32 bits, as it stands in the packet. Not used for IPv4.
+    pub prefix: [u32; 3],
+    /// The lowest last 32 bits of the address, as a number.
+    pub address: u32,
+    /// Which of them change, counted from the lowest: a power of two, less one.
+    pub address_mask: u32,
+    /// After how many runs they do: a power of two, of which this is the logarithm.
+    pub address_shift: u32,
+    /// The lowest port, as a number.
+    pub port: u32,
+    /// Which of its bits change, counted from the lowest: a power of two, less one.
+    pub port_mask: u32,
+}
+
+impl End {
+    /// The last 32 bits of the address in run number `sequence`, as a number.
+    #[inline(always)]
+    pub const fn address_in(&self, sequence: u32) -> u32 {
+        self.address.wrapping_add((sequence >> (self.address_shift & 31)) & self.address_mask)
+    }
+
+    /// The port in run number `sequence`, as a number.
+    #[inline(always)]
+    pub const fn port_in(&self, sequence: u32) -> u16 {
+        self.port.wrapping_add(sequence & self.port_mask) as u16
+    }
+}
+
+// SAFETY: made of 32-bit integers only, so there is no padding and any bytes are valid.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Plan {}

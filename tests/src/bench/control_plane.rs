@@ -1,0 +1,250 @@
+//! What it takes to bring a cluster into the maps: from nothing, and for one endpoint that changes.
+//!
+//! A fresh process each time, so that its memory is that of this work alone.
+
+use std::{
+    env, fs,
+    net::IpAddr,
+    process::Command,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use dsproxy::{
+    datapath::load::{Lifetimes, Loaded, load},
+    maps::{Capacities, Contents},
+    model::{Endpoint, EndpointSlice, ObjectName, Service, ServicePort, SlicePort},
+    progress::Progress,
+    reconcile::Reconciler,
+    source::{Delta, Event},
+};
+use dsproxy_common::{IpFamily, Protocol};
+use serde::{Deserialize, Serialize};
+use tokio::{runtime, sync::mpsc};
+
+use super::{
+    BenchError, Figure,
+    services::{PORT, TARGET_PORT, background_vip, endpoint},
+};
+
+/// How many endpoint changes are timed.
+const CHANGES: u32 = 100;
+
+/// What one process has found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ColdStart {
+    /// Until programs and maps were in the kernel.
+    load_seconds: f64,
+    /// From there until the last Service was written.
+    write_seconds: f64,
+    /// Resident memory before, in MiB.
+    resident_before: f64,
+    /// Resident memory with everything written, in MiB.
+    resident_after: f64,
+    /// Memory of all maps in the kernel, in MiB.
+    map_memory: f64,
+    /// That of the connection tables among them.
+    connection_memory: f64,
+    /// One endpoint change, from the event to the last map write, in milliseconds.
+    changes: Vec<f64>,
+}
+
+/// Brings `services` Services with `endpoints` endpoints in each family into maps of the default sizes, in this process.
+///
+/// # Errors
+///
+/// When something cannot be loaded, or does not end up in the maps.
+pub fn cold_start(services: u32, endpoints: u32) -> Result<ColdStart, BenchError> {
+    let list: Vec<Service> = (0..services).map(service).collect();
+    let slices: Vec<EndpointSlice> =
+        (0..services).flat_map(|number| IpFamily::ALL.map(|family| slice(family, number, endpoints, 0))).collect();
+    let resident_before = resident()?;
+
+    let started = Instant::now();
+    let Loaded { object, maps, found: _ } = load(None, &Capacities::default(), &Lifetimes::default())?;
+    let loaded = Instant::now();
+    let progress = Arc::new(Progress::default());
+    let mut reconciler = Reconciler::new(maps, &Contents::default(), Arc::clone(&progress), loaded);
+    reconciler.apply(Event::Services(Delta::Snapshot(list)));
+    reconciler.apply(Event::EndpointSlices(Delta::Snapshot(slices)));
+    reconciler.reconcile(Instant::now());
+    let written = Instant::now();
+
+    let resident_after = resident()?;
+    let (map_memory, connection_memory) = map_memory()?;
+    let failed = progress.snapshot().failed.len();
+    let expected = services as usize;
+    let complete = |what, found, wanted| {
+        if found == wanted { Ok(()) } else { Err(BenchError::Incomplete { what, found, wanted }) }
+    };
+    complete("Services that failed", failed, 0)?;
+    complete("service ports", reconciler.store().names()?.len(), expected)?;
+    complete("frontends", reconciler.store().frontends()?.len(), 2 * expected)?;
+    complete("backends", reconciler.store().backends()?.len(), 2 * expected * endpoints as usize)?;
+
+    let changes = measure_changes(reconciler, &progress, services, endpoints)?;
+    drop(object);
+    Ok(ColdStart {
+        load_seconds: (loaded - started).as_secs_f64(),
+        write_seconds: (written - loaded).as_secs_f64(),
+        resident_before,
+        resident_after,
+        map_memory,
+        connection_memory,
+        changes,
+    })
+}
+
+/// Replaces one endpoint at a time, each of another Service, through the reconciler's own task.
+fn measure_changes(
+    reconciler: Reconciler<dsproxy::maps::kernel::KernelMaps>,
+    progress: &Progress,
+    services: u32,
+    endpoints: u32,
+) -> Result<Vec<f64>, BenchError> {
+    let (sender, receiver) = mpsc::channel(16);
+    let runtime = runtime::Builder::new_current_thread().enable_time().build().map_err(BenchError::Thread)?;
+    let task = thread::Builder::new()
+        .name("reconciler".to_owned())
+        .spawn(move || runtime.block_on(reconciler.run(receiver)))
+        .map_err(BenchError::Thread)?;
+    let mut changes = Vec::new();
+    progress.take_durations();
+    for change in 0..CHANGES {
+        let number = change * (services / CHANGES).max(1) % services;
+        let event = Event::EndpointSlices(Delta::Apply(slice(IpFamily::V6, number, endpoints, 1)));
+        let (writes, _) = progress.totals();
+        let started = Instant::now();
+        sender.blocking_send(event).map_err(|_| BenchError::ReconcilerEnded)?;
+        while progress.take_durations().is_empty() {
+            if task.is_finished() {
+                return Err(BenchError::ReconcilerEnded);
+            }
+            thread::sleep(Duration::from_micros(20));
+        }
+        changes.push(started.elapsed().as_secs_f64() * 1e3);
+        let (after, _) = progress.totals();
+        // At the least: the new endpoint, the slots, the frontend, and the old endpoint.
+        if after < writes + 4 {
+            return Err(BenchError::Incomplete { what: "writes", found: (after - writes) as usize, wanted: 4 });
+        }
+    }
+    drop(sender);
+    task.join().map_err(|_| BenchError::ReconcilerEnded)?;
+    Ok(changes)
+}
+
+fn name(number: u32) -> ObjectName {
+    ObjectName::new("bench", &format!("service-{number}"))
+}
+
+fn service(number: u32) -> Service {
+    Service {
+        name: name(number),
+        cluster_ips: IpFamily::ALL.map(|family| background_vip(family, number)).to_vec(),
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: PORT }],
+        reached_from_outside: false,
+    }
+}
+
+/// The slice of one Service and family; a later `revision` has as many new endpoints in place of old ones.
+fn slice(family: IpFamily, number: u32, endpoints: u32, revision: u32) -> EndpointSlice {
+    let address = |index: u32| -> IpAddr { endpoint(family, number * 64 + index).ip() };
+    EndpointSlice {
+        name: ObjectName::new("bench", &format!("service-{number}-{family}")),
+        service: name(number),
+        family,
+        ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: TARGET_PORT }],
+        endpoints: (revision..revision + endpoints)
+            .map(|index| Endpoint { address: address(index), ready: true, serving: true, terminating: false })
+            .collect(),
+    }
+}
+
+/// Resident memory of this process, in MiB.
+fn resident() -> Result<f64, BenchError> {
+    let path = "/proc/self/status";
+    let status = fs::read_to_string(path).map_err(|source| BenchError::Machine { path: path.into(), source })?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    Ok(kibibytes.unwrap_or(f64::NAN) / 1024.0)
+}
+
+/// What the kernel says its maps that this process holds take: all of them, and the connection tables alone, in MiB.
+fn map_memory() -> Result<(f64, f64), BenchError> {
+    let directory = "/proc/self/fdinfo";
+    let failed = |source| BenchError::Machine { path: directory.into(), source };
+    let (mut all, mut connections) = (0.0, 0.0);
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        // The descriptor of this very listing is among them, and is gone when it is read.
+        let Ok(text) = fs::read_to_string(entry.map_err(failed)?.path()) else { continue };
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":"));
+            line.and_then(|line| line.trim().parse::<u32>().ok())
+        };
+        if let (Some(kind), Some(bytes)) = (field("map_type"), field("memlock")) {
+            let mebibytes = f64::from(bytes) / (1024.0 * 1024.0);
+            all += mebibytes;
+            /// `BPF_MAP_TYPE_LRU_HASH`.
+            const LRU_HASH: u32 = 9;
+            if kind == LRU_HASH {
+                connections += mebibytes;
+            }
+        }
+    }
+    Ok((all, connections))
+}
+
+/// Runs `cold_start` in `processes` fresh processes, one after the other.
+///
+/// # Errors
+///
+/// When one of them fails.
+pub fn measure_control_plane(services: u32, endpoints: u32, processes: u32) -> Result<Vec<Figure>, BenchError> {
+    let program = env::current_exe().map_err(BenchError::Thread)?;
+    let mut runs = Vec::new();
+    for _ in 0..processes {
+        let mut command = Command::new(&program);
+        command.args(["cold-start", "--services", &services.to_string(), "--endpoints", &endpoints.to_string()]);
+        let failed = |reason: String| BenchError::Child { command: format!("{command:?}"), reason };
+        let output = Command::new(command.get_program())
+            .args(command.get_args())
+            .output()
+            .map_err(|error| failed(error.to_string()))?;
+        if !output.status.success() {
+            return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
+        }
+        let run: ColdStart = serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
+        runs.push(run);
+    }
+    let of = |value: &dyn Fn(&ColdStart) -> f64| sorted(runs.iter().map(value).collect());
+    let figure =
+        |name: String, unit, values: Vec<f64>| Figure::new(name, unit, quantile(&values, 0.0), quantile(&values, 0.5));
+    let what = format!("{services} Services x {endpoints} endpoints, both families");
+    let changes = sorted(runs.iter().flat_map(|run| run.changes.iter().copied()).collect());
+    Ok(vec![
+        figure("programs and empty maps into the kernel".to_owned(), "s", of(&|run| run.load_seconds)),
+        figure(format!("{what}: from the events to the last write"), "s", of(&|run| run.write_seconds)).at_most(2.0),
+        figure(format!("{what}: all of it"), "s", of(&|run| run.load_seconds + run.write_seconds)),
+        figure(format!("{what}: resident memory"), "MiB", of(&|run| run.resident_after)),
+        figure(format!("{what}: of which before"), "MiB", of(&|run| run.resident_before)),
+        figure(format!("{what}: maps in the kernel"), "MiB", of(&|run| run.map_memory)),
+        figure(format!("{what}: of which connections"), "MiB", of(&|run| run.connection_memory)),
+        // Held against the aim by its median: the best of many would say nothing.
+        Figure::new("one endpoint change, event to last write", "ms", quantile(&changes, 0.5), quantile(&changes, 0.5))
+            .also("p99", quantile(&changes, 0.99))
+            .at_most(10.0),
+    ])
+}
+
+fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// The value that so much of `values`, which are sorted, lie below.
+fn quantile(values: &[f64], share: f64) -> f64 {
+    let index = ((values.len().saturating_sub(1)) as f64 * share).round() as usize;
+    values.get(index).copied().unwrap_or(f64::NAN)
+}

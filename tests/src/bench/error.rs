@@ -1,0 +1,105 @@
+//! What can go wrong while measuring.
+
+use std::{io, path::PathBuf};
+
+use aya::{EbpfError, maps::MapError as AyaMapError, programs::ProgramError};
+use dsproxy::{datapath::load::LoadError, maps::MapError};
+use dsproxy_common::{IpFamily, count::Reason};
+use thiserror::Error;
+
+use crate::prog::{ProgError, Verdict};
+
+/// Why there is no figure.
+#[derive(Debug, Error)]
+pub enum BenchError {
+    /// The programs that are measured could not be used.
+    #[error(transparent)]
+    Prog(#[from] ProgError),
+    /// Programs or maps did not load.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The maps could not be read.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The benchmark's own kernel programs did not load.
+    #[error("load the benchmark's kernel programs: {0}; it takes root")]
+    Wrapper(#[source] EbpfError),
+    /// One of the benchmark's own kernel programs could not be used.
+    #[error("use the benchmark's kernel program {name}: {source}")]
+    WrapperProgram {
+        /// Its name.
+        name: &'static str,
+        /// Why not.
+        source: ProgramError,
+    },
+    /// The benchmark's own object lacks something.
+    #[error("the benchmark's object has no {name}")]
+    Missing {
+        /// What.
+        name: &'static str,
+    },
+    /// A map of the benchmark's own could not be written.
+    #[error("write the benchmark's map {name}: {source}")]
+    WrapperMap {
+        /// Its name.
+        name: &'static str,
+        /// Why not.
+        source: AyaMapError,
+    },
+    /// Packets did not go the way that was to be measured.
+    #[error("{path}: of {repeat} packets {counted} were counted as {} {family}, the last one's verdict was {verdict:?}; counted: {all}", .reason.name())]
+    WrongFate {
+        /// What was measured.
+        path: String,
+        /// How many packets there were.
+        repeat: u32,
+        /// How many went the right way.
+        counted: u64,
+        /// Which way that is.
+        reason: Reason,
+        /// The family.
+        family: IpFamily,
+        /// What became of the last.
+        verdict: Verdict,
+        /// Everything that was counted.
+        all: String,
+    },
+    /// The JIT is off.
+    #[error("the kernel's JIT compiler for BPF is off: run `sysctl net.core.bpf_jit_enable=1` first")]
+    NoJit,
+    /// The machine does not tell something about itself.
+    #[error("read {}: {source}", .path.display())]
+    Machine {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be read.
+        source: io::Error,
+    },
+    /// The process could not be bound to a processor.
+    #[error("bind the benchmark to one processor: {0}")]
+    Pin(nix::Error),
+    /// A child process failed.
+    #[error("run `{command}`: {reason}")]
+    Child {
+        /// What was run.
+        command: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The maps do not hold what they should.
+    #[error("{found} {what} are in the maps in place of {wanted}")]
+    Incomplete {
+        /// What was counted.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many there should be.
+        wanted: usize,
+    },
+    /// The reconciler did not take an event.
+    #[error("the reconciler has ended before its events")]
+    ReconcilerEnded,
+    /// No thread or runtime.
+    #[error("start the reconciler's thread: {0}")]
+    Thread(io::Error),
+}

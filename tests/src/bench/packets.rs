@@ -1,0 +1,387 @@
+//! What one packet costs: each way through the programs, over one that does nothing.
+
+use dsproxy::resolve::Distribution;
+use dsproxy_common::{IpFamily, Protocol, count::Reason};
+
+use super::{
+    BenchError, Figure,
+    path::{Path, Range},
+    services::{PORT, TARGET_PORT, background, background_vip, capacities, client, endpoint, measured, vip},
+    wrapper::Wrapper,
+};
+use crate::{
+    packet::Link,
+    prog::{Datapath, Verdict, of_family},
+};
+
+/// How hard to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// How many rounds; each measures everything once.
+    pub rounds: u32,
+    /// How many packets for one measurement.
+    pub repeat: u32,
+}
+
+/// One thing that is measured, round by round.
+struct Probe<'a> {
+    path: Path,
+    /// Through which programs; none for what is taken off.
+    datapath: Option<&'a Datapath>,
+    /// How many packets for one measurement.
+    repeat: u32,
+    /// The number of the next packet.
+    sequence: u32,
+    /// Whether numbers go on from round to round.
+    is_endless: bool,
+    /// Nanoseconds a packet.
+    samples: Vec<f64>,
+}
+
+/// The Services that packets are sent to, by number.
+const SINGLE_TCP: u32 = 1;
+const SINGLE_UDP: u32 = 2;
+const LIST: u32 = 3;
+const MAGLEV: u32 = 4;
+const NO_SERVICE: u32 = 99;
+
+/// Connections that have room in one family's table.
+const CONNECTIONS: u32 = 262_144;
+
+fn load(background_services: u32, connections: u32) -> Result<Datapath, BenchError> {
+    let mut datapath = Datapath::load(&capacities(background_services, connections))?;
+    datapath.serve_all((0..background_services).map(background))?;
+    let ports = [
+        measured(SINGLE_TCP, Protocol::Tcp, 1, Distribution::List),
+        measured(SINGLE_UDP, Protocol::Udp, 1, Distribution::List),
+        measured(LIST, Protocol::Tcp, 10, Distribution::List),
+        measured(MAGLEV, Protocol::Tcp, 10, Distribution::Maglev),
+    ];
+    datapath.serve_all(ports.into_iter())?;
+    Ok(datapath)
+}
+
+fn single(protocol: Protocol) -> u32 {
+    match protocol {
+        Protocol::Tcp => SINGLE_TCP,
+        Protocol::Udp => SINGLE_UDP,
+    }
+}
+
+/// From clients to the Service with one endpoint.
+fn forward(name: &str, family: IpFamily, protocol: Protocol, clients: Range, reason: Reason) -> Path {
+    Path::new(name, protocol, (client(family), clients), (vip(family, single(protocol)), Range::ONE), reason)
+}
+
+/// From that endpoint to clients.
+fn reply(name: &str, family: IpFamily, protocol: Protocol, clients: Range) -> Path {
+    let backend = endpoint(family, 0x0080_0000 + single(protocol) * 1_000);
+    Path::new(name, protocol, (backend, Range::ONE), (client(family), clients), Reason::Replied)
+}
+
+/// From clients to no Service.
+fn miss(name: &str, family: IpFamily, destinations: Range) -> Path {
+    let nobody = if destinations.len() == 1 {
+        vip(family, NO_SERVICE)
+    } else {
+        let mut first = endpoint(family, 0);
+        first.set_port(TARGET_PORT);
+        first
+    };
+    Path::new(name, Protocol::Tcp, (client(family), Range::ONE), (nobody, destinations), Reason::NotService)
+}
+
+/// New connections to the Service `number`.
+fn open(name: &str, family: IpFamily, number: u32) -> Path {
+    Path::new(name, Protocol::Tcp, (client(family), Range::ENDLESS), (vip(family, number), Range::ONE), Reason::Opened)
+}
+
+impl<'a> Probe<'a> {
+    fn new(path: Path, datapath: Option<&'a Datapath>, repeat: u32) -> Self {
+        Self { path, datapath, repeat, sequence: 0, is_endless: false, samples: Vec::new() }
+    }
+
+    fn endless(self) -> Self {
+        Self { is_endless: true, ..self }
+    }
+
+    /// Measures once, and makes sure that every packet went the way it was to go.
+    fn measure(&mut self, wrapper: &mut Wrapper) -> Result<(), BenchError> {
+        let Self { path, datapath, repeat, sequence, is_endless, samples } = self;
+        let duration = run(wrapper, path, *datapath, *sequence, *repeat)?;
+        if *is_endless {
+            *sequence += *repeat;
+        }
+        samples.push(duration);
+        Ok(())
+    }
+
+    fn minimum(&self) -> f64 {
+        self.samples.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    fn median(&self) -> f64 {
+        let mut samples = self.samples.clone();
+        samples.sort_by(f64::total_cmp);
+        samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
+fn run(
+    wrapper: &mut Wrapper,
+    path: &Path,
+    datapath: Option<&Datapath>,
+    sequence: u32,
+    repeat: u32,
+) -> Result<f64, BenchError> {
+    let Path { name, family, protocol, hook, reason, packet, plan } = path;
+    let counters = |datapath: &Datapath| datapath.maps().counters();
+    let count = |counters: &[(Reason, Option<IpFamily>, u64)]| {
+        let counter = counters.iter().find(|(held, of, _)| (held, *of) == (reason, Some(*family)));
+        counter.map_or(0, |(.., count)| *count)
+    };
+    let before = datapath.map(counters).transpose()?.unwrap_or_default();
+    let target = datapath.map(|datapath| datapath.program(*hook, Link::Ethernet)).transpose()?;
+    let run = wrapper.run((*family, *protocol), target, plan, sequence, packet, repeat)?;
+    let after = datapath.map(counters).transpose()?.unwrap_or_default();
+    let counted = count(&after) - count(&before);
+    let all_went_right = datapath.is_none() || counted == u64::from(repeat);
+    if run.verdict != Verdict::Pass || !all_went_right {
+        return Err(BenchError::WrongFate {
+            path: name.clone(),
+            repeat,
+            counted,
+            reason: *reason,
+            family: *family,
+            verdict: run.verdict,
+            all: format!("{before:?} before, {after:?} after"),
+        });
+    }
+    Ok(run.duration.as_nanos() as f64)
+}
+
+/// Measures all of `probes` in every round, the ones after the others so that each meets the same noise.
+fn measure_all(wrapper: &mut Wrapper, probes: &mut [Probe<'_>], rounds: u32) -> Result<(), BenchError> {
+    for _ in 0..rounds {
+        for probe in &mut *probes {
+            probe.measure(wrapper)?;
+        }
+    }
+    Ok(())
+}
+
+/// The probes of what is taken off, for each family and protocol.
+fn floors<'a>(repeat: u32) -> Vec<Probe<'a>> {
+    let all = IpFamily::ALL.into_iter().flat_map(|family| Protocol::ALL.map(|protocol| (family, protocol)));
+    all.map(|(family, protocol)| {
+        let path = forward("nothing", family, protocol, Range::MANY, Reason::Forwarded);
+        Probe::new(path, None, repeat).endless()
+    })
+    .collect()
+}
+
+/// `probe` less the floor of its shape.
+fn net(probe: &Probe<'_>, floors: &[Probe<'_>]) -> (f64, f64) {
+    let of_its_shape =
+        |floor: &&Probe<'_>| (floor.path.family, floor.path.protocol) == (probe.path.family, probe.path.protocol);
+    let floor = floors.iter().find(of_its_shape);
+    let minimum = probe.minimum() - floor.map_or(f64::NAN, Probe::minimum);
+    (minimum, probe.median() - floor.map_or(f64::NAN, Probe::median))
+}
+
+/// Every way through the programs, among `services` Services.
+///
+/// # Errors
+///
+/// When something cannot be loaded or run, or packets do not go the way that is measured.
+pub fn measure_packets(services: u32, effort: Effort) -> Result<Vec<Figure>, BenchError> {
+    let Effort { rounds, repeat } = effort;
+    let mut wrapper = Wrapper::load()?;
+    let mut datapath = load(services, CONNECTIONS)?;
+    let mut figures = Vec::new();
+
+    let mut probes = Vec::new();
+    let mut aims = Vec::new();
+    for family in IpFamily::ALL {
+        let translated = of_family(family, 80.0, 90.0);
+        for protocol in Protocol::ALL {
+            // The first of the many is the one that is measured alone, too.
+            let opening = forward("opening", family, protocol, Range::MANY, Reason::Opened);
+            run(&mut wrapper, &opening, Some(&datapath), 0, Range::MANY.len())?;
+            probes.push(forward("established", family, protocol, Range::ONE, Reason::Forwarded));
+            aims.push(Some(translated));
+            probes.push(reply("reply", family, protocol, Range::ONE));
+            aims.push(Some(translated));
+        }
+        probes.push(miss("for no Service", family, Range::ONE));
+        aims.push(Some(40.0));
+        probes.push(miss("for no Service, 64 k destinations", family, Range::ADDRESSES));
+        aims.push(None);
+        for protocol in Protocol::ALL {
+            probes.push(forward("established, 64 k flows", family, protocol, Range::MANY, Reason::Forwarded));
+            aims.push(Some(200.0));
+        }
+        probes.push(reply("reply, 64 k flows", family, Protocol::Tcp, Range::MANY));
+        aims.push(None);
+        let client_to_client = |name: &str| {
+            let mut server = client(family);
+            server.set_port(PORT);
+            Path::new(name, Protocol::Tcp, (client(family), Range::ONE), (server, Range::ONE), Reason::NotReply)
+        };
+        probes.push(client_to_client("no reply"));
+        aims.push(None);
+    }
+    let mut all = floors(repeat);
+    let floor_count = all.len();
+    all.extend(probes.into_iter().map(|path| Probe::new(path, Some(&datapath), repeat)));
+    measure_all(&mut wrapper, &mut all, rounds)?;
+    let (floor, measured) = all.split_at(floor_count);
+    for floor in floor {
+        let name = format!("an empty program and the wrapper, {}, {}", floor.path.protocol, floor.path.family);
+        figures.push(Figure::new(name, "ns", floor.minimum(), floor.median()));
+    }
+    for (probe, aim) in measured.iter().zip(aims) {
+        let (minimum, median) = net(probe, floor);
+        let figure = Figure::new(probe.path.name.clone(), "ns", minimum, median);
+        figures.push(match aim {
+            Some(aim) => figure.at_most(aim),
+            None => figure,
+        });
+    }
+    drop(all);
+
+    figures.extend(measure_opening(&mut wrapper, &mut datapath, rounds)?);
+    Ok(figures)
+}
+
+/// First packets of connections, while the table has room and when it is full.
+fn measure_opening(wrapper: &mut Wrapper, datapath: &mut Datapath, rounds: u32) -> Result<Vec<Figure>, BenchError> {
+    let mut figures = Vec::new();
+    let kinds = [("one endpoint", SINGLE_TCP), ("10 endpoints", LIST), ("10 endpoints by Maglev", MAGLEV)];
+    for (room, is_full) in [("", false), (", table full", true)] {
+        datapath.connections().clear()?;
+        let datapath: &Datapath = datapath;
+        let mut all = Vec::new();
+        // What fits while there is room, for the kinds together; the same when there is none.
+        let repeat = CONNECTIONS / (rounds * (kinds.len() as u32 + 1));
+        for family in IpFamily::ALL {
+            let mut floor = Probe::new(open("nothing", family, SINGLE_TCP), None, repeat).endless();
+            floor.path.reason = Reason::Opened;
+            all.push(floor);
+            for (name, number) in kinds {
+                let path = open(&format!("new flow, {name}{room}"), family, number);
+                all.push(Probe::new(path, Some(datapath), repeat).endless());
+            }
+            if is_full {
+                let filling = forward("filling", family, Protocol::Udp, Range::ENDLESS, Reason::Opened);
+                run(wrapper, &filling, Some(datapath), 0, CONNECTIONS + CONNECTIONS / 4)?;
+            }
+        }
+        measure_all(wrapper, &mut all, rounds)?;
+        let (floor, measured): (Vec<_>, Vec<_>) = all.into_iter().partition(|probe| probe.datapath.is_none());
+        for probe in &measured {
+            let (minimum, median) = net(probe, &floor);
+            figures.push(Figure::new(probe.path.name.clone(), "ns", minimum, median));
+        }
+    }
+    Ok(figures)
+}
+
+/// The same ways among few and among very many Services, and how much the many add.
+///
+/// # Errors
+///
+/// As `measure_packets`.
+pub fn measure_scale(counts: &[u32], effort: Effort) -> Result<Vec<Figure>, BenchError> {
+    let Effort { rounds, repeat } = effort;
+    let mut wrapper = Wrapper::load()?;
+    // Small tables of connections: what is looked at is the number of Services.
+    let datapaths = counts.iter().map(|count| load(*count, 65_536)).collect::<Result<Vec<_>, _>>()?;
+    let opening_repeat = repeat / 20;
+    let mut all = floors(repeat);
+    let floor_count = all.len();
+    for family in IpFamily::ALL {
+        for (path, is_new) in [
+            (miss("for no Service", family, Range::ONE), false),
+            (forward("established", family, Protocol::Tcp, Range::ONE, Reason::Forwarded), false),
+            (reply("reply", family, Protocol::Tcp, Range::ONE), false),
+            (open("new flow, 10 endpoints, table full", family, LIST), true),
+        ] {
+            for datapath in &datapaths {
+                let probe = Probe::new(path.clone(), Some(datapath), if is_new { opening_repeat } else { repeat });
+                all.push(if is_new { probe.endless() } else { probe });
+            }
+        }
+        for datapath in &datapaths {
+            let filling = forward("filling", family, Protocol::Udp, Range::ENDLESS, Reason::Opened);
+            run(&mut wrapper, &filling, Some(datapath), 0, 100_000)?;
+        }
+    }
+    for _ in 0..rounds {
+        for family in IpFamily::ALL {
+            // New flows of the round before may have pushed it out.
+            for datapath in &datapaths {
+                let opening = forward("established", family, Protocol::Tcp, Range::ONE, Reason::Opened);
+                let again = forward("established", family, Protocol::Tcp, Range::ONE, Reason::Forwarded);
+                run(&mut wrapper, &opening, Some(datapath), 0, 1)
+                    .or_else(|_| run(&mut wrapper, &again, Some(datapath), 0, 1))?;
+            }
+        }
+        for probe in &mut all {
+            probe.measure(&mut wrapper)?;
+        }
+    }
+    let (floor, measured) = all.split_at(floor_count);
+    let mut figures = Vec::new();
+    for group in measured.chunks(counts.len()) {
+        for (probe, count) in group.iter().zip(counts) {
+            let (minimum, median) = net(probe, floor);
+            figures.push(Figure::new(format!("{}, {count} Services", probe.path.name), "ns", minimum, median));
+        }
+        if let ([first, .., last], [fewest, .., most]) = (group, counts) {
+            let (few, many) = (net(first, floor), net(last, floor));
+            let growth = |few: f64, many: f64| (many / few - 1.0) * 100.0;
+            let name = format!("{}, growth from {fewest} to {most} Services", first.path.name);
+            figures.push(Figure::new(name, "%", growth(few.0, many.0), growth(few.1, many.1)).at_most(10.0));
+        }
+    }
+    figures.extend(measure_spread(&mut wrapper, counts, &datapaths, effort)?);
+    Ok(figures)
+}
+
+/// Flows that each go to a Service of its own, as many as there are Services, up to 64 k.
+fn measure_spread(
+    wrapper: &mut Wrapper,
+    counts: &[u32],
+    datapaths: &[Datapath],
+    Effort { rounds, repeat }: Effort,
+) -> Result<Vec<Figure>, BenchError> {
+    let mut all = floors(repeat);
+    let floor_count = all.len();
+    let mut names = Vec::new();
+    for (count, datapath) in counts.iter().zip(datapaths) {
+        for family in IpFamily::ALL {
+            // Half of what the table of connections holds, so that none is pushed out.
+            let addresses = count.ilog2().min(15);
+            let services = Range { ports: 0, addresses };
+            let mut first = vip(family, 0);
+            first.set_ip(background_vip(family, 0));
+            let path = |reason| {
+                Path::new("established", Protocol::Tcp, (client(family), Range::ONE), (first, services), reason)
+            };
+            run(wrapper, &path(Reason::Opened), Some(datapath), 0, services.len())?;
+            all.push(Probe::new(path(Reason::Forwarded), Some(datapath), repeat));
+            names.push(format!("established, TCP, {family}, {} flows to a Service each", services.len()));
+        }
+    }
+    measure_all(wrapper, &mut all, rounds)?;
+    let (floor, measured) = all.split_at(floor_count);
+    Ok(measured
+        .iter()
+        .zip(names)
+        .map(|(probe, name)| {
+            let (minimum, median) = net(probe, floor);
+            Figure::new(name, "ns", minimum, median)
+        })
+        .collect())
+}

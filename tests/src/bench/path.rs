@@ -1,0 +1,114 @@
+//! A way through the programs: which packets take it, and what they are counted as when they do.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bytes::Bytes;
+use dsproxy_bench_ebpf::{End, Plan};
+use dsproxy_common::{IpFamily, Protocol, count::Reason};
+
+use crate::{
+    packet::{Link, Packet, flags},
+    prog::Hook,
+};
+
+/// Many ends in one: how far the port and the address count up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Range {
+    /// The logarithm of the number of ports.
+    pub(super) ports: u32,
+    /// The logarithm of the number of addresses.
+    pub(super) addresses: u32,
+}
+
+impl Range {
+    /// One end only.
+    pub(super) const ONE: Self = Self { ports: 0, addresses: 0 };
+    /// 64 k ports and addresses.
+    pub(super) const MANY: Self = Self { ports: 15, addresses: 1 };
+    /// So many that none is met twice.
+    pub(super) const ENDLESS: Self = Self { ports: 15, addresses: 16 };
+    /// 64 k addresses.
+    pub(super) const ADDRESSES: Self = Self { ports: 0, addresses: 16 };
+
+    /// How many there are.
+    pub(super) fn len(self) -> u32 {
+        1 << (self.ports + self.addresses)
+    }
+}
+
+/// The way.
+#[derive(Clone, Debug)]
+pub(super) struct Path {
+    pub(super) name: String,
+    pub(super) family: IpFamily,
+    pub(super) protocol: Protocol,
+    pub(super) hook: Hook,
+    pub(super) reason: Reason,
+    pub(super) packet: Bytes,
+    pub(super) plan: Plan,
+}
+
+impl Path {
+    /// Packets from `source` to `destination`, each with the range of its ends, that are counted as `reason`.
+    pub(super) fn new(
+        name: &str,
+        protocol: Protocol,
+        (source, sources): (SocketAddr, Range),
+        (destination, destinations): (SocketAddr, Range),
+        reason: Reason,
+    ) -> Self {
+        let family = IpFamily::of(source.ip());
+        let hook = if reason == Reason::Replied || reason == Reason::NotReply { Hook::Egress } else { Hook::Ingress };
+        let flag = if reason == Reason::Opened { flags::SYN } else { flags::ACK };
+        let packet = match protocol {
+            Protocol::Tcp => Packet::tcp(source, destination).flags(flag),
+            Protocol::Udp => Packet::udp(source, destination),
+        }
+        .payload(&[0x64; 26])
+        .on(Link::Ethernet)
+        .to_bytes();
+        let network = 14;
+        let field = |at: usize| u32::from(u16::from_ne_bytes([packet[at], packet[at + 1]]));
+        let (header_checksum, transport) = match family {
+            IpFamily::V4 => (field(network + 10), network + 20),
+            IpFamily::V6 => (0, network + 40),
+        };
+        let transport_checksum = field(match protocol {
+            Protocol::Tcp => transport + 16,
+            Protocol::Udp => transport + 6,
+        });
+        Self {
+            name: format!("{name}, {protocol}, {family}"),
+            family,
+            protocol,
+            hook,
+            reason,
+            plan: Plan {
+                source: end(source, sources),
+                destination: end(destination, destinations),
+                header_checksum,
+                transport_checksum,
+            },
+            packet,
+        }
+    }
+}
+
+fn end(end: SocketAddr, Range { ports, addresses }: Range) -> End {
+    let (prefix, address) = match end.ip() {
+        IpAddr::V4(address) => ([0; 3], address.to_bits()),
+        IpAddr::V6(address) => {
+            let octets = address.octets();
+            let word = |at: usize| [octets[at], octets[at + 1], octets[at + 2], octets[at + 3]];
+            ([0, 4, 8].map(|at| u32::from_ne_bytes(word(at))), u32::from_be_bytes(word(12)))
+        }
+    };
+    End {
+        prefix,
+        address,
+        address_mask: (1 << addresses) - 1,
+        address_shift: ports,
+        port: end.port().into(),
+        port_mask: (1 << ports) - 1,
+    }
+}
