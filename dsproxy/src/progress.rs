@@ -70,6 +70,7 @@ struct State {
 #[derive(Debug)]
 pub struct Progress {
     state: Mutex<State>,
+    passes: AtomicU64,
     writes: AtomicU64,
     failures: AtomicU64,
     full: Mutex<BTreeMap<MapKind, u64>>,
@@ -80,6 +81,7 @@ impl Default for Progress {
     fn default() -> Self {
         Self {
             state: Mutex::default(),
+            passes: AtomicU64::default(),
             writes: AtomicU64::default(),
             failures: AtomicU64::default(),
             full: Mutex::default(),
@@ -123,6 +125,7 @@ impl Progress {
         }
         state.snapshot = snapshot;
         drop(state);
+        self.passes.fetch_add(1, Ordering::Relaxed);
         self.sync_duration.observe(took.as_secs_f64());
     }
 
@@ -146,6 +149,11 @@ impl Progress {
     /// How long taking up changes took each time, in seconds.
     pub fn sync_duration(&self) -> Histogram {
         self.sync_duration.clone()
+    }
+
+    /// How often the reconciler has done what it could.
+    pub fn passes(&self) -> u64 {
+        self.passes.load(Ordering::Relaxed)
     }
 
     /// Writes done and Services failed since the start.

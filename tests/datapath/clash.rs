@@ -81,6 +81,9 @@ fn a_connection_that_is_closing_gives_way() {
         first.opens(world, flags::SYN, world.endpoint(1));
         first.goes_on(world, flags::ACK, world.endpoint(1));
         first.goes_on(world, flags::FIN | flags::ACK, world.endpoint(1));
+        // Half closed, it still has answers to come.
+        second.meets(world, flags::SYN, &Expected::Dropped(Reason::ReplyClash));
+        first.replies(world, flags::FIN | flags::ACK, world.endpoint(1));
         second.opens(world, flags::SYN, world.endpoint(1));
         second.replies(world, flags::SYN | flags::ACK, world.endpoint(1));
     });
@@ -93,7 +96,7 @@ fn a_connection_past_its_lifetime_gives_way() {
         let second = world.flow(&Served::new(2, Protocol::Udp).active([1]), CLIENT);
         first.opens(world, 0, world.endpoint(1));
         second.meets(world, 0, &Expected::Dropped(Reason::ReplyClash));
-        world.datapath.set_lifetimes([0; 4]).expect("settings");
+        world.datapath.set_lifetimes([0; dsproxy_common::flow::FlowState::COUNT]).expect("settings");
         std::thread::sleep(std::time::Duration::from_millis(50));
         second.opens(world, 0, world.endpoint(1));
     });

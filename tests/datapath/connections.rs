@@ -95,25 +95,63 @@ fn a_connection_past_its_lifetime_is_opened_anew() {
 }
 
 #[test]
+fn half_closed_connections_go_on_in_both_directions() {
+    everywhere(|world| {
+        let flow = tcp(world, [1]);
+        flow.opens(world, flags::SYN, world.endpoint(1));
+        flow.replies(world, flags::SYN | flags::ACK, world.endpoint(1));
+        flow.goes_on(world, flags::FIN | flags::ACK, world.endpoint(1));
+        flow.replies(world, flags::ACK, world.endpoint(1));
+        flow.goes_on(world, flags::ACK, world.endpoint(1));
+        flow.replies(world, flags::FIN | flags::ACK, world.endpoint(1));
+        flow.goes_on(world, flags::ACK, world.endpoint(1));
+    });
+}
+
+#[test]
+fn a_connection_past_the_vip_from_a_port_just_used_through_it_is_left_alone() {
+    everywhere(|world| {
+        let flow = tcp(world, [1]);
+        flow.opens(world, flags::SYN, world.endpoint(1));
+        flow.replies(world, flags::FIN | flags::ACK, world.endpoint(1));
+        flow.reply_is_not_known(world, flags::SYN | flags::ACK, world.endpoint(1));
+    });
+}
+
+#[test]
 fn each_state_has_its_own_lifetime() {
     everywhere(|world| {
         let udp = world.serve(&Served::new(1, Protocol::Udp).active([1]));
         let opening = tcp(world, [1]);
         let established = Flow { client: world.client(40_001), ..opening };
-        let closing = Flow { client: world.client(40_002), ..opening };
+        let client_closed = Flow { client: world.client(40_002), ..opening };
+        let backend_closed = Flow { client: world.client(40_003), ..opening };
+        let closing = Flow { client: world.client(40_004), ..opening };
+        let reset = Flow { client: world.client(40_005), ..opening };
         let stateless = Flow { protocol: Protocol::Udp, service: udp, ..opening };
         let start = |world: &World| {
             opening.opens(world, flags::SYN, world.endpoint(1));
             established.opens(world, flags::SYN, world.endpoint(1));
             established.goes_on(world, flags::ACK, world.endpoint(1));
-            closing.opens(world, flags::SYN, world.endpoint(1));
-            closing.goes_on(world, flags::RST, world.endpoint(1));
+            for flow in [client_closed, closing] {
+                flow.opens(world, flags::SYN, world.endpoint(1));
+                flow.goes_on(world, flags::FIN | flags::ACK, world.endpoint(1));
+            }
+            backend_closed.opens(world, flags::SYN, world.endpoint(1));
+            for flow in [backend_closed, closing] {
+                flow.replies(world, flags::FIN | flags::ACK, world.endpoint(1));
+            }
+            reset.opens(world, flags::SYN, world.endpoint(1));
+            reset.goes_on(world, flags::RST, world.endpoint(1));
             stateless.opens(world, 0, world.endpoint(1));
         };
         for (over, state) in [
             (opening, FlowState::Opening),
             (established, FlowState::Established),
+            (client_closed, FlowState::ClientClosed),
+            (backend_closed, FlowState::BackendClosed),
             (closing, FlowState::Closing),
+            (reset, FlowState::Reset),
             (stateless, FlowState::Stateless),
         ] {
             world.datapath.connections().clear().expect("a table that can be cleared");
@@ -123,7 +161,7 @@ fn each_state_has_its_own_lifetime() {
             lifetimes[usize::from(state.number())] = 0;
             world.datapath.set_lifetimes(lifetimes).expect("settings");
             let_ticks_pass();
-            for flow in [opening, established, closing, stateless] {
+            for flow in [opening, established, client_closed, backend_closed, closing, reset, stateless] {
                 let is_over = (flow.protocol, flow.client) == (over.protocol, over.client);
                 if is_over {
                     flow.reply_is_not_known(world, flags::ACK, world.endpoint(1));

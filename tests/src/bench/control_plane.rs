@@ -110,14 +110,14 @@ fn measure_changes(
         .spawn(move || runtime.block_on(reconciler.run(receiver)))
         .map_err(BenchError::Thread)?;
     let mut changes = Vec::new();
-    progress.take_durations();
     for change in 0..CHANGES {
         let number = change * (services / CHANGES).max(1) % services;
         let event = Event::EndpointSlices(Delta::Apply(slice(IpFamily::V6, number, endpoints, 1)));
         let (writes, _) = progress.totals();
+        let passes = progress.passes();
         let started = Instant::now();
         sender.blocking_send(event).map_err(|_| BenchError::ReconcilerEnded)?;
-        while progress.take_durations().is_empty() {
+        while progress.passes() == passes {
             if task.is_finished() {
                 return Err(BenchError::ReconcilerEnded);
             }

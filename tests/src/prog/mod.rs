@@ -98,7 +98,7 @@ impl Datapath {
     ///
     /// When there is no room or a write fails.
     pub fn serve(&mut self, port: &ResolvedPort) -> Result<u32, ProgError> {
-        let plan = self.known.plan(port, Instant::now())?;
+        let plan = self.known.plan(port, &port.frontends().collect(), Instant::now())?;
         self.write(&plan.writes)?;
         let name = port.name.to_string();
         let names = self.maps.names()?;
@@ -112,7 +112,7 @@ impl Datapath {
     /// When there is no room or a write fails.
     pub fn serve_all(&mut self, ports: impl Iterator<Item = ResolvedPort>) -> Result<(), ProgError> {
         for port in ports {
-            let plan = self.known.plan(&port, Instant::now())?;
+            let plan = self.known.plan(&port, &port.frontends().collect(), Instant::now())?;
             self.write(&plan.writes)?;
         }
         Ok(())
