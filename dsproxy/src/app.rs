@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     attachments::Attachments,
+    capabilities,
     cli::{LogFormat, RunArguments},
     datapath::{
         attach::{self, Attacher, Programs},
@@ -83,6 +84,7 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
 
     // Whatever can be refused is refused before anything is touched.
+    capabilities::check()?;
     let source = match &manifests {
         Some(directory) => Source::Manifests(Manifests::open(directory)?),
         None => Source::Kubernetes(kubernetes::connect(kubeconfig.as_deref()).await?),
@@ -145,16 +147,17 @@ enum Source {
 fn refuse_missing_devices(node_devices: &[String]) -> anyhow::Result<()> {
     for device in node_devices {
         if let Err(error) = nix::net::if_::if_nametoindex(device.as_str()) {
-            bail!("--node-devices: no device {device:?} in this network namespace ({error}); `ip link` lists them");
+            bail!(
+                "--node-devices: no device {device:?} in this network namespace ({}); `ip link` lists them",
+                error.desc()
+            );
         }
     }
     Ok(())
 }
 
 fn start_log(arguments: &RunArguments) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&arguments.log_level).with_context(|| {
-        format!("--log-level {:?}: write a level, as in info, or targets and levels", arguments.log_level)
-    })?;
+    let filter = EnvFilter::try_new(&arguments.log_level).context("read --log-level")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match arguments.log_format {
         LogFormat::Text => log.with_ansi(false).try_init(),

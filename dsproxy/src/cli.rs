@@ -10,7 +10,7 @@ use crate::{
     app,
     cluster_cidr::ClusterCidrs,
     datapath::{attach::AttachMode, bpffs},
-    inspect,
+    inspect, log_level,
     maps::Capacities,
 };
 
@@ -90,7 +90,7 @@ pub struct RunArguments {
     pub log_format: LogFormat,
 
     /// What is logged: error, warn, info, debug, trace, or a list of targets and levels
-    #[arg(long, value_name = "FILTER", default_value = "info")]
+    #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_level::parse)]
     pub log_level: String,
 }
 

@@ -4,14 +4,17 @@
 
 pub mod app;
 pub mod attachments;
+pub mod capabilities;
 pub mod cli;
 pub mod cluster;
 pub mod cluster_cidr;
+pub mod complaint;
 pub mod datapath;
 pub mod diff;
 pub mod http;
 pub mod inspect;
 pub mod interfaces;
+pub mod log_level;
 pub mod maglev;
 pub mod maps;
 pub mod metrics;

@@ -3,14 +3,26 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use dsproxy::cli::Arguments;
+use dsproxy::{cli::Arguments, complaint};
+
+/// The exit status for a command line that cannot be read, as it is usual.
+const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    match Arguments::parse().run() {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => match complaint::of_arguments(&error) {
+            Some(complaint) => {
+                eprintln!("dsproxy: {complaint}");
+                return ExitCode::from(USAGE);
+            }
+            None => error.exit(),
+        },
+    };
+    match arguments.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line, for people and for the log of a pod that does not start.
-            eprintln!("dsproxy: {error:#}");
+            eprintln!("dsproxy: {}", complaint::of_error(&error));
             ExitCode::FAILURE
         }
     }

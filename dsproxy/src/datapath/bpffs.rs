@@ -27,7 +27,7 @@ const NAME: &str = "dsproxy";
 #[derive(Debug, Error)]
 pub enum BpffsError {
     /// The directory could not be made.
-    #[error("make the directory {}: {source}", path.display())]
+    #[error("--bpffs {}: make the directory: {source}; name one that is, or can be made, on a bpffs", path.display())]
     Create {
         /// The directory.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum BpffsError {
         source: io::Error,
     },
     /// What the directory is on could not be found out.
-    #[error("find the file system of {}: {source}", path.display())]
+    #[error("--bpffs {}: find its file system: {source}", path.display())]
     Examine {
         /// The directory.
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum BpffsError {
     },
     /// The file system could not be mounted.
     #[error(
-        "mount a bpffs at {}: {source}; it takes CAP_SYS_ADMIN, or a mount made beforehand \
+        "--bpffs {}: mount a bpffs there: {source}; it takes a directory and CAP_SYS_ADMIN, or a mount made beforehand \
          (mount -t bpf bpf {}); in a container, share the host's with a hostPath volume",
         path.display(), path.display()
     )]

@@ -60,7 +60,7 @@ pub enum LoadError {
     #[error(transparent)]
     Write(#[from] MapError),
     /// The directory for pins could not be made or read.
-    #[error("make the directory {}: {source}", path.display())]
+    #[error("make the directory {}: {source}; --bpffs has to name a bpffs that can be written to", path.display())]
     Directory {
         /// The directory.
         path: PathBuf,

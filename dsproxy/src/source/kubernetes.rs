@@ -69,8 +69,8 @@ impl Default for Pace {
 pub enum ConnectError {
     /// The file named with `--kubeconfig` or `KUBECONFIG` cannot be used.
     #[error(
-        "read kubeconfig {}: {source}; name a readable kubeconfig with --kubeconfig",
-        path.display()
+        "read kubeconfig {}: {}; name a readable kubeconfig with --kubeconfig",
+        path.display(), first_line(source)
     )]
     Kubeconfig {
         /// The file.
@@ -100,6 +100,11 @@ pub enum ConnectError {
         #[source]
         source: Box<kube::Error>,
     },
+}
+
+/// A parser shows the place of a mistake on further lines.
+fn first_line(error: &KubeconfigError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// A client for the API server that `kubeconfig` names, else for the cluster this process is a pod of, else
