@@ -5,6 +5,7 @@
 #![cfg_attr(not(target_arch = "bpf"), allow(dead_code))]
 // The program attribute makes public functions without documentation around ours.
 #![allow(missing_docs, unreachable_pub)]
+#![allow(clippy::needless_pass_by_value, reason = "the program attribute hands the context over by value")]
 
 mod clock;
 mod count;

@@ -5,6 +5,11 @@
 //! another connection while a program still holds it may get the older one's time and state, which its own next packet
 //! puts right.
 
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value is copied to the stack, of which there are 512 bytes"
+)]
+
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use dsproxy_common::{
     Port,

@@ -3,6 +3,8 @@
 mod columns;
 mod views;
 
+use std::io::{self, Write as _};
+
 use anyhow::Context as _;
 use serde::Serialize;
 
@@ -41,9 +43,13 @@ pub fn print<V: View>(
     let bpffs = Bpffs::existing(directory)?.with_context(nothing)?;
     let maps = load::open_pinned(&bpffs).with_context(nothing)?;
     let view = view(&Live { bpffs, maps })?;
-    match output {
-        OutputFormat::Table => print!("{}", view.table()),
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&view).context("write JSON")?),
+    let text = match output {
+        OutputFormat::Table => view.table(),
+        OutputFormat::Json => serde_json::to_string_pretty(&view).context("write JSON")? + "\n",
+    };
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough, as `head` does.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("write to standard output"),
     }
-    Ok(())
 }

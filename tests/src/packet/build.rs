@@ -299,7 +299,7 @@ impl Packet {
                 header.put_u8(0);
                 header.put_u16((header_length + length) as u16);
                 header.put_u16(0x1234);
-                header.put_u16(offset / 8 | u16::from(*more) << 13);
+                header.put_u16((offset / 8) | (u16::from(*more) << 13));
                 header.put_u8(64);
                 header.put_u8(self.protocol());
                 header.put_u16(0);
@@ -339,7 +339,7 @@ impl Packet {
                 bytes.put_u16(*destination);
                 bytes.put_u32(1_000_000);
                 bytes.put_u32(2_000_000);
-                bytes.put_u8(((20 + options.len()) / 4 << 4) as u8);
+                bytes.put_u8((((20 + options.len()) / 4) << 4) as u8);
                 bytes.put_u8(*flags);
                 bytes.put_u16(64_240);
                 bytes.put_u32(0);
