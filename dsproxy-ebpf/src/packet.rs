@@ -6,13 +6,16 @@ use aya_ebpf::{
     helpers::{bpf_csum_update, bpf_l4_csum_replace},
     programs::TcContext,
 };
-use dsproxy_common::{Address, IpFamily, Port};
+use dsproxy_common::{Address, IpFamily, Port, checksum};
 
 use crate::wire::Wire;
 
 /// The flag of `bpf_l4_csum_replace` that tells an IPv6 pseudo-header from IPv4's (include/uapi/linux/bpf.h, 6.16);
 /// aya's bindings are older.
 const BPF_F_IPV6: u64 = 1 << 7;
+
+/// How a checksum that comes out as zero is written where zero means that there is none (RFC 768).
+const CHECKSUM_OF_ZERO: u16 = 0xffff;
 
 /// The bytes asked for are not in the linear part of the packet: `end` is how long that would have to be.
 #[derive(Clone, Copy)]
@@ -135,44 +138,86 @@ impl PacketContext for TcContext {
         self.pull_data(length).map_err(|_| Refused)
     }
 
-    /// Leaves it to the kernel, which alone knows whether the checksum is complete, still to be finished by the device
-    /// (then it covers the pseudo-header only), or given by the device for the whole packet.
+    /// Leaves the address to the kernel, which alone knows whether the checksum is complete, still to be finished by the
+    /// device (then it covers the pseudo-header only), or given by the device for the whole packet.
+    ///
+    /// What the kernel then did tells which it is, so that for the port, which is in no pseudo-header, a second call can be
+    /// spared: a call costs as much as the search for a connection.
     #[inline(always)]
     fn update_transport_checksum(&self, offset: usize, change: &TransportChange) -> Result<(), Refused> {
-        let TransportChange { family, address, port, zero_means_none } = change;
-        let skb = self.as_ptr().cast();
-        let offset = offset as u32;
-        let mangled = if *zero_means_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | mangled;
-
-        // SAFETY: plain calls of helpers with integers and the context that the kernel gave us.
-        let replaced = unsafe {
-            match family {
-                IpFamily::V4 => bpf_l4_csum_replace(skb, offset, 0, (*address).into(), pseudo),
-                IpFamily::V6 => {
-                    let flagged = bpf_l4_csum_replace(skb, offset, 0, (*address).into(), pseudo | BPF_F_IPV6);
-                    if flagged == 0 {
-                        0
-                    } else {
-                        // A kernel without the flag (before 6.16) takes the address out of a device's sum over the
-                        // packet, as is right for IPv4, whose header checksum has made up for it. In IPv6
-                        // nothing has: put it back.
-                        let replaced = bpf_l4_csum_replace(skb, offset, 0, (*address).into(), pseudo);
-                        bpf_csum_update(skb, *address);
-                        replaced
-                    }
-                }
-            }
-        };
-        if replaced != 0 {
-            return Err(Refused);
-        }
-        let (old, new) = *port;
+        let TransportChange { family, address, port: (old, new), zero_means_none } = *change;
+        let before = View::<2>::at(self, offset).map_err(|Short { .. }| Refused)?.read::<u16, 0>();
+        replace_address(self, offset, family, address, zero_means_none)?;
         if old == new {
             return Ok(());
         }
-        // SAFETY: as above.
-        let replaced = unsafe { bpf_l4_csum_replace(skb, offset, old.wire().into(), new.wire().into(), mangled | 2) };
-        if replaced == 0 { Ok(()) } else { Err(Refused) }
+        let field = View::<2>::at(self, offset).map_err(|Short { .. }| Refused)?;
+        let after = field.read::<u16, 0>();
+        let written = |sum: u16| if zero_means_none && sum == 0 { CHECKSUM_OF_ZERO } else { sum };
+        let of_packet = written(checksum::update(before, address));
+        let of_pseudo_header = written(checksum::fold(u64::from(before) + u64::from(address)));
+        if of_packet == of_pseudo_header || (after != of_packet && after != of_pseudo_header) {
+            // The difference says nothing (or UDP goes without).
+            return replace_port(self, offset, (old, new), zero_means_none);
+        }
+        if after == of_packet {
+            let port = checksum::difference(&[old.wire().into()], &[new.wire().into()]);
+            field.write::<u16, 0>(written(checksum::update(after, port)));
+        }
+        Ok(())
     }
+}
+
+/// Leaves it to the kernel to make the transport checksum at `offset` right after a change of an address.
+#[inline(always)]
+fn replace_address(
+    context: &TcContext,
+    offset: usize,
+    family: IpFamily,
+    difference: u32,
+    zero_means_none: bool,
+) -> Result<(), Refused> {
+    let (skb, offset) = (context.as_ptr().cast(), offset as u32);
+    let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled_zero(zero_means_none);
+    // SAFETY: plain calls of helpers with integers and the context that the kernel gave us.
+    let replaced = unsafe {
+        match family {
+            IpFamily::V4 => bpf_l4_csum_replace(skb, offset, 0, difference.into(), flags),
+            IpFamily::V6 => {
+                let flagged = bpf_l4_csum_replace(skb, offset, 0, difference.into(), flags | BPF_F_IPV6);
+                if flagged == 0 {
+                    0
+                } else {
+                    // A kernel without the flag (before 6.16) takes the address out of a device's sum over the
+                    // packet, as is right for IPv4, whose header checksum has made up for it. In IPv6
+                    // nothing has: put it back.
+                    let replaced = bpf_l4_csum_replace(skb, offset, 0, difference.into(), flags);
+                    bpf_csum_update(skb, difference);
+                    replaced
+                }
+            }
+        }
+    };
+    if replaced == 0 { Ok(()) } else { Err(Refused) }
+}
+
+/// Leaves it to the kernel to make the transport checksum at `offset` right after a change of a port.
+#[inline(always)]
+fn replace_port(
+    context: &TcContext,
+    offset: usize,
+    (old, new): (Port, Port),
+    zero_means_none: bool,
+) -> Result<(), Refused> {
+    let flags = mangled_zero(zero_means_none) | size_of::<Port>() as u64;
+    // SAFETY: as in `replace_address`.
+    let replaced = unsafe {
+        bpf_l4_csum_replace(context.as_ptr().cast(), offset as u32, old.wire().into(), new.wire().into(), flags)
+    };
+    if replaced == 0 { Ok(()) } else { Err(Refused) }
+}
+
+#[inline(always)]
+fn mangled_zero(zero_means_none: bool) -> u64 {
+    if zero_means_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 }
 }

@@ -1,6 +1,6 @@
 //! Two VIPs, one backend, one client port: the backend's packets look alike, so only one of the connections can have it.
 
-use dsproxy_common::{Protocol, count::Reason};
+use dsproxy_common::{Protocol, count::Reason, flow::FlowState};
 use dsproxy_tests::{packet::flags, prog::Entry};
 
 use crate::world::{Expected, Flow, Served, everywhere};
@@ -74,18 +74,23 @@ fn every_slot_taken_is_a_clash_after_four_tries() {
 }
 
 #[test]
-fn a_connection_that_is_closing_gives_way() {
+fn a_connection_that_is_over_gives_way_and_one_half_closed_does_not() {
     everywhere(|world| {
         let first = world.flow(&Served::new(1, Protocol::Tcp).active([1]), CLIENT);
         let second = world.flow(&Served::new(2, Protocol::Tcp).active([1]), CLIENT);
-        first.opens(world, flags::SYN, world.endpoint(1));
-        first.goes_on(world, flags::ACK, world.endpoint(1));
-        first.goes_on(world, flags::FIN | flags::ACK, world.endpoint(1));
-        // Half closed, it still has answers to come.
+        let backend = world.endpoint(1);
+        let finish = flags::FIN | flags::ACK;
+        first.opens(world, flags::SYN, backend);
+        first.goes_on(world, flags::ACK, backend);
+        first.goes_on(world, finish, backend);
         second.meets(world, flags::SYN, &Expected::Dropped(Reason::ReplyClash));
-        first.replies(world, flags::FIN | flags::ACK, world.endpoint(1));
-        second.opens(world, flags::SYN, world.endpoint(1));
-        second.replies(world, flags::SYN | flags::ACK, world.endpoint(1));
+        first.replies(world, finish, backend);
+        second.opens(world, flags::SYN, backend);
+        second.replies(world, flags::SYN | flags::ACK, backend);
+
+        second.replies(world, flags::RST, backend);
+        first.opens(world, flags::SYN, backend);
+        first.replies(world, flags::SYN | flags::ACK, backend);
     });
 }
 
@@ -96,7 +101,7 @@ fn a_connection_past_its_lifetime_gives_way() {
         let second = world.flow(&Served::new(2, Protocol::Udp).active([1]), CLIENT);
         first.opens(world, 0, world.endpoint(1));
         second.meets(world, 0, &Expected::Dropped(Reason::ReplyClash));
-        world.datapath.set_lifetimes([0; dsproxy_common::flow::FlowState::COUNT]).expect("settings");
+        world.datapath.set_lifetimes([0; FlowState::COUNT]).expect("settings");
         std::thread::sleep(std::time::Duration::from_millis(50));
         second.opens(world, 0, world.endpoint(1));
     });

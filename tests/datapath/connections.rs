@@ -57,16 +57,64 @@ fn a_port_used_again_after_fin_or_rst_is_a_new_connection() {
             } else {
                 flow.replies(world, flag | flags::ACK, old);
             }
-            // What is still on its way goes on ...
-            flow.goes_on(world, flags::ACK, old);
-            flow.replies(world, flags::ACK, old);
-            // ... and what opens goes where new connections go now.
-            world.serve(&Served::new(1, Protocol::Tcp).active([2]));
-            flow.opens(world, flags::SYN, world.endpoint(2));
-            flow.goes_on(world, flags::ACK, world.endpoint(2));
-            flow.replies(world, flags::ACK, world.endpoint(2));
+            // The old endpoint would still do for what goes on, but the connection is a new one.
+            world.serve(&Served::new(1, Protocol::Tcp).active([1, 2, 3]));
+            let new = world.choice(&Served::new(1, Protocol::Tcp), flow.client, 0);
+            flow.opens(world, flags::SYN, new);
+            flow.goes_on(world, flags::ACK, new);
+            flow.replies(world, flags::ACK, new);
         });
     }
+}
+
+#[test]
+fn what_is_still_on_its_way_after_a_fin_goes_on() {
+    everywhere(|world| {
+        let flow = tcp(world, [1]);
+        let backend = world.endpoint(1);
+        flow.opens(world, flags::SYN, backend);
+        flow.goes_on(world, flags::ACK, backend);
+        flow.goes_on(world, flags::FIN | flags::ACK, backend);
+        flow.replies(world, flags::ACK | flags::PSH, backend);
+        flow.goes_on(world, flags::ACK, backend);
+        flow.replies(world, flags::FIN | flags::ACK, backend);
+        flow.goes_on(world, flags::ACK, backend);
+        flow.replies(world, flags::FIN | flags::ACK, backend);
+    });
+}
+
+#[test]
+fn a_reset_that_both_sides_ignore_ends_nothing() {
+    everywhere(|world| {
+        let flow = tcp(world, [1]);
+        let backend = world.endpoint(1);
+        flow.opens(world, flags::SYN, backend);
+        flow.goes_on(world, flags::ACK, backend);
+        for from_client in [true, false] {
+            flow.replies(world, flags::RST, backend);
+            if from_client {
+                flow.goes_on(world, flags::ACK, backend);
+            } else {
+                flow.replies(world, flags::ACK, backend);
+            }
+            // Established again: even a SYN stays where it is.
+            flow.goes_on(world, flags::SYN, backend);
+        }
+    });
+}
+
+/// A client that has just used a port through the VIP may use it again past it; the backend's answer is not for the VIP then.
+#[test]
+fn a_backend_that_accepts_after_the_end_answers_for_itself() {
+    everywhere(|world| {
+        let flow = tcp(world, [1]);
+        let backend = world.endpoint(1);
+        flow.opens(world, flags::SYN, backend);
+        flow.goes_on(world, flags::ACK, backend);
+        flow.goes_on(world, flags::FIN | flags::ACK, backend);
+        flow.replies(world, flags::FIN | flags::ACK, backend);
+        flow.reply_is_not_known(world, flags::SYN | flags::ACK, backend);
+    });
 }
 
 #[test]
@@ -95,80 +143,52 @@ fn a_connection_past_its_lifetime_is_opened_anew() {
 }
 
 #[test]
-fn half_closed_connections_go_on_in_both_directions() {
-    everywhere(|world| {
-        let flow = tcp(world, [1]);
-        flow.opens(world, flags::SYN, world.endpoint(1));
-        flow.replies(world, flags::SYN | flags::ACK, world.endpoint(1));
-        flow.goes_on(world, flags::FIN | flags::ACK, world.endpoint(1));
-        flow.replies(world, flags::ACK, world.endpoint(1));
-        flow.goes_on(world, flags::ACK, world.endpoint(1));
-        flow.replies(world, flags::FIN | flags::ACK, world.endpoint(1));
-        flow.goes_on(world, flags::ACK, world.endpoint(1));
-    });
-}
-
-#[test]
-fn a_connection_past_the_vip_from_a_port_just_used_through_it_is_left_alone() {
-    everywhere(|world| {
-        let flow = tcp(world, [1]);
-        flow.opens(world, flags::SYN, world.endpoint(1));
-        flow.replies(world, flags::FIN | flags::ACK, world.endpoint(1));
-        flow.reply_is_not_known(world, flags::SYN | flags::ACK, world.endpoint(1));
-    });
-}
-
-#[test]
 fn each_state_has_its_own_lifetime() {
+    use FlowState::{BackendClosed, ClientClosed, Closing, Established, Opening, Reset, Stateless};
+    const STATES: [FlowState; 7] = [Opening, Established, ClientClosed, BackendClosed, Closing, Reset, Stateless];
+    const FINISH: u8 = flags::FIN | flags::ACK;
+
     everywhere(|world| {
-        let udp = world.serve(&Served::new(1, Protocol::Udp).active([1]));
-        let opening = tcp(world, [1]);
-        let established = Flow { client: world.client(40_001), ..opening };
-        let client_closed = Flow { client: world.client(40_002), ..opening };
-        let backend_closed = Flow { client: world.client(40_003), ..opening };
-        let closing = Flow { client: world.client(40_004), ..opening };
-        let reset = Flow { client: world.client(40_005), ..opening };
-        let stateless = Flow { protocol: Protocol::Udp, service: udp, ..opening };
-        let start = |world: &World| {
-            opening.opens(world, flags::SYN, world.endpoint(1));
-            established.opens(world, flags::SYN, world.endpoint(1));
-            established.goes_on(world, flags::ACK, world.endpoint(1));
-            for flow in [client_closed, closing] {
-                flow.opens(world, flags::SYN, world.endpoint(1));
-                flow.goes_on(world, flags::FIN | flags::ACK, world.endpoint(1));
-            }
-            backend_closed.opens(world, flags::SYN, world.endpoint(1));
-            for flow in [backend_closed, closing] {
-                flow.replies(world, flags::FIN | flags::ACK, world.endpoint(1));
-            }
-            reset.opens(world, flags::SYN, world.endpoint(1));
-            reset.goes_on(world, flags::RST, world.endpoint(1));
-            stateless.opens(world, 0, world.endpoint(1));
+        let (tcp, udp) = (tcp(world, [1]), world.flow(&Served::new(1, Protocol::Udp).active([1]), 40_000));
+        let flow = |state: FlowState| match state {
+            Stateless => udp,
+            state => Flow { client: crate::world::client(tcp.family(), 40_000 + state.number()), ..tcp },
         };
-        for (over, state) in [
-            (opening, FlowState::Opening),
-            (established, FlowState::Established),
-            (client_closed, FlowState::ClientClosed),
-            (backend_closed, FlowState::BackendClosed),
-            (closing, FlowState::Closing),
-            (reset, FlowState::Reset),
-            (stateless, FlowState::Stateless),
-        ] {
+        let bring_to = |world: &World, state: FlowState| {
+            let (flow, backend) = (flow(state), world.endpoint(1));
+            flow.opens(world, flags::SYN, backend);
+            if matches!(state, Established | ClientClosed | BackendClosed | Closing | Reset) {
+                flow.goes_on(world, flags::ACK, backend);
+            }
+            if matches!(state, ClientClosed | Closing) {
+                flow.goes_on(world, FINISH, backend);
+            }
+            if matches!(state, BackendClosed | Closing) {
+                flow.replies(world, FINISH, backend);
+            }
+            if state == Reset {
+                flow.goes_on(world, flags::RST, backend);
+            }
+        };
+        for over in STATES {
             world.datapath.connections().clear().expect("a table that can be cleared");
             world.datapath.set_lifetimes(all(1_000_000)).expect("settings");
-            start(world);
+            for state in STATES {
+                bring_to(world, state);
+            }
             let mut lifetimes = all(1_000_000);
-            lifetimes[usize::from(state.number())] = 0;
+            lifetimes[usize::from(over.number())] = 0;
             world.datapath.set_lifetimes(lifetimes).expect("settings");
             let_ticks_pass();
-            for flow in [opening, established, client_closed, backend_closed, closing, reset, stateless] {
-                let is_over = (flow.protocol, flow.client) == (over.protocol, over.client);
-                if is_over {
-                    flow.reply_is_not_known(world, flags::ACK, world.endpoint(1));
-                    flow.opens(world, flags::ACK, world.endpoint(1));
+            for state in STATES {
+                if state == over {
+                    flow(state).reply_is_not_known(world, flags::ACK, world.endpoint(1));
+                    flow(state).opens(world, flags::ACK, world.endpoint(1));
                 } else {
-                    flow.replies(world, flags::ACK, world.endpoint(1));
-                    flow.goes_on(world, flags::ACK, world.endpoint(1));
+                    // Anything but another RST would take the reset back.
+                    let flag = if state == Reset { flags::RST } else { flags::ACK };
+                    flow(state).replies(world, flag, world.endpoint(1));
+                    flow(state).goes_on(world, flag, world.endpoint(1));
                 }
             }
         }

@@ -21,13 +21,16 @@ fn shortest(link: Link, family: IpFamily, network: usize) -> usize {
 /// The shortest IP header, which a device without a link-layer header must bring for the family to be known.
 const SHORTEST_IP: usize = 20;
 
+/// Gives a packet another form.
+type Shape = fn(Packet) -> Packet;
+
 #[test]
 fn a_packet_cut_off_anywhere_is_never_translated_wrongly() {
     everywhere(|world| {
         let tcp = world.serve(&Served::new(1, Protocol::Tcp).active([1]));
         let udp = world.serve(&Served::new(1, Protocol::Udp).active([1]));
         let (client, vip, backend) = (world.client(40_000), world.vip(1), world.endpoint(1));
-        let mut shapes: Vec<(&str, fn(Packet) -> Packet)> =
+        let mut shapes: Vec<(&str, Shape)> =
             vec![("plain", |packet| packet), ("TCP options", |packet| packet.tcp_options(&[1; 12]))];
         if world.link == Link::Ethernet {
             shapes.push(("two tags", |packet| packet.tag(Tag::Service(1)).tag(Tag::Customer(2))));

@@ -144,3 +144,47 @@ fn a_service_deleted_and_made_again_with_other_endpoints_serves_them() {
         Flow { service, ..flow }.opens(world, 0, world.endpoint(2));
     });
 }
+
+/// Ports of one Service may swap their numbers: the frontend passes to another service port in one write, and no endpoint goes.
+#[test]
+fn udp_follows_its_frontend_to_another_service_port_within_a_second() {
+    everywhere(|world| {
+        let flow = world.flow(&Served::new(1, Protocol::Udp).active([1]), CLIENT);
+        let other = Served::new(2, Protocol::Udp).active([2]);
+        let service = world.serve(&other);
+        flow.opens(world, 0, world.endpoint(1));
+        let (frontend, _) = world.datapath.slots(other.frontend(world.family)).expect("the frontend");
+        let address = Served::new(1, Protocol::Udp).frontend(world.family);
+        world.datapath.write(&[Write::Frontend { address, frontend }]).expect("a write");
+        std::thread::sleep(std::time::Duration::from_millis(1_050));
+        let flow = Flow { service, ..flow };
+        flow.opens(world, 0, world.endpoint(2));
+        flow.replies(world, 0, world.endpoint(2));
+        world.withdraw(&other);
+    });
+}
+
+/// Slots are written while packets flow: what they name may already be another's or gone. The next slot serves.
+#[test]
+fn a_slot_that_names_what_it_should_not_is_passed_over() {
+    everywhere(|world| {
+        let served = Served::new(1, Protocol::Tcp).active([1, 2, 3]);
+        let flow = world.flow(&served, CLIENT);
+        let [wrong, right] = [0, 1].map(|step| world.choice(&served, flow.client, step));
+        let backends = world.datapath.maps().backends().expect("backends");
+        let (family, id, held) = *backends
+            .iter()
+            .find(|(_, _, held)| (held.address, held.port, held.service) == (wrong.ip(), wrong.port(), flow.service))
+            .expect("the backend");
+        for record in [
+            BackendRecord { state: BackendState::Gone, ..held },
+            BackendRecord { state: BackendState::Draining, ..held },
+            BackendRecord { service: flow.service + 1, ..held },
+        ] {
+            world.datapath.connections().clear().expect("a table that can be cleared");
+            world.datapath.write(&[Write::Backend { family, id, record }]).expect("a write");
+            flow.opens(world, flags::SYN, right);
+        }
+        world.datapath.write(&[Write::Backend { family, id, record: held }]).expect("a write");
+    });
+}

@@ -305,6 +305,10 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
+    pub(crate) fn family(&self) -> IpFamily {
+        IpFamily::of(self.client.ip())
+    }
+
     fn packet(&self, source: SocketAddr, destination: SocketAddr, flags: u8) -> Packet {
         match self.protocol {
             Protocol::Tcp => Packet::tcp(source, destination).flags(flags),

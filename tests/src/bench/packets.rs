@@ -16,7 +16,9 @@ use crate::{
 
 /// How hard to measure.
 #[derive(Clone, Copy, Debug)]
-pub struct Effort {
+pub struct Effort<'a> {
+    /// Which ways: those whose name has this in it.
+    pub filter: &'a str,
     /// How many rounds; each measures everything once.
     pub rounds: u32,
     /// How many packets for one measurement.
@@ -134,7 +136,7 @@ fn run(
     sequence: u32,
     repeat: u32,
 ) -> Result<f64, BenchError> {
-    let Path { name, family, protocol, hook, reason, packet, plan } = path;
+    let Path { name, family, protocol, hook, reason, packet, plan, is_rotation: _, aim: _ } = path;
     let counters = |datapath: &Datapath| datapath.maps().counters();
     let count = |counters: &[(Reason, Option<IpFamily>, u64)]| {
         let counter = counters.iter().find(|(held, of, _)| (held, *of) == (reason, Some(*family)));
@@ -194,68 +196,79 @@ fn net(probe: &Probe<'_>, floors: &[Probe<'_>]) -> (f64, f64) {
 /// # Errors
 ///
 /// When something cannot be loaded or run, or packets do not go the way that is measured.
-pub fn measure_packets(services: u32, effort: Effort) -> Result<Vec<Figure>, BenchError> {
-    let Effort { rounds, repeat } = effort;
+pub fn measure_packets(services: u32, effort: Effort<'_>) -> Result<Vec<Figure>, BenchError> {
+    let Effort { filter, rounds, repeat } = effort;
     let mut wrapper = Wrapper::load()?;
     let mut datapath = load(services, CONNECTIONS)?;
     let mut figures = Vec::new();
 
-    let mut probes = Vec::new();
-    let mut aims = Vec::new();
     for family in IpFamily::ALL {
-        let translated = of_family(family, 80.0, 90.0);
         for protocol in Protocol::ALL {
             // The first of the many is the one that is measured alone, too.
             let opening = forward("opening", family, protocol, Range::MANY, Reason::Opened);
             run(&mut wrapper, &opening, Some(&datapath), 0, Range::MANY.len())?;
-            probes.push(forward("established", family, protocol, Range::ONE, Reason::Forwarded));
-            aims.push(Some(translated));
-            probes.push(reply("reply", family, protocol, Range::ONE));
-            aims.push(Some(translated));
         }
-        probes.push(miss("for no Service", family, Range::ONE));
-        aims.push(Some(40.0));
-        probes.push(miss("for no Service, 64 k destinations", family, Range::ADDRESSES));
-        aims.push(None);
-        for protocol in Protocol::ALL {
-            probes.push(forward("established, 64 k flows", family, protocol, Range::MANY, Reason::Forwarded));
-            aims.push(Some(200.0));
-        }
-        probes.push(reply("reply, 64 k flows", family, Protocol::Tcp, Range::MANY));
-        aims.push(None);
-        let client_to_client = |name: &str| {
-            let mut server = client(family);
-            server.set_port(PORT);
-            Path::new(name, Protocol::Tcp, (client(family), Range::ONE), (server, Range::ONE), Reason::NotReply)
-        };
-        probes.push(client_to_client("no reply"));
-        aims.push(None);
     }
     let mut all = floors(repeat);
     let floor_count = all.len();
-    all.extend(probes.into_iter().map(|path| Probe::new(path, Some(&datapath), repeat)));
+    let paths = IpFamily::ALL.into_iter().flat_map(paths).filter(|path| path.name.contains(filter));
+    all.extend(paths.map(|path| {
+        // Ten times round, so that finding the caches as others left them counts for little.
+        let repeat = if path.is_rotation { repeat.max(10 * Range::MANY.len()) } else { repeat };
+        Probe::new(path, Some(&datapath), repeat)
+    }));
     measure_all(&mut wrapper, &mut all, rounds)?;
     let (floor, measured) = all.split_at(floor_count);
     for floor in floor {
         let name = format!("an empty program and the wrapper, {}, {}", floor.path.protocol, floor.path.family);
         figures.push(Figure::new(name, "ns", floor.minimum(), floor.median()));
     }
-    for (probe, aim) in measured.iter().zip(aims) {
-        let (minimum, median) = net(probe, floor);
-        let figure = Figure::new(probe.path.name.clone(), "ns", minimum, median);
-        figures.push(match aim {
-            Some(aim) => figure.at_most(aim),
-            None => figure,
-        });
-    }
+    figures.extend(measured.iter().map(|probe| figure(probe, floor)));
     drop(all);
 
-    figures.extend(measure_opening(&mut wrapper, &mut datapath, rounds)?);
+    figures.extend(measure_opening(&mut wrapper, &mut datapath, effort)?);
     Ok(figures)
 }
 
+/// All ways of packets of `family` that belong to a connection or to none.
+fn paths(family: IpFamily) -> Vec<Path> {
+    let translated = of_family(family, 80.0, 90.0);
+    let mut paths = Vec::new();
+    for protocol in Protocol::ALL {
+        paths.extend([
+            forward("established", family, protocol, Range::ONE, Reason::Forwarded).at_most(translated),
+            reply("reply", family, protocol, Range::ONE).at_most(translated),
+            forward("established, 64 k flows", family, protocol, Range::MANY, Reason::Forwarded).at_most(200.0),
+            reply("reply, 64 k flows", family, protocol, Range::MANY).at_most(200.0),
+        ]);
+    }
+    let mut server = client(family);
+    server.set_port(PORT);
+    let no_reply = (client(family), Range::ONE);
+    paths.extend([
+        miss("for no Service", family, Range::ONE).at_most(40.0),
+        miss("for no Service, 64 k destinations", family, Range::ADDRESSES),
+        Path::new("no reply", Protocol::Tcp, no_reply, (server, Range::ONE), Reason::NotReply),
+    ]);
+    paths
+}
+
+/// What a packet of `probe` costs over one of `floors`.
+fn figure(probe: &Probe<'_>, floors: &[Probe<'_>]) -> Figure {
+    let (minimum, median) = net(probe, floors);
+    let figure = Figure::new(probe.path.name.clone(), "ns", minimum, median);
+    match probe.path.aim {
+        Some(aim) => figure.at_most(aim),
+        None => figure,
+    }
+}
+
 /// First packets of connections, while the table has room and when it is full.
-fn measure_opening(wrapper: &mut Wrapper, datapath: &mut Datapath, rounds: u32) -> Result<Vec<Figure>, BenchError> {
+fn measure_opening(
+    wrapper: &mut Wrapper,
+    datapath: &mut Datapath,
+    Effort { filter, rounds, .. }: Effort<'_>,
+) -> Result<Vec<Figure>, BenchError> {
     let mut figures = Vec::new();
     let kinds = [("one endpoint", SINGLE_TCP), ("10 endpoints", LIST), ("10 endpoints by Maglev", MAGLEV)];
     for (room, is_full) in [("", false), (", table full", true)] {
@@ -270,7 +283,9 @@ fn measure_opening(wrapper: &mut Wrapper, datapath: &mut Datapath, rounds: u32) 
             all.push(floor);
             for (name, number) in kinds {
                 let path = open(&format!("new flow, {name}{room}"), family, number);
-                all.push(Probe::new(path, Some(datapath), repeat).endless());
+                if path.name.contains(filter) {
+                    all.push(Probe::new(path, Some(datapath), repeat).endless());
+                }
             }
             if is_full {
                 let filling = forward("filling", family, Protocol::Udp, Range::ENDLESS, Reason::Opened);
@@ -279,10 +294,7 @@ fn measure_opening(wrapper: &mut Wrapper, datapath: &mut Datapath, rounds: u32) 
         }
         measure_all(wrapper, &mut all, rounds)?;
         let (floor, measured): (Vec<_>, Vec<_>) = all.into_iter().partition(|probe| probe.datapath.is_none());
-        for probe in &measured {
-            let (minimum, median) = net(probe, &floor);
-            figures.push(Figure::new(probe.path.name.clone(), "ns", minimum, median));
-        }
+        figures.extend(measured.iter().map(|probe| figure(probe, &floor)));
     }
     Ok(figures)
 }
@@ -292,8 +304,8 @@ fn measure_opening(wrapper: &mut Wrapper, datapath: &mut Datapath, rounds: u32) 
 /// # Errors
 ///
 /// As `measure_packets`.
-pub fn measure_scale(counts: &[u32], effort: Effort) -> Result<Vec<Figure>, BenchError> {
-    let Effort { rounds, repeat } = effort;
+pub fn measure_scale(counts: &[u32], effort: Effort<'_>) -> Result<Vec<Figure>, BenchError> {
+    let Effort { filter, rounds, repeat } = effort;
     let mut wrapper = Wrapper::load()?;
     // Small tables of connections: what is looked at is the number of Services.
     let datapaths = counts.iter().map(|count| load(*count, 65_536)).collect::<Result<Vec<_>, _>>()?;
@@ -301,12 +313,13 @@ pub fn measure_scale(counts: &[u32], effort: Effort) -> Result<Vec<Figure>, Benc
     let mut all = floors(repeat);
     let floor_count = all.len();
     for family in IpFamily::ALL {
-        for (path, is_new) in [
+        let ways = [
             (miss("for no Service", family, Range::ONE), false),
             (forward("established", family, Protocol::Tcp, Range::ONE, Reason::Forwarded), false),
             (reply("reply", family, Protocol::Tcp, Range::ONE), false),
             (open("new flow, 10 endpoints, table full", family, LIST), true),
-        ] {
+        ];
+        for (path, is_new) in ways.into_iter().filter(|(path, _)| path.name.contains(filter)) {
             for datapath in &datapaths {
                 let probe = Probe::new(path.clone(), Some(datapath), if is_new { opening_repeat } else { repeat });
                 all.push(if is_new { probe.endless() } else { probe });
@@ -354,11 +367,10 @@ fn measure_spread(
     wrapper: &mut Wrapper,
     counts: &[u32],
     datapaths: &[Datapath],
-    Effort { rounds, repeat }: Effort,
+    Effort { filter, rounds, repeat }: Effort<'_>,
 ) -> Result<Vec<Figure>, BenchError> {
     let mut all = floors(repeat);
     let floor_count = all.len();
-    let mut names = Vec::new();
     for (count, datapath) in counts.iter().zip(datapaths) {
         for family in IpFamily::ALL {
             // Half of what the table of connections holds, so that none is pushed out.
@@ -366,22 +378,16 @@ fn measure_spread(
             let services = Range { ports: 0, addresses };
             let mut first = vip(family, 0);
             first.set_ip(background_vip(family, 0));
-            let path = |reason| {
-                Path::new("established", Protocol::Tcp, (client(family), Range::ONE), (first, services), reason)
-            };
-            run(wrapper, &path(Reason::Opened), Some(datapath), 0, services.len())?;
-            all.push(Probe::new(path(Reason::Forwarded), Some(datapath), repeat));
-            names.push(format!("established, TCP, {family}, {} flows to a Service each", services.len()));
+            let name = format!("established, {} flows to a Service each", services.len());
+            let path =
+                |reason| Path::new(&name, Protocol::Tcp, (client(family), Range::ONE), (first, services), reason);
+            if name.contains(filter) {
+                run(wrapper, &path(Reason::Opened), Some(datapath), 0, services.len())?;
+                all.push(Probe::new(path(Reason::Forwarded), Some(datapath), repeat.max(10 * services.len())));
+            }
         }
     }
     measure_all(wrapper, &mut all, rounds)?;
     let (floor, measured) = all.split_at(floor_count);
-    Ok(measured
-        .iter()
-        .zip(names)
-        .map(|(probe, name)| {
-            let (minimum, median) = net(probe, floor);
-            Figure::new(name, "ns", minimum, median)
-        })
-        .collect())
+    Ok(measured.iter().map(|probe| figure(probe, floor)).collect())
 }

@@ -46,6 +46,10 @@ pub(super) struct Path {
     pub(super) reason: Reason,
     pub(super) packet: Bytes,
     pub(super) plan: Plan,
+    /// Whether the same flows come by again and again.
+    pub(super) is_rotation: bool,
+    /// What a packet should cost at most, in nanoseconds.
+    pub(super) aim: Option<f64>,
 }
 
 impl Path {
@@ -90,7 +94,14 @@ impl Path {
                 transport_checksum,
             },
             packet,
+            is_rotation: sources.len() > 1 || destinations.len() > 1,
+            aim: None,
         }
+    }
+
+    /// With what a packet should cost at most, in nanoseconds.
+    pub(super) fn at_most(self, nanoseconds: f64) -> Self {
+        Self { aim: Some(nanoseconds), ..self }
     }
 }
 

@@ -17,6 +17,9 @@ struct Arguments {
     /// Measure this alone; may be given more than once.
     #[arg(long)]
     only: Vec<Part>,
+    /// Measure only the ways of packets with this in their name.
+    #[arg(long, default_value = "")]
+    filter: String,
     /// How many rounds; each measures everything once.
     #[arg(long, default_value_t = 21)]
     rounds: u32,
@@ -50,7 +53,7 @@ enum Child {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Arguments { json, only, rounds, repeat, child } = Arguments::parse();
+    let Arguments { json, only, filter, rounds, repeat, child } = Arguments::parse();
     if let Some(Child::ColdStart { services, endpoints }) = child {
         serde_json::to_writer(std::io::stdout(), &cold_start(services, endpoints)?).context("print the result")?;
         return Ok(());
@@ -65,7 +68,7 @@ fn main() -> anyhow::Result<()> {
         note(&mut report, measure_control_plane(10_000, 10, 5)?);
     }
     report.machine.pin()?;
-    let effort = Effort { rounds, repeat };
+    let effort = Effort { filter: &filter, rounds, repeat };
     if wanted(Part::Packets) {
         note(&mut report, measure_packets(1_000, effort)?);
     }
