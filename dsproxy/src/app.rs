@@ -29,6 +29,9 @@ use crate::{
     source::{SourceStatus, kubernetes, manifests::Manifests},
 };
 
+/// The target of the API client's own log.
+const CLIENT: &str = "kube_client";
+
 /// How many events a source may be ahead of the reconciler.
 const EVENT_BACKLOG: usize = 1024;
 
@@ -102,7 +105,7 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<()> {
     #[cfg(feature = "packet-log")]
     crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
     let attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), attach)?;
-    let attachments = Attachments::follow(attacher, interfaces);
+    let attachments = Attachments::follow(attacher, interfaces)?;
 
     let progress = Arc::new(Progress::default());
     let status = SourceStatus::new();
@@ -157,7 +160,10 @@ fn refuse_missing_devices(node_devices: &[String]) -> anyhow::Result<()> {
 }
 
 fn start_log(arguments: &RunArguments) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&arguments.log_level).context("read --log-level")?;
+    let level = &arguments.log_level;
+    // The client calls every failed attempt an error, of which the source has more to tell.
+    let filter = if level.contains(CLIENT) { level.clone() } else { format!("{level},{CLIENT}=off") };
+    let filter = EnvFilter::try_new(filter).context("read --log-level")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match arguments.log_format {
         LogFormat::Text => log.with_ansi(false).try_init(),

@@ -10,7 +10,7 @@ use tracing::info;
 
 use crate::{
     app::Backoff,
-    datapath::attach::{Attacher, Attachment},
+    datapath::attach::{AttachError, Attacher, Attachment, Failure},
     interfaces::Watch,
 };
 
@@ -48,11 +48,20 @@ pub struct Attachments {
 
 impl Attachments {
     /// Attaches to the interfaces of `watch` now, and follows them from here on.
-    pub fn follow(mut attacher: Attacher, mut watch: Watch) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// When the kernel lacks the only way to attach that is allowed: trying again would not help.
+    pub fn follow(mut attacher: Attacher, mut watch: Watch) -> Result<Self, AttachError> {
         let report = Arc::new(Report::default());
         let shared = Arc::clone(&report);
         let interfaces = watch.current();
-        let mut failing = sync(&mut attacher, &interfaces, &shared);
+        let mut failures = sync(&mut attacher, &interfaces, &shared);
+        let no_tcx = |failure: &Failure| matches!(failure.error, AttachError::NoTcx { .. });
+        if let Some(hopeless) = failures.iter().position(no_tcx) {
+            return Err(failures.swap_remove(hopeless).error);
+        }
+        let mut failing = !failures.is_empty();
         let task = tokio::spawn(async move {
             let mut backoff = Backoff::new();
             loop {
@@ -65,10 +74,10 @@ impl Attachments {
                     backoff.reset();
                     watch.changed().await
                 };
-                failing = sync(&mut attacher, &interfaces, &shared);
+                failing = !sync(&mut attacher, &interfaces, &shared).is_empty();
             }
         });
-        Self { report, task }
+        Ok(Self { report, task })
     }
 
     /// Waits for the end of the task, which comes only with a fault in it.
@@ -83,8 +92,8 @@ impl Attachments {
     }
 }
 
-/// Says whether something is to be tried again.
-fn sync(attacher: &mut Attacher, interfaces: &crate::interfaces::Interfaces, report: &Report) -> bool {
+/// Returns what is to be tried again.
+fn sync(attacher: &mut Attacher, interfaces: &crate::interfaces::Interfaces, report: &Report) -> Vec<Failure> {
     // It waits for the kernel's answers, which the other tasks of this thread should not.
     let outcome = tokio::task::block_in_place(|| attacher.sync(interfaces));
     if outcome.attached > 0 || outcome.detached > 0 {
@@ -95,5 +104,5 @@ fn sync(attacher: &mut Attacher, interfaces: &crate::interfaces::Interfaces, rep
     state.attachments = attacher.attachments();
     state.failing = failing;
     state.failures += outcome.failures.len() as u64;
-    failing > 0
+    outcome.failures
 }

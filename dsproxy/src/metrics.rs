@@ -117,6 +117,10 @@ fn family<const LABELS: usize, M: EncodeMetric>(
     let mut encoder = encoder.encode_descriptor(name, help, None, kind)?;
     for (labels, value) in samples {
         let metric = metric(value);
+        if LABELS == 0 {
+            // Without braces around nothing.
+            return metric.encode(encoder);
+        }
         metric.encode(encoder.encode_family(&labels)?)?;
     }
     Ok(())

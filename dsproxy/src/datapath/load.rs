@@ -123,7 +123,7 @@ impl Default for Lifetimes {
 /// When the kernel refuses, or the pinned maps have another layout.
 pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, lifetimes: &Lifetimes) -> Result<Loaded, LoadError> {
     let directory = bpffs.map(map_directory);
-    let found = directory.as_ref().is_some_and(|directory| directory.join(layout::SETTINGS).exists());
+    let found = directory.as_ref().is_some_and(|directory| map_names().any(|name| directory.join(name).exists()));
     if let Some(directory) = &directory {
         fs::create_dir_all(directory).map_err(|source| LoadError::Directory { path: directory.clone(), source })?;
     }
@@ -142,7 +142,11 @@ pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, lifetimes: &Lifetime
         }
     }
     let mut object = loader.load(OBJECT).map_err(LoadError::Object)?;
-    let mut maps = KernelMaps::open(|name| object.take_map(name))?;
+    // A pinned map is what the kernel says it is, and not what the object says it should be.
+    let mut maps = match bpffs {
+        Some(bpffs) => open_pinned(bpffs)?,
+        None => KernelMaps::open(|name| object.take_map(name))?,
+    };
     let actual = maps.capacities();
     if actual != *capacities {
         warn!(

@@ -1,0 +1,17 @@
+//! The daemon as a whole, against an API server, with real traffic: outages, bad input, full maps. Needs root, and the
+//! daemon's binary; `cargo xtask test` sees to both.
+
+mod control_plane;
+mod full_maps;
+mod health;
+mod kernel_without;
+mod layout;
+mod outages;
+mod process;
+mod refusals;
+mod serve;
+
+// The small cluster of pods, which the tests of traffic start from as well.
+#[allow(dead_code, reason = "what the tests of traffic alone need of it")]
+#[path = "../lab/cluster.rs"]
+mod cluster;
