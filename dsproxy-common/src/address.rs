@@ -115,18 +115,18 @@ impl fmt::Debug for Port {
 }
 
 /// What an address of either family can do. Code over both families is generic over this.
-pub trait Address: Copy + Eq + Ord + core::hash::Hash + fmt::Debug + Into<IpAddr> + Sized + 'static {
+pub trait Address: Copy + Default + Eq + Ord + core::hash::Hash + fmt::Debug + Into<IpAddr> + Sized + 'static {
     /// The family.
     const FAMILY: IpFamily;
-
-    /// The address whose words `word` gives, by their index.
-    fn from_words(word: impl FnMut(usize) -> u32) -> Self;
 
     /// `address`, if it is of this family.
     fn from_ip(address: IpAddr) -> Option<Self>;
 
     /// The address as 32-bit words, each holding four bytes of the packet in the packet's order.
     fn words(&self) -> &[u32];
+
+    /// As `words`, to be changed.
+    fn words_mut(&mut self) -> &mut [u32];
 }
 
 /// An IPv4 address in network byte order.
@@ -142,11 +142,6 @@ pub struct Addr6([u32; 4]);
 impl Address for Addr4 {
     const FAMILY: IpFamily = IpFamily::V4;
 
-    #[inline(always)]
-    fn from_words(mut word: impl FnMut(usize) -> u32) -> Self {
-        Self([word(0)])
-    }
-
     fn from_ip(address: IpAddr) -> Option<Self> {
         match address {
             IpAddr::V4(address) => Some(address.into()),
@@ -158,15 +153,15 @@ impl Address for Addr4 {
     fn words(&self) -> &[u32] {
         &self.0
     }
+
+    #[inline(always)]
+    fn words_mut(&mut self) -> &mut [u32] {
+        &mut self.0
+    }
 }
 
 impl Address for Addr6 {
     const FAMILY: IpFamily = IpFamily::V6;
-
-    #[inline(always)]
-    fn from_words(mut word: impl FnMut(usize) -> u32) -> Self {
-        Self([word(0), word(1), word(2), word(3)])
-    }
 
     fn from_ip(address: IpAddr) -> Option<Self> {
         match address {
@@ -178,6 +173,11 @@ impl Address for Addr6 {
     #[inline(always)]
     fn words(&self) -> &[u32] {
         &self.0
+    }
+
+    #[inline(always)]
+    fn words_mut(&mut self) -> &mut [u32] {
+        &mut self.0
     }
 }
 

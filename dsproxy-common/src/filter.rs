@@ -4,13 +4,16 @@
 //! bit is certain; a set bit only means that the hash lookups are worth their while. With 100,000 frontends a
 //! packet for nobody meets a set bit one time in eighty.
 
-use crate::{Address, service::FrontendKey};
+use crate::{Address, hash::mix, service::FrontendKey};
 
 /// The logarithm of the number of bits.
 const LOG_BITS: u32 = 23;
 
 /// How many 64-bit words the bitmap has: one MiB in all.
 pub const WORDS: u32 = 1 << (LOG_BITS - 6);
+
+/// Any odd numbers without a pattern: one for port and protocol, and one for each word of an address.
+const MULTIPLIERS: [u64; 5] = [mix(1) | 1, mix(2) | 1, mix(3) | 1, mix(4) | 1, mix(5) | 1];
 
 /// The bit of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,15 +23,16 @@ impl FilterBit {
     /// The bit that stands for `key`.
     #[inline(always)]
     pub fn of<A: Address>(key: &FrontendKey<A>) -> Self {
-        // Multiplication carries upwards only: words are folded in one after the other and the top bits are
-        // taken (Knuth, TAOCP vol. 3, section 6.4, Fibonacci hashing).
-        const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut hash = (u64::from(key.port.wire()) << 8) | u64::from(key.protocol);
-        for word in key.address.words() {
-            hash = (hash ^ (u64::from(*word) << 32 | u64::from(*word))).wrapping_mul(MULTIPLIER);
-            hash ^= hash >> 32;
+        // Multilinear hashing (Dietzfelbinger, STACS 1996): a sum of products whose top bits are taken. No product waits for
+        // another.
+        let mut hash = (u64::from(key.port.wire()) << 8 | u64::from(key.protocol)).wrapping_mul(MULTIPLIERS[0]);
+        let words = key.address.words();
+        let mut i = 0;
+        while i < words.len() {
+            hash = hash.wrapping_add(u64::from(words[i]).wrapping_mul(MULTIPLIERS[i + 1]));
+            i += 1;
         }
-        Self((hash.wrapping_mul(MULTIPLIER) >> (64 - LOG_BITS)) as u32)
+        Self((hash >> (64 - LOG_BITS)) as u32)
     }
 
     /// The bit at `position` of the word at `index`.

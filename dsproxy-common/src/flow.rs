@@ -12,7 +12,7 @@ use crate::{
 
 /// Addresses, ports and protocol of a packet, as they stand in it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey<A> {
     /// The source address.
     pub source: A,

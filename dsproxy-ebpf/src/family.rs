@@ -1,11 +1,11 @@
 //! All that differs between IPv4 and IPv6: where the header's fields stand, whether the header has a
 //! checksum, and which maps hold the family's state.
 
-use dsproxy_common::{Addr4, Addr6, Address, IpFamily, checksum, count::Reason};
+use dsproxy_common::{Addr4, Addr6, Address, IpFamily, checksum, count::Reason, flow::FlowKey};
 
 use crate::{
     maps,
-    packet::{PacketContext, Short, View},
+    packet::{Linear, Short, View},
     parse::{Transport, ipv4, ipv6},
 };
 
@@ -34,11 +34,11 @@ pub(crate) trait Family: Sized + 'static {
     /// The family's maps.
     fn maps() -> Maps<Self::Address>;
 
-    /// Reads the IP header at `l3` and whatever stands between it and the transport header.
-    fn parse<C: PacketContext>(context: &C, l3: usize) -> Result<Result<Transport<Self::Address>, Reason>, Short>;
+    /// Reads the IP header at `l3` and whatever stands between it and the transport header; the addresses go to `key`.
+    fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Self::Address>) -> Result<Result<Transport, Reason>, Short>;
 
     /// Makes the checksum of the IP header right after a change of an address by `difference`.
-    fn update_header_checksum<C: PacketContext>(context: &C, l3: usize, difference: u32) -> Result<(), Short>;
+    fn update_header_checksum(linear: Linear, l3: usize, difference: u16) -> Result<(), Short>;
 }
 
 /// IPv4.
@@ -66,13 +66,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn parse<C: PacketContext>(context: &C, l3: usize) -> Result<Result<Transport<Addr4>, Reason>, Short> {
-        ipv4::parse(context, l3)
+    fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Result<Result<Transport, Reason>, Short> {
+        ipv4::parse(linear, l3, key)
     }
 
     #[inline(always)]
-    fn update_header_checksum<C: PacketContext>(context: &C, l3: usize, difference: u32) -> Result<(), Short> {
-        let field = View::<2>::at(context, l3 + ipv4::CHECKSUM)?;
+    fn update_header_checksum(linear: Linear, l3: usize, difference: u16) -> Result<(), Short> {
+        let field = View::<2>::at(linear, l3 + ipv4::CHECKSUM)?;
         field.write::<u16, 0>(checksum::update(field.read::<u16, 0>(), difference));
         Ok(())
     }
@@ -97,13 +97,13 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn parse<C: PacketContext>(context: &C, l3: usize) -> Result<Result<Transport<Addr6>, Reason>, Short> {
-        ipv6::parse(context, l3)
+    fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Result<Result<Transport, Reason>, Short> {
+        ipv6::parse(linear, l3, key)
     }
 
     /// The IPv6 header has no checksum (RFC 8200, section 3).
     #[inline(always)]
-    fn update_header_checksum<C: PacketContext>(_: &C, _: usize, _: u32) -> Result<(), Short> {
+    fn update_header_checksum(_: Linear, _: usize, _: u16) -> Result<(), Short> {
         Ok(())
     }
 }

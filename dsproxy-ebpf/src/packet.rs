@@ -31,7 +31,7 @@ pub(crate) struct TransportChange {
     /// The family, for the pseudo-header.
     pub(crate) family: IpFamily,
     /// The change of the address, as `checksum::difference` gives it.
-    pub(crate) address: u32,
+    pub(crate) address: u16,
     /// The port before and after.
     pub(crate) port: (Port, Port),
     /// UDP: zero means that there is no checksum, and a sum of zero is written as all ones (RFC 768).
@@ -40,10 +40,8 @@ pub(crate) struct TransportChange {
 
 /// What the pipeline needs of a packet, whatever hook it came from.
 pub(crate) trait PacketContext {
-    /// The address of the first byte.
-    fn data(&self) -> usize;
-    /// The address behind the last byte of the linear part.
-    fn data_end(&self) -> usize;
+    /// What of the packet can be read and written in place.
+    fn linear(&self) -> Linear;
     /// The length of the whole packet in bytes, link-layer header included.
     fn length(&self) -> u32;
     /// Moves the first `length` bytes into the linear part.
@@ -52,10 +50,28 @@ pub(crate) trait PacketContext {
     fn update_transport_checksum(&self, offset: usize, change: &TransportChange) -> Result<(), Refused>;
 }
 
-/// `N` bytes of the linear part of a packet.
+/// The linear part of a packet.
 ///
-/// A view is good until the next helper that may move the packet; the verifier refuses a program that uses it
-/// later.
+/// It is good until the next helper that may move the packet; the verifier refuses a program that uses it later.
+#[derive(Clone, Copy)]
+pub(crate) struct Linear {
+    start: usize,
+    end: usize,
+}
+
+impl Linear {
+    /// A pointer to `length` bytes at `offset`.
+    #[inline(always)]
+    fn bytes(self, offset: usize, length: usize) -> Result<*mut u8, Short> {
+        let start = self.start + offset;
+        if start + length > self.end {
+            return Err(Short { end: offset + length });
+        }
+        Ok(start as *mut u8)
+    }
+}
+
+/// `N` bytes of the linear part of a packet, as good as that for as long.
 pub(crate) struct View<const N: usize> {
     start: *mut u8,
 }
@@ -63,8 +79,8 @@ pub(crate) struct View<const N: usize> {
 impl<const N: usize> View<N> {
     /// The `N` bytes at `offset`.
     #[inline(always)]
-    pub(crate) fn at<C: PacketContext>(context: &C, offset: usize) -> Result<Self, Short> {
-        Ok(Self { start: bytes(context, offset, N)? })
+    pub(crate) fn at(linear: Linear, offset: usize) -> Result<Self, Short> {
+        Ok(Self { start: linear.bytes(offset, N)? })
     }
 
     /// The integer at byte `OFFSET`, as it stands in the packet.
@@ -85,28 +101,24 @@ impl<const N: usize> View<N> {
     }
 }
 
-/// A pointer to `length` bytes at `offset`, all of them in the linear part of the packet.
+/// Reads the address at `offset`, straight to where it is to stand.
 #[inline(always)]
-fn bytes<C: PacketContext>(context: &C, offset: usize, length: usize) -> Result<*mut u8, Short> {
-    let start = context.data() + offset;
-    if start + length > context.data_end() {
-        return Err(Short { end: offset + length });
+pub(crate) fn read_address<A: Address>(linear: Linear, offset: usize, address: &mut A) -> Result<(), Short> {
+    let start = linear.bytes(offset, size_of::<A>())?;
+    let words = address.words_mut();
+    let mut index = 0;
+    while index < words.len() {
+        // SAFETY: an address is as many words as it has indices, all of them within the bytes just found.
+        words[index] = unsafe { u32::load::<0>(start.add(index * 4)) };
+        index += 1;
     }
-    Ok(start as *mut u8)
-}
-
-/// Reads the address at `offset`.
-#[inline(always)]
-pub(crate) fn read_address<A: Address, C: PacketContext>(context: &C, offset: usize) -> Result<A, Short> {
-    let start = bytes(context, offset, size_of::<A>())?;
-    // SAFETY: an address is as many words as it has indices, all of them within the bytes just found.
-    Ok(A::from_words(|index| unsafe { u32::load::<0>(start.add(index * 4)) }))
+    Ok(())
 }
 
 /// Writes `address` at `offset`.
 #[inline(always)]
-pub(crate) fn write_address<A: Address, C: PacketContext>(context: &C, offset: usize, address: A) -> Result<(), Short> {
-    let start = bytes(context, offset, size_of::<A>())?;
+pub(crate) fn write_address<A: Address>(linear: Linear, offset: usize, address: A) -> Result<(), Short> {
+    let start = linear.bytes(offset, size_of::<A>())?;
     let words = address.words();
     let mut index = 0;
     while index < words.len() {
@@ -119,13 +131,8 @@ pub(crate) fn write_address<A: Address, C: PacketContext>(context: &C, offset: u
 
 impl PacketContext for TcContext {
     #[inline(always)]
-    fn data(&self) -> usize {
-        TcContext::data(self)
-    }
-
-    #[inline(always)]
-    fn data_end(&self) -> usize {
-        TcContext::data_end(self)
+    fn linear(&self) -> Linear {
+        Linear { start: self.data(), end: self.data_end() }
     }
 
     #[inline(always)]
@@ -146,22 +153,23 @@ impl PacketContext for TcContext {
     #[inline(always)]
     fn update_transport_checksum(&self, offset: usize, change: &TransportChange) -> Result<(), Refused> {
         let TransportChange { family, address, port: (old, new), zero_means_none } = *change;
-        let before = View::<2>::at(self, offset).map_err(|Short { .. }| Refused)?.read::<u16, 0>();
+        let field = |context: &Self| View::<2>::at(context.linear(), offset).map_err(|Short { .. }| Refused);
+        let before = field(self)?.read::<u16, 0>();
         replace_address(self, offset, family, address, zero_means_none)?;
         if old == new {
             return Ok(());
         }
-        let field = View::<2>::at(self, offset).map_err(|Short { .. }| Refused)?;
+        let field = field(self)?;
         let after = field.read::<u16, 0>();
         let written = |sum: u16| if zero_means_none && sum == 0 { CHECKSUM_OF_ZERO } else { sum };
         let of_packet = written(checksum::update(before, address));
-        let of_pseudo_header = written(checksum::fold(u64::from(before) + u64::from(address)));
+        let of_pseudo_header = written(checksum::add(before, address));
         if of_packet == of_pseudo_header || (after != of_packet && after != of_pseudo_header) {
             // The difference says nothing (or UDP goes without).
             return replace_port(self, offset, (old, new), zero_means_none);
         }
         if after == of_packet {
-            let port = checksum::difference(&[old.wire().into()], &[new.wire().into()]);
+            let port = checksum::word_difference(old.wire(), new.wire());
             field.write::<u16, 0>(written(checksum::update(after, port)));
         }
         Ok(())
@@ -174,7 +182,7 @@ fn replace_address(
     context: &TcContext,
     offset: usize,
     family: IpFamily,
-    difference: u32,
+    difference: u16,
     zero_means_none: bool,
 ) -> Result<(), Refused> {
     let (skb, offset) = (context.as_ptr().cast(), offset as u32);
@@ -192,7 +200,7 @@ fn replace_address(
                     // packet, as is right for IPv4, whose header checksum has made up for it. In IPv6
                     // nothing has: put it back.
                     let replaced = bpf_l4_csum_replace(skb, offset, 0, difference.into(), flags);
-                    bpf_csum_update(skb, difference);
+                    bpf_csum_update(skb, difference.into());
                     replaced
                 }
             }

@@ -6,7 +6,7 @@
 use dsproxy_common::{
     IpFamily,
     count::Reason,
-    flow::{FlowState, ForwardEntry, Segment, is_expired},
+    flow::{FlowKey, FlowState, ForwardEntry, Segment, is_expired},
     hash,
     service::{BackendState, Frontend},
     settings::Settings,
@@ -64,20 +64,20 @@ fn not_ip(reason: Reason) -> Reason {
 
 #[inline(always)]
 fn to_backend<F: Family, C: PacketContext>(context: &C, l3: usize) -> Result<Reason, Reason> {
-    let packet = parse::packet::<F, C>(context, l3)?;
-    let frontend_key = lookup::frontend_key(&packet.key);
-    if !lookup::may_be_frontend::<F>(&frontend_key) {
+    let mut key = FlowKey::default();
+    let packet = parse::packet::<F, C>(context, l3, &mut key)?;
+    if !lookup::may_be_frontend::<F>(packet.key) {
         return Err(Reason::NotService);
     }
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotService)?;
     let now = clock::now();
 
-    if let Some(entry) = track::forward::<F>(&packet.key)
+    if let Some(entry) = track::forward::<F>(packet.key)
         && let Some(reason) = follow::<F, C>(context, &packet, entry, now, settings)
     {
         return reason;
     }
-    let frontend = lookup::frontend::<F>(&frontend_key).ok_or(Reason::NotService)?;
+    let frontend = lookup::frontend::<F>(packet.key).ok_or(Reason::NotService)?;
     open::<F, C>(context, &packet, &frontend, now, settings)
 }
 
@@ -85,7 +85,7 @@ fn to_backend<F: Family, C: PacketContext>(context: &C, l3: usize) -> Result<Rea
 #[inline(always)]
 fn follow<F: Family, C: PacketContext>(
     context: &C,
-    packet: &Packet<F::Address>,
+    packet: &Packet<'_, F::Address>,
     entry: *mut ForwardEntry,
     now: u32,
     settings: &Settings,
@@ -100,14 +100,12 @@ fn follow<F: Family, C: PacketContext>(
     // A flow without an end follows its frontend: looked at once a second, like everything that changes seldom.
     if packet.segment == Segment::NOT_TCP
         && track::is_stale(held.last_seen, now, settings)
-        && lookup::frontend::<F>(&lookup::frontend_key(&packet.key))
-            .is_none_or(|frontend| frontend.service != held.service)
+        && lookup::frontend::<F>(packet.key).is_none_or(|frontend| frontend.service != held.service)
     {
         return None;
     }
     let (address, port) = (backend.address, backend.port);
-    let connection = Connection::to_backend(&packet.key, address, port, held.service);
-    track::seen_forward::<F>(&connection, entry, &held, packet.segment, now, settings);
+    track::seen_forward::<F>(packet.key, (address, port), (entry, &held), packet.segment, now, settings);
     Some(rewrite::<F, C>(context, packet, End::Destination, address, port).map(|()| {
         count::forward(held.service, context.length(), false);
         Reason::Forwarded
@@ -118,17 +116,17 @@ fn follow<F: Family, C: PacketContext>(
 #[inline(always)]
 fn open<F: Family, C: PacketContext>(
     context: &C,
-    packet: &Packet<F::Address>,
+    packet: &Packet<'_, F::Address>,
     frontend: &Frontend,
     now: u32,
     settings: &Settings,
 ) -> Result<Reason, Reason> {
-    let hash = hash::flow_hash(&packet.key);
+    let hash = hash::flow_hash(packet.key);
     let mut failure = Reason::NoEndpoint;
     let mut step = 0;
     while step < TRIES && step < frontend.slot_count {
         if let Some((id, backend)) = pick::pick::<F>(frontend, hash, step) {
-            let connection = Connection::to_backend(&packet.key, backend.address, backend.port, frontend.service);
+            let connection = Connection::to_backend(packet.key, backend.address, backend.port, frontend.service);
             match track::open::<F>(&connection, (id, backend.generation), packet.segment, now, settings) {
                 Ok(()) => {
                     rewrite::<F, C>(context, packet, End::Destination, backend.address, backend.port)?;
@@ -146,8 +144,9 @@ fn open<F: Family, C: PacketContext>(
 
 #[inline(always)]
 fn to_vip<F: Family, C: PacketContext>(context: &C, l3: usize) -> Result<Reason, Reason> {
-    let packet = parse::packet::<F, C>(context, l3)?;
-    let entry = track::reply::<F>(&packet.key).ok_or(Reason::NotReply)?;
+    let mut key = FlowKey::default();
+    let packet = parse::packet::<F, C>(context, l3, &mut key)?;
+    let entry = track::reply::<F>(packet.key).ok_or(Reason::NotReply)?;
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotReply)?;
     let now = clock::now();
     // SAFETY: as in `follow`.
@@ -159,8 +158,7 @@ fn to_vip<F: Family, C: PacketContext>(context: &C, l3: usize) -> Result<Reason,
     if packet.segment.accepts() && FlowState::from_number(held.state).may_be_over() {
         return Err(Reason::NotReply);
     }
-    let connection = Connection::to_vip(&packet.key, held.vip, held.vip_port, held.service);
-    track::seen_reply::<F>(&connection, entry, &held, packet.segment, now, settings);
+    track::seen_reply::<F>(packet.key, (entry, &held), packet.segment, now, settings);
     rewrite::<F, C>(context, &packet, End::Source, held.vip, held.vip_port)?;
     count::reply(held.service, context.length());
     Ok(Reason::Replied)

@@ -4,7 +4,7 @@ use dsproxy_common::{Address as _, Port, Protocol, checksum, count::Reason};
 
 use crate::{
     family::Family,
-    packet::{self, PacketContext, Short, TransportChange, View},
+    packet::{self, Linear, PacketContext, Short, TransportChange, View},
     parse::{Packet, transport},
 };
 
@@ -21,7 +21,7 @@ pub(crate) enum End {
 #[inline(always)]
 pub(crate) fn rewrite<F: Family, C: PacketContext>(
     context: &C,
-    packet: &Packet<F::Address>,
+    packet: &Packet<'_, F::Address>,
     end: End,
     address: F::Address,
     port: Port,
@@ -39,7 +39,7 @@ pub(crate) fn rewrite<F: Family, C: PacketContext>(
     };
     let difference = checksum::difference(old_address.words(), address.words());
     // All that is written directly comes before the helper, which invalidates what the verifier knows of the packet.
-    write::<F, C>(context, packet.l3, (address_at, address), (port_at, port), difference)
+    write::<F>(context.linear(), packet.l3, (address_at, address), (port_at, port), difference)
         .map_err(|Short { .. }| Reason::RewriteFailed)?;
 
     let change = TransportChange {
@@ -54,15 +54,15 @@ pub(crate) fn rewrite<F: Family, C: PacketContext>(
 }
 
 #[inline(always)]
-fn write<F: Family, C: PacketContext>(
-    context: &C,
+fn write<F: Family>(
+    linear: Linear,
     l3: usize,
     (address_at, address): (usize, F::Address),
     (port_at, port): (usize, Port),
-    difference: u32,
+    difference: u16,
 ) -> Result<(), Short> {
-    packet::write_address(context, address_at, address)?;
-    F::update_header_checksum(context, l3, difference)?;
-    View::<2>::at(context, port_at)?.write::<u16, 0>(port.wire());
+    packet::write_address(linear, address_at, address)?;
+    F::update_header_checksum(linear, l3, difference)?;
+    View::<2>::at(linear, port_at)?.write::<u16, 0>(port.wire());
     Ok(())
 }

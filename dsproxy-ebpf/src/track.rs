@@ -134,13 +134,13 @@ pub(crate) fn is_stale(last_seen: u32, now: u32, settings: &Settings) -> bool {
     now.wrapping_sub(last_seen) >= settings.jiffies_per_second
 }
 
-/// Records that the connection is alive: the states of both entries when they change, the time when it is a second
-/// old. Most packets write nothing.
+/// Records that the connection of a packet of `key` to the backend at `address` and `port` is alive: the states of both
+/// entries when they change, the time when it is a second old. Most packets write nothing.
 #[inline(always)]
 pub(crate) fn seen_forward<F: Family>(
-    connection: &Connection<F::Address>,
-    entry: *mut ForwardEntry,
-    held: &ForwardEntry,
+    key: &FlowKey<F::Address>,
+    (address, port): (F::Address, Port),
+    (entry, held): (*mut ForwardEntry, &ForwardEntry),
     segment: Segment,
     now: u32,
     settings: &Settings,
@@ -151,6 +151,8 @@ pub(crate) fn seen_forward<F: Family>(
         return;
     }
     write_forward(entry, next, now);
+    // Put together no sooner than here, which few packets reach.
+    let connection = Connection::to_backend(key, address, port, held.service);
     let wanted = connection.reply_entry(next, now);
     match reply::<F>(&connection.reply) {
         Some(reply) => {
@@ -168,12 +170,11 @@ pub(crate) fn seen_forward<F: Family>(
     }
 }
 
-/// As `seen_forward`, for a packet from the backend.
+/// As `seen_forward`, for a packet of `key` from the backend.
 #[inline(always)]
 pub(crate) fn seen_reply<F: Family>(
-    connection: &Connection<F::Address>,
-    entry: *mut ReplyEntry<F::Address>,
-    held: &ReplyEntry<F::Address>,
+    key: &FlowKey<F::Address>,
+    (entry, held): (*mut ReplyEntry<F::Address>, &ReplyEntry<F::Address>),
     segment: Segment,
     now: u32,
     settings: &Settings,
@@ -184,6 +185,7 @@ pub(crate) fn seen_reply<F: Family>(
         return;
     }
     write_reply(entry, next, now);
+    let connection = Connection::to_vip(key, held.vip, held.vip_port, held.service);
     // A stream that flows only from the backend keeps its client's entry alive too.
     if let Some(forward) = forward::<F>(&connection.forward) {
         // SAFETY: as in `seen_forward`.

@@ -1,9 +1,9 @@
 //! The IPv4 header (RFC 791, section 3.1).
 
-use dsproxy_common::{Addr4, count::Reason};
+use dsproxy_common::{Addr4, count::Reason, flow::FlowKey};
 
 use super::Transport;
-use crate::packet::{self, PacketContext, Short, View};
+use crate::packet::{self, Linear, Short, View};
 
 /// The header without options, in bytes.
 const HEADER: usize = 20;
@@ -20,8 +20,8 @@ pub(crate) const DESTINATION: usize = 16;
 const FRAGMENT_MASK: u16 = 0x3fff;
 
 #[inline(always)]
-pub(crate) fn parse<C: PacketContext>(context: &C, l3: usize) -> Result<Result<Transport<Addr4>, Reason>, Short> {
-    let header = View::<HEADER>::at(context, l3)?;
+pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Result<Result<Transport, Reason>, Short> {
+    let header = View::<HEADER>::at(linear, l3)?;
     let version_and_length = header.read::<u8, VERSION_AND_LENGTH>();
     let length = usize::from(version_and_length & 0x0f) * 4;
     let total = usize::from(u16::from_be(header.read::<u16, TOTAL_LENGTH>()));
@@ -32,9 +32,9 @@ pub(crate) fn parse<C: PacketContext>(context: &C, l3: usize) -> Result<Result<T
     if u16::from_be(header.read::<u16, FRAGMENT>()) & FRAGMENT_MASK != 0 {
         return Ok(Err(Reason::Fragment));
     }
+    packet::read_address(linear, l3 + SOURCE, &mut key.source)?;
+    packet::read_address(linear, l3 + DESTINATION, &mut key.destination)?;
     Ok(Ok(Transport {
-        source: packet::read_address(context, l3 + SOURCE)?,
-        destination: packet::read_address(context, l3 + DESTINATION)?,
         protocol: header.read::<u8, PROTOCOL>(),
         offset: l3 + length,
         end: (total != 0).then_some(l3 + total),

@@ -1,9 +1,9 @@
 //! The IPv6 header and the extension headers between it and the transport header (RFC 8200).
 
-use dsproxy_common::{Addr6, Protocol, count::Reason};
+use dsproxy_common::{Addr6, Protocol, count::Reason, flow::FlowKey};
 
 use super::Transport;
-use crate::packet::{self, PacketContext, Short, View};
+use crate::packet::{self, Linear, Short, View};
 
 /// The fixed header, in bytes.
 const HEADER: usize = 40;
@@ -36,17 +36,17 @@ const FRAGMENT_MASK: u16 = 0xfff9;
 const MAX_EXTENSIONS: usize = 6;
 
 #[inline(always)]
-pub(crate) fn parse<C: PacketContext>(context: &C, l3: usize) -> Result<Result<Transport<Addr6>, Reason>, Short> {
-    let header = View::<HEADER>::at(context, l3)?;
+pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Result<Result<Transport, Reason>, Short> {
+    let header = View::<HEADER>::at(linear, l3)?;
     if header.read::<u8, VERSION>() >> 4 != 6 {
         return Ok(Err(Reason::Malformed));
     }
-    let (source, destination) =
-        (packet::read_address(context, l3 + SOURCE)?, packet::read_address(context, l3 + DESTINATION)?);
+    packet::read_address(linear, l3 + SOURCE, &mut key.source)?;
+    packet::read_address(linear, l3 + DESTINATION, &mut key.destination)?;
     let mut protocol = header.read::<u8, NEXT_HEADER>();
     let mut offset = l3 + HEADER;
     if Protocol::from_number(protocol).is_none() {
-        match skip_extensions(context, protocol, offset)? {
+        match skip_extensions(linear, protocol, offset)? {
             Ok(found) => (protocol, offset) = found,
             Err(reason) => return Ok(Err(reason)),
         }
@@ -56,16 +56,12 @@ pub(crate) fn parse<C: PacketContext>(context: &C, l3: usize) -> Result<Result<T
         0 => None,
         length => Some(l3 + HEADER + usize::from(length)),
     };
-    Ok(Ok(Transport { source, destination, protocol, offset, end }))
+    Ok(Ok(Transport { protocol, offset, end }))
 }
 
 /// The first header that is no known extension, and where it stands.
 #[inline(always)]
-fn skip_extensions<C: PacketContext>(
-    context: &C,
-    mut next: u8,
-    mut offset: usize,
-) -> Result<Result<(u8, usize), Reason>, Short> {
+fn skip_extensions(linear: Linear, mut next: u8, mut offset: usize) -> Result<Result<(u8, usize), Reason>, Short> {
     let mut skipped = 0;
     loop {
         if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS) {
@@ -74,13 +70,13 @@ fn skip_extensions<C: PacketContext>(
         if skipped == MAX_EXTENSIONS {
             return Ok(Err(Reason::OtherProtocol));
         }
-        let extension = View::<EXTENSION>::at(context, offset)?;
+        let extension = View::<EXTENSION>::at(linear, offset)?;
         let length = usize::from(extension.read::<u8, EXTENSION_LENGTH>());
         let after = offset
             + match next {
                 // An "atomic" fragment (RFC 6946) is a whole packet.
                 FRAGMENT => {
-                    let fragment = View::<FRAGMENT_HEADER>::at(context, offset)?;
+                    let fragment = View::<FRAGMENT_HEADER>::at(linear, offset)?;
                     if u16::from_be(fragment.read::<u16, FRAGMENT_OFFSET>()) & FRAGMENT_MASK != 0 {
                         return Ok(Err(Reason::Fragment));
                     }

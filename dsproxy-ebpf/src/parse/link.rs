@@ -2,7 +2,7 @@
 
 use dsproxy_common::{IpFamily, count::Reason};
 
-use crate::packet::{PacketContext, Short, View};
+use crate::packet::{Linear, PacketContext, Short, View};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -34,8 +34,8 @@ pub(crate) enum Link {
 #[inline(always)]
 pub(crate) fn parse<C: PacketContext>(context: &C, link: Link) -> Result<(IpFamily, usize), Reason> {
     let parsed = match link {
-        Link::Ethernet => ethernet(context),
-        Link::None => raw(context),
+        Link::Ethernet => ethernet(context.linear()),
+        Link::None => raw(context.linear()),
     };
     match parsed {
         Ok(found) => found,
@@ -44,12 +44,12 @@ pub(crate) fn parse<C: PacketContext>(context: &C, link: Link) -> Result<(IpFami
 }
 
 #[inline(always)]
-fn ethernet<C: PacketContext>(context: &C) -> Result<Result<(IpFamily, usize), Reason>, Short> {
+fn ethernet(linear: Linear) -> Result<Result<(IpFamily, usize), Reason>, Short> {
     let mut offset = ETHERNET_HEADER;
-    let mut ethertype = u16::from_be(View::<ETHERNET_HEADER>::at(context, 0)?.read::<u16, ETHERTYPE>());
+    let mut ethertype = u16::from_be(View::<ETHERNET_HEADER>::at(linear, 0)?.read::<u16, ETHERTYPE>());
     let mut tags = 0;
     while tags < MAX_VLAN_TAGS && matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN) {
-        ethertype = u16::from_be(View::<VLAN_TAG>::at(context, offset)?.read::<u16, 2>());
+        ethertype = u16::from_be(View::<VLAN_TAG>::at(linear, offset)?.read::<u16, 2>());
         offset += VLAN_TAG;
         tags += 1;
     }
@@ -62,9 +62,9 @@ fn ethernet<C: PacketContext>(context: &C) -> Result<Result<(IpFamily, usize), R
 
 /// The version in the first four bits tells the family (RFC 791, RFC 8200).
 #[inline(always)]
-fn raw<C: PacketContext>(context: &C) -> Result<Result<(IpFamily, usize), Reason>, Short> {
+fn raw(linear: Linear) -> Result<Result<(IpFamily, usize), Reason>, Short> {
     // The verifier learns nothing from a comparison that asks for a single byte; no header is that short.
-    let first = View::<SHORTEST_HEADER>::at(context, 0)?.read::<u8, 0>();
+    let first = View::<SHORTEST_HEADER>::at(linear, 0)?.read::<u8, 0>();
     Ok(match first >> 4 {
         4 => Ok((IpFamily::V4, 0)),
         6 => Ok((IpFamily::V6, 0)),

@@ -13,13 +13,11 @@ use dsproxy_common::{
 
 use crate::{
     family::Family,
-    packet::{PacketContext, Short},
+    packet::{Linear, PacketContext, Short},
 };
 
-/// What an IP header leads to: addresses, protocol and the offset of the transport header.
-pub(crate) struct Transport<A> {
-    pub(crate) source: A,
-    pub(crate) destination: A,
+/// What an IP header leads to.
+pub(crate) struct Transport {
     pub(crate) protocol: u8,
     /// Where the transport header stands, in bytes from the start of the packet.
     pub(crate) offset: usize,
@@ -28,8 +26,9 @@ pub(crate) struct Transport<A> {
 }
 
 /// A TCP or UDP packet that can be looked up and rewritten.
-pub(crate) struct Packet<A> {
-    pub(crate) key: FlowKey<A>,
+#[derive(Clone, Copy)]
+pub(crate) struct Packet<'k, A> {
+    pub(crate) key: &'k FlowKey<A>,
     /// Where the IP header stands, in bytes from the start of the packet.
     pub(crate) l3: usize,
     /// Where the transport header stands.
@@ -39,10 +38,17 @@ pub(crate) struct Packet<A> {
     pub(crate) segment: Segment,
 }
 
-/// Parses the packet whose IP header of family `F` stands at `l3`.
+/// Parses the packet whose IP header of family `F` stands at `l3`, and fills `key`.
+///
+/// The key is filled where it stays, for it is what the maps are asked with: returned by value it would be copied, and its
+/// bytes waited for.
 #[inline(always)]
-pub(crate) fn packet<F: Family, C: PacketContext>(context: &C, l3: usize) -> Result<Packet<F::Address>, Reason> {
-    match try_packet::<F, C>(context, l3) {
+pub(crate) fn packet<'k, F: Family, C: PacketContext>(
+    context: &C,
+    l3: usize,
+    key: &'k mut FlowKey<F::Address>,
+) -> Result<Packet<'k, F::Address>, Reason> {
+    let parsed = match headers::<F>(context.linear(), l3, key) {
         Ok(parsed) => parsed,
         // The headers are partly in fragments of the buffer's memory: fetch them, once.
         Err(Short { end }) => {
@@ -54,22 +60,30 @@ pub(crate) fn packet<F: Family, C: PacketContext>(context: &C, l3: usize) -> Res
             if context.pull(wanted).is_err() {
                 return Err(Reason::Malformed);
             }
-            match try_packet::<F, C>(context, l3) {
+            match headers::<F>(context.linear(), l3, key) {
                 Ok(parsed) => parsed,
-                Err(Short { .. }) => Err(Reason::Malformed),
+                Err(Short { .. }) => return Err(Reason::Malformed),
             }
         }
-    }
+    };
+    parsed.map(|Headers { l4, protocol, segment }| Packet { key, l3, l4, protocol, segment })
+}
+
+/// What the headers say beside the key.
+struct Headers {
+    l4: usize,
+    protocol: Protocol,
+    segment: Segment,
 }
 
 #[inline(always)]
-fn try_packet<F: Family, C: PacketContext>(
-    context: &C,
+fn headers<F: Family>(
+    linear: Linear,
     l3: usize,
-) -> Result<Result<Packet<F::Address>, Reason>, Short> {
-    let transport = match F::parse(context, l3)? {
-        Ok(transport) => transport,
-        Err(reason) => return Ok(Err(reason)),
-    };
-    transport::parse(context, l3, transport)
+    key: &mut FlowKey<F::Address>,
+) -> Result<Result<Headers, Reason>, Short> {
+    match F::parse(linear, l3, key)? {
+        Ok(transport) => transport::parse(linear, &transport, key),
+        Err(reason) => Ok(Err(reason)),
+    }
 }

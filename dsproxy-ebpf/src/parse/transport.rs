@@ -6,8 +6,8 @@ use dsproxy_common::{
     flow::{FlowKey, Segment},
 };
 
-use super::{Packet, Transport};
-use crate::packet::{PacketContext, Short, View};
+use super::{Headers, Transport};
+use crate::packet::{Linear, Short, View};
 
 /// Where the ports stand, in TCP as in UDP.
 pub(crate) const SOURCE_PORT: usize = 0;
@@ -33,12 +33,12 @@ pub(crate) const fn checksum_offset(protocol: Protocol) -> usize {
 }
 
 #[inline(always)]
-pub(super) fn parse<A, C: PacketContext>(
-    context: &C,
-    l3: usize,
-    transport: Transport<A>,
-) -> Result<Result<Packet<A>, Reason>, Short> {
-    let Transport { source, destination, protocol, offset, end } = transport;
+pub(super) fn parse<A>(
+    linear: Linear,
+    transport: &Transport,
+    key: &mut FlowKey<A>,
+) -> Result<Result<Headers, Reason>, Short> {
+    let Transport { protocol, offset, end } = *transport;
     let Some(protocol) = Protocol::from_number(protocol) else {
         return Ok(Err(Reason::OtherProtocol));
     };
@@ -52,29 +52,24 @@ pub(super) fn parse<A, C: PacketContext>(
     }
     let segment = match protocol {
         Protocol::Tcp => {
-            let header = View::<TCP_HEADER>::at(context, offset)?;
+            let header = View::<TCP_HEADER>::at(linear, offset)?;
             if usize::from(header.read::<u8, TCP_DATA_OFFSET>() >> 4) * 4 < TCP_HEADER {
                 return Ok(Err(Reason::Malformed));
             }
+            read_ports(&header, key);
             Segment::tcp(header.read::<u8, TCP_FLAGS>())
         }
         Protocol::Udp => {
-            View::<UDP_HEADER>::at(context, offset)?;
+            read_ports(&View::<UDP_HEADER>::at(linear, offset)?, key);
             Segment::NOT_TCP
         }
     };
-    let ports = View::<4>::at(context, offset)?;
-    Ok(Ok(Packet {
-        key: FlowKey {
-            source,
-            destination,
-            source_port: Port::from_wire(ports.read::<u16, SOURCE_PORT>()),
-            destination_port: Port::from_wire(ports.read::<u16, DESTINATION_PORT>()),
-            protocol: protocol.number().into(),
-        },
-        l3,
-        l4: offset,
-        protocol,
-        segment,
-    }))
+    key.protocol = protocol.number().into();
+    Ok(Ok(Headers { l4: offset, protocol, segment }))
+}
+
+#[inline(always)]
+fn read_ports<A, const N: usize>(header: &View<N>, key: &mut FlowKey<A>) {
+    key.source_port = Port::from_wire(header.read::<u16, SOURCE_PORT>());
+    key.destination_port = Port::from_wire(header.read::<u16, DESTINATION_PORT>());
 }
