@@ -55,7 +55,7 @@ impl Figure {
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, unit, minimum, median, also, aim } = self;
-        write!(f, "{name:<58} {:>9} {:>9} {unit:<4}", number(*minimum), number(*median))?;
+        write!(f, "{name:<82} {:>8} {:>8} {unit:<3}", number(*minimum), number(*median))?;
         if let Some(Aim { at_most }) = aim {
             if self.is_met() {
                 write!(f, " aim {}: met", number(*at_most))?;

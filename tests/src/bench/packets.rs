@@ -199,14 +199,18 @@ fn net(probe: &Probe<'_>, floors: &[Probe<'_>]) -> (f64, f64) {
 pub fn measure_packets(services: u32, effort: Effort<'_>) -> Result<Vec<Figure>, BenchError> {
     let Effort { filter, rounds, repeat } = effort;
     let mut wrapper = Wrapper::load()?;
-    let mut datapath = load(services, CONNECTIONS)?;
+    // Maps for each protocol, so that the 64 k flows in rotation are all that the tables hold.
+    let (mut tcp, udp) = (load(services, CONNECTIONS)?, load(services, CONNECTIONS)?);
+    let datapath = |protocol| match protocol {
+        Protocol::Tcp => &tcp,
+        Protocol::Udp => &udp,
+    };
     let mut figures = Vec::new();
-
     for family in IpFamily::ALL {
         for protocol in Protocol::ALL {
             // The first of the many is the one that is measured alone, too.
             let opening = forward("opening", family, protocol, Range::MANY, Reason::Opened);
-            run(&mut wrapper, &opening, Some(&datapath), 0, Range::MANY.len())?;
+            run(&mut wrapper, &opening, Some(datapath(protocol)), 0, Range::MANY.len())?;
         }
     }
     let mut all = floors(repeat);
@@ -215,7 +219,8 @@ pub fn measure_packets(services: u32, effort: Effort<'_>) -> Result<Vec<Figure>,
     all.extend(paths.map(|path| {
         // Ten times round, so that finding the caches as others left them counts for little.
         let repeat = if path.is_rotation { repeat.max(10 * Range::MANY.len()) } else { repeat };
-        Probe::new(path, Some(&datapath), repeat)
+        let datapath = datapath(path.protocol);
+        Probe::new(path, Some(datapath), repeat)
     }));
     measure_all(&mut wrapper, &mut all, rounds)?;
     let (floor, measured) = all.split_at(floor_count);
@@ -226,7 +231,7 @@ pub fn measure_packets(services: u32, effort: Effort<'_>) -> Result<Vec<Figure>,
     figures.extend(measured.iter().map(|probe| figure(probe, floor)));
     drop(all);
 
-    figures.extend(measure_opening(&mut wrapper, &mut datapath, effort)?);
+    figures.extend(measure_opening(&mut wrapper, &mut tcp, effort)?);
     Ok(figures)
 }
 

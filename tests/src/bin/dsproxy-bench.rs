@@ -60,7 +60,7 @@ fn main() -> anyhow::Result<()> {
     }
     let machine = Machine::look()?;
     println!("{machine}\n");
-    println!("{:<58} {:>9} {:>9}", "", "minimum", "median");
+    println!("{:<82} {:>8} {:>8}", "", "minimum", "median");
     let wanted = |part| only.is_empty() || only.contains(&part);
     let mut report = Report { machine, figures: Vec::new() };
     // Before this process is bound to one processor: children would inherit it, and the daemon is not bound either.
