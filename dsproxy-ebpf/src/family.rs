@@ -7,6 +7,7 @@ use crate::{
     maps,
     packet::{Linear, Short, View},
     parse::{Transport, ipv4, ipv6},
+    rewrite::End,
 };
 
 /// The maps of one family.
@@ -26,10 +27,6 @@ pub(crate) trait Family: Sized + 'static {
 
     /// Which family it is.
     const FAMILY: IpFamily = <Self::Address as Address>::FAMILY;
-    /// Where the source address stands in the IP header.
-    const SOURCE: usize;
-    /// Where the destination address stands in the IP header.
-    const DESTINATION: usize;
 
     /// The family's maps.
     fn maps() -> Maps<Self::Address>;
@@ -37,8 +34,10 @@ pub(crate) trait Family: Sized + 'static {
     /// Reads the IP header at `l3` and whatever stands between it and the transport header; the addresses go to `key`.
     fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Self::Address>) -> Result<Result<Transport, Reason>, Short>;
 
-    /// Makes the checksum of the IP header right after a change of an address by `difference`.
-    fn update_header_checksum(linear: Linear, l3: usize, difference: u16) -> Result<(), Short>;
+    /// Puts `address` at one end of the IP header at `l3`, in place of one from which it has `difference`; the header's
+    /// checksum, if it has one, is made right.
+    fn write_address(linear: Linear, l3: usize, end: End, address: Self::Address, difference: u16)
+    -> Result<(), Short>;
 }
 
 /// IPv4.
@@ -49,9 +48,6 @@ pub(crate) enum V6 {}
 
 impl Family for V4 {
     type Address = Addr4;
-
-    const SOURCE: usize = ipv4::SOURCE;
-    const DESTINATION: usize = ipv4::DESTINATION;
 
     #[inline(always)]
     fn maps() -> Maps<Addr4> {
@@ -71,18 +67,20 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn update_header_checksum(linear: Linear, l3: usize, difference: u16) -> Result<(), Short> {
-        let field = View::<2>::at(linear, l3 + ipv4::CHECKSUM)?;
-        field.write::<u16, 0>(checksum::update(field.read::<u16, 0>(), difference));
+    fn write_address(linear: Linear, l3: usize, end: End, address: Addr4, difference: u16) -> Result<(), Short> {
+        let header = View::<{ ipv4::HEADER }>::at(linear, l3)?;
+        match end {
+            End::Source => header.write_address::<_, { ipv4::SOURCE }>(address),
+            End::Destination => header.write_address::<_, { ipv4::DESTINATION }>(address),
+        }
+        let checksum = header.read::<u16, { ipv4::CHECKSUM }>();
+        header.write::<u16, { ipv4::CHECKSUM }>(checksum::update(checksum, difference));
         Ok(())
     }
 }
 
 impl Family for V6 {
     type Address = Addr6;
-
-    const SOURCE: usize = ipv6::SOURCE;
-    const DESTINATION: usize = ipv6::DESTINATION;
 
     #[inline(always)]
     fn maps() -> Maps<Addr6> {
@@ -103,7 +101,12 @@ impl Family for V6 {
 
     /// The IPv6 header has no checksum (RFC 8200, section 3).
     #[inline(always)]
-    fn update_header_checksum(_: Linear, _: usize, _: u16) -> Result<(), Short> {
+    fn write_address(linear: Linear, l3: usize, end: End, address: Addr6, _: u16) -> Result<(), Short> {
+        let header = View::<{ ipv6::HEADER }>::at(linear, l3)?;
+        match end {
+            End::Source => header.write_address::<_, { ipv6::SOURCE }>(address),
+            End::Destination => header.write_address::<_, { ipv6::DESTINATION }>(address),
+        }
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ mod pick;
 mod pipeline;
 mod rewrite;
 mod track;
+mod verifier;
 mod wire;
 
 use aya_ebpf::{

@@ -99,34 +99,32 @@ impl<const N: usize> View<N> {
         // to us before a program that writes to it runs (bpf_unclone_prologue in net/core/filter.c).
         unsafe { T::store::<OFFSET>(self.start, value) };
     }
-}
 
-/// Reads the address at `offset`, straight to where it is to stand.
-#[inline(always)]
-pub(crate) fn read_address<A: Address>(linear: Linear, offset: usize, address: &mut A) -> Result<(), Short> {
-    let start = linear.bytes(offset, size_of::<A>())?;
-    let words = address.words_mut();
-    let mut index = 0;
-    while index < words.len() {
-        // SAFETY: an address is as many words as it has indices, all of them within the bytes just found.
-        words[index] = unsafe { u32::load::<0>(start.add(index * 4)) };
-        index += 1;
+    /// Reads the address at byte `OFFSET`, straight to where it is to stand.
+    #[inline(always)]
+    pub(crate) fn read_address<A: Address, const OFFSET: usize>(&self, address: &mut A) {
+        const { assert!(OFFSET + size_of::<A>() <= N) };
+        let words = address.words_mut();
+        let mut index = 0;
+        while index < words.len() {
+            // SAFETY: as in `read`; an address is as many words as it has indices.
+            words[index] = unsafe { u32::load::<OFFSET>(self.start.add(index * 4)) };
+            index += 1;
+        }
     }
-    Ok(())
-}
 
-/// Writes `address` at `offset`.
-#[inline(always)]
-pub(crate) fn write_address<A: Address>(linear: Linear, offset: usize, address: A) -> Result<(), Short> {
-    let start = linear.bytes(offset, size_of::<A>())?;
-    let words = address.words();
-    let mut index = 0;
-    while index < words.len() {
-        // SAFETY: as in `read_address`.
-        unsafe { u32::store::<0>(start.add(index * 4), words[index]) };
-        index += 1;
+    /// Puts `address` at byte `OFFSET`.
+    #[inline(always)]
+    pub(crate) fn write_address<A: Address, const OFFSET: usize>(&self, address: A) {
+        const { assert!(OFFSET + size_of::<A>() <= N) };
+        let words = address.words();
+        let mut index = 0;
+        while index < words.len() {
+            // SAFETY: as in `write`; an address is as many words as it has indices.
+            unsafe { u32::store::<OFFSET>(self.start.add(index * 4), words[index]) };
+            index += 1;
+        }
     }
-    Ok(())
 }
 
 impl PacketContext for TcContext {

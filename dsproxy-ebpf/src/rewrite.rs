@@ -4,7 +4,7 @@ use dsproxy_common::{Address as _, Port, Protocol, checksum, count::Reason};
 
 use crate::{
     family::Family,
-    packet::{self, Linear, PacketContext, Short, TransportChange, View},
+    packet::{self, PacketContext, Short, TransportChange},
     parse::{Packet, transport},
 };
 
@@ -26,20 +26,15 @@ pub(crate) fn rewrite<F: Family, C: PacketContext>(
     address: F::Address,
     port: Port,
 ) -> Result<(), Reason> {
-    let (old_address, address_at, old_port, port_at) = match end {
-        End::Source => {
-            (packet.key.source, packet.l3 + F::SOURCE, packet.key.source_port, packet.l4 + transport::SOURCE_PORT)
-        }
-        End::Destination => (
-            packet.key.destination,
-            packet.l3 + F::DESTINATION,
-            packet.key.destination_port,
-            packet.l4 + transport::DESTINATION_PORT,
-        ),
+    let (old_address, old_port) = match end {
+        End::Source => (packet.key.source, packet.key.source_port),
+        End::Destination => (packet.key.destination, packet.key.destination_port),
     };
     let difference = checksum::difference(old_address.words(), address.words());
     // All that is written directly comes before the helper, which invalidates what the verifier knows of the packet.
-    write::<F>(context.linear(), packet.l3, (address_at, address), (port_at, port), difference)
+    let linear = context.linear();
+    F::write_address(linear, packet.l3, end, address, difference)
+        .and_then(|()| transport::write_port(linear, packet.l4, end, port))
         .map_err(|Short { .. }| Reason::RewriteFailed)?;
 
     let change = TransportChange {
@@ -51,18 +46,4 @@ pub(crate) fn rewrite<F: Family, C: PacketContext>(
     context
         .update_transport_checksum(packet.l4 + transport::checksum_offset(packet.protocol), &change)
         .map_err(|packet::Refused| Reason::RewriteFailed)
-}
-
-#[inline(always)]
-fn write<F: Family>(
-    linear: Linear,
-    l3: usize,
-    (address_at, address): (usize, F::Address),
-    (port_at, port): (usize, Port),
-    difference: u16,
-) -> Result<(), Short> {
-    packet::write_address(linear, address_at, address)?;
-    F::update_header_checksum(linear, l3, difference)?;
-    View::<2>::at(linear, port_at)?.write::<u16, 0>(port.wire());
-    Ok(())
 }

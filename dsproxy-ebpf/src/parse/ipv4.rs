@@ -3,10 +3,10 @@
 use dsproxy_common::{Addr4, count::Reason, flow::FlowKey};
 
 use super::Transport;
-use crate::packet::{self, Linear, Short, View};
+use crate::packet::{Linear, Short, View};
 
 /// The header without options, in bytes.
-const HEADER: usize = 20;
+pub(crate) const HEADER: usize = 20;
 /// Where its fields stand.
 const VERSION_AND_LENGTH: usize = 0;
 const TOTAL_LENGTH: usize = 2;
@@ -32,8 +32,8 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Resu
     if u16::from_be(header.read::<u16, FRAGMENT>()) & FRAGMENT_MASK != 0 {
         return Ok(Err(Reason::Fragment));
     }
-    packet::read_address(linear, l3 + SOURCE, &mut key.source)?;
-    packet::read_address(linear, l3 + DESTINATION, &mut key.destination)?;
+    header.read_address::<_, SOURCE>(&mut key.source);
+    header.read_address::<_, DESTINATION>(&mut key.destination);
     Ok(Ok(Transport {
         protocol: header.read::<u8, PROTOCOL>(),
         offset: l3 + length,

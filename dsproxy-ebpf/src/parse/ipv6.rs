@@ -2,11 +2,14 @@
 
 use dsproxy_common::{Addr6, Protocol, count::Reason, flow::FlowKey};
 
-use super::Transport;
-use crate::packet::{self, Linear, Short, View};
+use super::{LONGEST_HEADERS, Transport};
+use crate::{
+    packet::{Linear, Short, View},
+    verifier,
+};
 
 /// The fixed header, in bytes.
-const HEADER: usize = 40;
+pub(crate) const HEADER: usize = 40;
 /// Where its fields stand.
 const VERSION: usize = 0;
 const PAYLOAD_LENGTH: usize = 4;
@@ -41,8 +44,8 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Resu
     if header.read::<u8, VERSION>() >> 4 != 6 {
         return Ok(Err(Reason::Malformed));
     }
-    packet::read_address(linear, l3 + SOURCE, &mut key.source)?;
-    packet::read_address(linear, l3 + DESTINATION, &mut key.destination)?;
+    header.read_address::<_, SOURCE>(&mut key.source);
+    header.read_address::<_, DESTINATION>(&mut key.destination);
     let mut protocol = header.read::<u8, NEXT_HEADER>();
     let mut offset = l3 + HEADER;
     if Protocol::from_number(protocol).is_none() {
@@ -88,7 +91,10 @@ fn skip_extensions(linear: Linear, mut next: u8, mut offset: usize) -> Result<Re
                 _ => (length + 1) * 8,
             };
         next = extension.read::<u8, EXTENSION_NEXT>();
-        offset = after;
+        offset = match verifier::forget(after, extension.read::<u16, 0>().into(), LONGEST_HEADERS) {
+            Some(after) => after,
+            None => return Ok(Err(Reason::OtherProtocol)),
+        };
         skipped += 1;
     }
 }

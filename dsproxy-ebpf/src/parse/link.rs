@@ -2,7 +2,10 @@
 
 use dsproxy_common::{IpFamily, count::Reason};
 
-use crate::packet::{Linear, PacketContext, Short, View};
+use crate::{
+    packet::{Linear, PacketContext, Short, View},
+    verifier,
+};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -37,10 +40,12 @@ pub(crate) fn parse<C: PacketContext>(context: &C, link: Link) -> Result<(IpFami
         Link::Ethernet => ethernet(context.linear()),
         Link::None => raw(context.linear()),
     };
-    match parsed {
-        Ok(found) => found,
-        Err(Short { .. }) => Err(Reason::NotIp),
-    }
+    let (family, l3) = match parsed {
+        Ok(found) => found?,
+        Err(Short { .. }) => return Err(Reason::NotIp),
+    };
+    const LONGEST: usize = ETHERNET_HEADER + MAX_VLAN_TAGS * VLAN_TAG;
+    verifier::forget(l3, context.length(), LONGEST).map(|l3| (family, l3)).ok_or(Reason::NotIp)
 }
 
 #[inline(always)]

@@ -14,7 +14,11 @@ use dsproxy_common::{
 use crate::{
     family::Family,
     packet::{Linear, PacketContext, Short},
+    verifier,
 };
+
+/// Headers in front of the transport header that are longer than this together are left to the stack.
+const LONGEST_HEADERS: usize = 0x1fff;
 
 /// What an IP header leads to.
 pub(crate) struct Transport {
@@ -66,7 +70,9 @@ pub(crate) fn packet<'k, F: Family, C: PacketContext>(
             }
         }
     };
-    parsed.map(|Headers { l4, protocol, segment }| Packet { key, l3, l4, protocol, segment })
+    let Headers { l4, protocol, segment } = parsed?;
+    let l4 = verifier::forget(l4, context.length(), LONGEST_HEADERS).ok_or(Reason::Malformed)?;
+    Ok(Packet { key, l3, l4, protocol, segment })
 }
 
 /// What the headers say beside the key.

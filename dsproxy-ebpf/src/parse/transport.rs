@@ -7,11 +7,15 @@ use dsproxy_common::{
 };
 
 use super::{Headers, Transport};
-use crate::packet::{Linear, Short, View};
+use crate::{
+    packet::{Linear, Short, View},
+    rewrite::End,
+};
 
-/// Where the ports stand, in TCP as in UDP.
-pub(crate) const SOURCE_PORT: usize = 0;
-pub(crate) const DESTINATION_PORT: usize = 2;
+/// Where the ports stand, in TCP as in UDP, and how much they take together.
+const SOURCE_PORT: usize = 0;
+const DESTINATION_PORT: usize = 2;
+const PORTS: usize = 4;
 
 /// TCP without options, in bytes, and where its other fields stand (RFC 9293, section 3.1).
 const TCP_HEADER: usize = 20;
@@ -72,4 +76,15 @@ pub(super) fn parse<A>(
 fn read_ports<A, const N: usize>(header: &View<N>, key: &mut FlowKey<A>) {
     key.source_port = Port::from_wire(header.read::<u16, SOURCE_PORT>());
     key.destination_port = Port::from_wire(header.read::<u16, DESTINATION_PORT>());
+}
+
+/// Puts `port` at one end of the transport header at `offset`.
+#[inline(always)]
+pub(crate) fn write_port(linear: Linear, offset: usize, end: End, port: Port) -> Result<(), Short> {
+    let ports = View::<PORTS>::at(linear, offset)?;
+    match end {
+        End::Source => ports.write::<u16, SOURCE_PORT>(port.wire()),
+        End::Destination => ports.write::<u16, DESTINATION_PORT>(port.wire()),
+    }
+    Ok(())
 }

@@ -201,6 +201,18 @@ impl Datapath {
         Counted::read(&self.maps)
     }
 
+    /// How many instructions the verifier looked at before it took the program of `hook` and `link`.
+    ///
+    /// # Errors
+    ///
+    /// When the program is not loaded, or the kernel does not tell.
+    pub fn verified_instructions(&self, hook: Hook, link: Link) -> Result<u32, ProgError> {
+        let name = program_name(hook, link);
+        let failed = |source| ProgError::Program { name, source };
+        let info = program(&self.object, name)?.info().map_err(failed)?;
+        Ok(info.verified_instruction_count().unwrap_or_default())
+    }
+
     /// The program of `hook` and `link`, in the kernel.
     ///
     /// # Errors

@@ -1,0 +1,36 @@
+//! What the kernel's verifier is better off not knowing.
+//!
+//! The verifier follows every way through a program. Where two ways meet again it follows the second no further if all it
+//! knows there is known to be harmless from the first; offsets that differ are enough to keep them apart, and ways multiply.
+//! Before headers of every length lead to the same few lines, it is made to forget how long they were.
+
+/// `value`, of which the verifier knows afterwards only that it is at most `most`; none if it is more.
+///
+/// `noise` is any number that the verifier knows nothing of, so read from the packet or its buffer.
+#[inline(always)]
+pub(crate) fn forget(value: usize, noise: u32, most: usize) -> Option<usize> {
+    let value = blur(value, noise);
+    (value <= most).then_some(value)
+}
+
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn blur(mut value: usize, noise: u32) -> usize {
+    // SAFETY: arithmetic on registers alone. The sum less the noise is the value, which the verifier, who looks at one
+    // instruction at a time, does not see.
+    unsafe {
+        core::arch::asm!(
+            "{value} += {noise}",
+            "{value} -= {noise}",
+            value = inout(reg) value,
+            noise = in(reg) u64::from(noise),
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    value
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn blur(value: usize, _: u32) -> usize {
+    value
+}
