@@ -94,6 +94,24 @@ fn a_connection_that_is_over_gives_way_and_one_half_closed_does_not() {
     });
 }
 
+/// Packets of the first may still be on their way when the second has its place; they are not the second's.
+#[test]
+fn what_comes_late_of_a_connection_that_gave_way_does_not_touch_the_other() {
+    everywhere(|world| {
+        let first = world.flow(&Served::new(1, Protocol::Tcp).active([1]), CLIENT);
+        let second = world.flow(&Served::new(2, Protocol::Tcp).active([1]), CLIENT);
+        let backend = world.endpoint(1);
+        first.opens(world, flags::SYN, backend);
+        first.goes_on(world, flags::FIN | flags::ACK, backend);
+        first.replies(world, flags::FIN | flags::ACK, backend);
+        second.opens(world, flags::SYN, backend);
+        first.goes_on(world, flags::RST, backend);
+        // Were the second taken for reset, the backend would seem to accept a connection that is not through a VIP.
+        second.replies(world, flags::SYN | flags::ACK, backend);
+        second.goes_on(world, flags::ACK, backend);
+    });
+}
+
 #[test]
 fn a_connection_past_its_lifetime_gives_way() {
     everywhere(|world| {

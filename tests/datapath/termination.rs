@@ -64,6 +64,23 @@ fn tcp_goes_on_to_an_endpoint_that_is_gone_and_a_new_connection_does_not() {
     });
 }
 
+/// An endpoint that is gone may still reset what it had, after the client has gone on to another.
+#[test]
+fn a_reset_from_the_backend_before_does_not_end_the_connection_to_the_next() {
+    everywhere(|world| {
+        let (old, new) = (world.endpoint(1), world.endpoint(2));
+        let flow = world.flow(&served(Protocol::Tcp).active([1]), CLIENT);
+        flow.opens(world, flags::SYN, old);
+        flow.goes_on(world, flags::ACK, old);
+        world.serve(&served(Protocol::Tcp).active([2]));
+        flow.opens(world, flags::SYN, new);
+        flow.replies(world, flags::RST, old);
+        // The same SYN again, of a connection that is opening still.
+        flow.goes_on(world, flags::SYN, new);
+        flow.replies(world, flags::SYN | flags::ACK, new);
+    });
+}
+
 #[test]
 fn without_any_endpoint_left_udp_is_dropped_and_established_tcp_goes_on() {
     everywhere(|world| {
