@@ -1,6 +1,6 @@
 //! Connections over time: states, lifetimes, entries that go missing and come back, and a full table.
 
-use std::{thread, time::Duration};
+use std::{net::SocketAddr, thread, time::Duration};
 
 use dsproxy::maps::Capacities;
 use dsproxy_common::{Protocol, count::Reason, flow::FlowState};
@@ -28,6 +28,15 @@ fn let_ticks_pass() {
 
 fn tcp(world: &mut World, endpoints: impl IntoIterator<Item = u16>) -> Flow {
     world.flow(&Served::new(1, Protocol::Tcp).active(endpoints), 40_000)
+}
+
+/// A connection that the client has opened and acknowledged, to a Service with one endpoint, and that endpoint.
+fn established(world: &mut World) -> (Flow, SocketAddr) {
+    let flow = tcp(world, [1]);
+    let backend = world.endpoint(1);
+    flow.opens(world, flags::SYN, backend);
+    flow.goes_on(world, flags::ACK, backend);
+    (flow, backend)
 }
 
 #[test]
@@ -70,10 +79,7 @@ fn a_port_used_again_after_fin_or_rst_is_a_new_connection() {
 #[test]
 fn what_is_still_on_its_way_after_a_fin_goes_on() {
     everywhere(|world| {
-        let flow = tcp(world, [1]);
-        let backend = world.endpoint(1);
-        flow.opens(world, flags::SYN, backend);
-        flow.goes_on(world, flags::ACK, backend);
+        let (flow, backend) = established(world);
         flow.goes_on(world, flags::FIN | flags::ACK, backend);
         flow.replies(world, flags::ACK | flags::PSH, backend);
         flow.goes_on(world, flags::ACK, backend);
@@ -86,10 +92,7 @@ fn what_is_still_on_its_way_after_a_fin_goes_on() {
 #[test]
 fn a_reset_that_both_sides_ignore_ends_nothing() {
     everywhere(|world| {
-        let flow = tcp(world, [1]);
-        let backend = world.endpoint(1);
-        flow.opens(world, flags::SYN, backend);
-        flow.goes_on(world, flags::ACK, backend);
+        let (flow, backend) = established(world);
         for from_client in [true, false] {
             flow.replies(world, flags::RST, backend);
             if from_client {
@@ -107,10 +110,7 @@ fn a_reset_that_both_sides_ignore_ends_nothing() {
 #[test]
 fn a_backend_that_accepts_after_the_end_answers_for_itself() {
     everywhere(|world| {
-        let flow = tcp(world, [1]);
-        let backend = world.endpoint(1);
-        flow.opens(world, flags::SYN, backend);
-        flow.goes_on(world, flags::ACK, backend);
+        let (flow, backend) = established(world);
         flow.goes_on(world, flags::FIN | flags::ACK, backend);
         flow.replies(world, flags::FIN | flags::ACK, backend);
         flow.reply_is_not_known(world, flags::SYN | flags::ACK, backend);
@@ -216,10 +216,7 @@ fn traffic_in_either_direction_keeps_both_entries_alive() {
 #[test]
 fn a_reply_entry_that_was_evicted_comes_back_within_a_second() {
     everywhere(|world| {
-        let flow = tcp(world, [1]);
-        let backend = world.endpoint(1);
-        flow.opens(world, flags::SYN, backend);
-        flow.goes_on(world, flags::ACK, backend);
+        let (flow, backend) = established(world);
         flow.replies(world, flags::ACK, backend);
         let connections = world.datapath.connections();
         assert!(connections.remove(Entry::Reply, flow.protocol, backend, flow.client).expect("a table"));
@@ -233,10 +230,7 @@ fn a_reply_entry_that_was_evicted_comes_back_within_a_second() {
 #[test]
 fn a_forward_entry_that_was_evicted_is_made_anew() {
     everywhere(|world| {
-        let flow = tcp(world, [1]);
-        let backend = world.endpoint(1);
-        flow.opens(world, flags::SYN, backend);
-        flow.goes_on(world, flags::ACK, backend);
+        let (flow, backend) = established(world);
         let connections = world.datapath.connections();
         assert!(connections.remove(Entry::Forward, flow.protocol, flow.client, flow.vip).expect("a table"));
         // The backend's side goes on all the while; the client's next packet opens the connection as it was.
