@@ -74,11 +74,6 @@ impl Watch {
         }
         self.current()
     }
-
-    /// Another observer of the same interfaces, for as long as this value lives.
-    pub fn subscribe(&self) -> Receiver<Arc<Interfaces>> {
-        self.receiver.clone()
-    }
 }
 
 impl Drop for Watch {
