@@ -45,11 +45,14 @@ pub enum Protocol {
     Tcp = 6,
     /// UDP.
     Udp = 17,
+    /// SCTP. Its addresses are translated; its ports are not, for its checksum covers the whole packet (RFC 9260,
+    /// section 6.8).
+    Sctp = 132,
 }
 
 impl Protocol {
     /// All balanced protocols.
-    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
 
     /// The protocol with this IANA number, when it is one that is balanced.
     #[inline(always)]
@@ -57,6 +60,7 @@ impl Protocol {
         match number {
             6 => Some(Self::Tcp),
             17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
             _ => None,
         }
     }
@@ -73,6 +77,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }

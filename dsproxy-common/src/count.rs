@@ -40,6 +40,12 @@ reasons! {
     Opened = "opened",
     /// A backend's packet, translated back to the VIP.
     Replied = "replied",
+    /// A client's packet that leaves with an address of the node.
+    Masqueraded = "masqueraded",
+    /// The reply to a masqueraded packet, sent on to the client.
+    Unmasqueraded = "unmasqueraded",
+    /// An ICMP error about a translated packet, translated like it.
+    IcmpError = "icmp-error",
     /// Passed: neither IPv4 nor IPv6.
     NotIp = "not-ip",
     /// Passed: an IP protocol that is not balanced.
@@ -48,14 +54,31 @@ reasons! {
     NotService = "not-service",
     /// Passed: not the reply of a translated connection.
     NotReply = "not-reply",
-    /// Passed: a fragment, which does not show its ports.
-    Fragment = "fragment",
+    /// Passed: a fragment that came before the first of its packet, which alone shows the ports.
+    EarlyFragment = "early-fragment",
     /// Passed: a header contradicts itself or the length of the packet.
     Malformed = "malformed",
-    /// Dropped: the Service has no endpoint that takes new connections.
+    /// Dropped and answered with an ICMP error: the Service has no endpoint.
     NoEndpoint = "no-endpoint",
+    /// Dropped and answered with an ICMP error: the ClusterIP has no such port.
+    NoPort = "no-port",
+    /// Dropped, for as many refusals as may be were sent this second: the Service has no endpoint, or the ClusterIP no such
+    /// port.
+    RefusalLimit = "refusal-limit",
+    /// Dropped: a traffic policy wants an endpoint on this node, and those there are are on others.
+    NoLocalEndpoint = "no-local-endpoint",
+    /// Dropped: the client is not within the Service's source ranges.
+    SourceRange = "source-range",
+    /// Dropped: an address of a range of ClusterIPs that no Service has.
+    Unallocated = "unallocated",
+    /// Dropped and answered with a reset: the endpoint of a TCP connection has left its Service.
+    BackendGone = "backend-gone",
     /// Dropped: another connection of the same client to the same endpoint, through another VIP, holds the ports.
     ReplyClash = "reply-clash",
+    /// Dropped: no port was found for a packet to be masqueraded with.
+    SnatExhausted = "snat-exhausted",
+    /// Dropped: the device has no address, nor has the node, that a packet could be masqueraded with.
+    NoNodeAddress = "no-node-address",
     /// Dropped: the connection table did not take the new connection.
     TableRefused = "table-refused",
     /// Dropped: the packet could not be rewritten.
@@ -70,15 +93,29 @@ impl Reason {
     #[inline(always)]
     pub const fn is_drop(self) -> bool {
         match self {
-            Self::NoEndpoint | Self::ReplyClash | Self::TableRefused | Self::RewriteFailed => true,
+            Self::NoEndpoint
+            | Self::NoPort
+            | Self::RefusalLimit
+            | Self::NoLocalEndpoint
+            | Self::SourceRange
+            | Self::Unallocated
+            | Self::BackendGone
+            | Self::ReplyClash
+            | Self::SnatExhausted
+            | Self::NoNodeAddress
+            | Self::TableRefused
+            | Self::RewriteFailed => true,
             Self::Forwarded
             | Self::Opened
             | Self::Replied
+            | Self::Masqueraded
+            | Self::Unmasqueraded
+            | Self::IcmpError
             | Self::NotIp
             | Self::OtherProtocol
             | Self::NotService
             | Self::NotReply
-            | Self::Fragment
+            | Self::EarlyFragment
             | Self::Malformed => false,
         }
     }

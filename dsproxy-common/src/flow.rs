@@ -1,7 +1,9 @@
-//! The connection table: forward and reply entries, and the rules for how long they count.
+//! The connection table: its entries, and the rules for how long they count.
 //!
-//! A *forward* entry (client -> VIP) remembers the backend that was picked; a *reply* entry (backend -> client)
-//! remembers the VIP. All of it is pure: the time is a parameter, in the kernel's jiffies.
+//! Packets that enter the stack have their destination replaced: a *forward* entry (client -> VIP) remembers the backend that
+//! was picked, a *SNAT* entry (backend -> node) the client behind the node's address. Packets that leave have their source
+//! replaced: an *egress* entry remembers by what, the VIP (backend -> client) or the node (client -> backend). Keys are packets
+//! as the hook sees them. All of it is pure: the time is a parameter, in the kernel's jiffies.
 
 use crate::{
     Port,
@@ -42,18 +44,68 @@ pub struct ForwardEntry {
     pub state: u32,
 }
 
-/// What the backend's packets of a connection are translated back to.
+/// What stands in place of the source of a packet that leaves the stack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReplyEntry<A> {
-    /// The address the client sent to.
-    pub vip: A,
-    /// The id of the service port, for its counters.
+pub struct EgressEntry<A> {
+    /// The address.
+    pub address: A,
+    /// The id of the service port, for its counters; [`NO_SERVICE`] for traffic that is masqueraded without one.
     pub service: u32,
     /// When a packet of the connection was last seen, to within a second: the low half of the jiffies.
     pub last_seen: u32,
-    /// The port the client sent to.
-    pub vip_port: Port,
+    /// The port; for ICMP echo the identifier.
+    pub port: Port,
+    /// A [`FlowState`].
+    pub state: u8,
+    /// An [`EgressKind`].
+    pub kind: u8,
+}
+
+/// The service of an entry that belongs to none.
+pub const NO_SERVICE: u32 = u32::MAX;
+
+/// What a packet is whose source is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EgressKind {
+    /// A backend's packet to the client: its source becomes the VIP.
+    Reply = 0,
+    /// A client's packet that is to be masqueraded; which address and port of the node it gets is settled when the first
+    /// packet leaves, for that depends on the device.
+    Unsettled = 1,
+    /// A client's packet that is masqueraded: its source becomes the node.
+    Masquerade = 2,
+}
+
+impl EgressKind {
+    /// The kind with this number; a number from a later version counts as a reply.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Unsettled,
+            2 => Self::Masquerade,
+            _ => Self::Reply,
+        }
+    }
+
+    /// The number stored in the map.
+    #[inline(always)]
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+/// Who is behind an address and port of the node: what the destination of a reply to a masqueraded packet becomes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnatEntry<A> {
+    /// The client's address.
+    pub client: A,
+    /// When a packet of the connection was last seen, to within a second: the low half of the jiffies.
+    pub last_seen: u32,
+    /// The client's port; for ICMP echo the identifier.
+    pub port: Port,
     /// A [`FlowState`].
     pub state: u16,
 }
@@ -247,7 +299,8 @@ impl ForwardEntry {
 
 family_record! {
     FlowKey = [2 addresses, 2, 2, 4];
-    ReplyEntry = [1 addresses, 4, 4, 2, 2];
+    EgressEntry = [1 addresses, 4, 4, 2, 1, 1];
+    SnatEntry = [1 addresses, 4, 2, 2];
 }
 
 record! {
@@ -264,7 +317,10 @@ mod tests {
     const FIN_ACK: Segment = Segment::tcp(0x11);
     const RST: Segment = Segment::tcp(0x04);
 
-    const SETTINGS: Settings = Settings { jiffies_per_second: 1, lifetimes: [60, 86_400, 3600, 3600, 120, 10, 120, 0] };
+    fn settings() -> Settings {
+        let lifetimes = [60, 86_400, 3600, 3600, 120, 10, 120, 0];
+        Settings { jiffies_per_second: 1, lifetimes, ..Settings::default() }
+    }
 
     fn entry(state: FlowState) -> ForwardEntry {
         ForwardEntry { backend: 1, generation: 7, service: 1, last_seen: 100, state: state.number().into() }
@@ -320,7 +376,7 @@ mod tests {
     #[test]
     fn tcp_keeps_its_backend_and_other_traffic_leaves_one_that_is_gone() {
         use BackendState::{Active, Draining, Gone};
-        let goes_on = |state, backend, segment| entry(state).goes_on(7, backend, segment, 101, &SETTINGS);
+        let goes_on = |state, backend, segment| entry(state).goes_on(7, backend, segment, 101, &settings());
         for backend in [Active, Draining, Gone] {
             assert!(goes_on(FlowState::Established, backend, ACK));
             assert!(goes_on(FlowState::Closing, backend, FIN_ACK));
@@ -336,14 +392,14 @@ mod tests {
     #[test]
     fn an_id_given_to_another_endpoint_and_an_old_entry_are_noticed() {
         let flow = entry(FlowState::Established);
-        assert!(!flow.goes_on(8, BackendState::Active, ACK, 101, &SETTINGS));
-        assert!(flow.goes_on(7, BackendState::Active, ACK, 100 + 86_400, &SETTINGS));
-        assert!(!flow.goes_on(7, BackendState::Active, ACK, 101 + 86_400, &SETTINGS));
+        assert!(!flow.goes_on(8, BackendState::Active, ACK, 101, &settings()));
+        assert!(flow.goes_on(7, BackendState::Active, ACK, 100 + 86_400, &settings()));
+        assert!(!flow.goes_on(7, BackendState::Active, ACK, 101 + 86_400, &settings()));
         let closing = entry(FlowState::Reset);
-        assert!(!closing.goes_on(7, BackendState::Active, ACK, 111, &SETTINGS));
-        assert!(closing.goes_on(7, BackendState::Active, ACK, 99, &SETTINGS), "refreshed by another CPU meanwhile");
+        assert!(!closing.goes_on(7, BackendState::Active, ACK, 111, &settings()));
+        assert!(closing.goes_on(7, BackendState::Active, ACK, 99, &settings()), "refreshed by another CPU meanwhile");
         let mut wrapped = entry(FlowState::Stateless);
         wrapped.last_seen = u32::MAX - 5;
-        assert!(wrapped.goes_on(7, BackendState::Active, Segment::NOT_TCP, 10, &SETTINGS), "jiffies wrap around");
+        assert!(wrapped.goes_on(7, BackendState::Active, Segment::NOT_TCP, 10, &settings()), "jiffies wrap around");
     }
 }

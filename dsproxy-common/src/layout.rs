@@ -4,7 +4,7 @@ use crate::IpFamily;
 
 /// The version of the map layout; it is part of the pin path. A change to a key, a value or the meaning of a map
 /// takes a new number.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The name of the map of settings.
 pub const SETTINGS: &str = "SETTINGS";
@@ -14,6 +14,9 @@ pub const COUNTERS: &str = "COUNTERS";
 pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
 /// The name of the map of service port names.
 pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
+
+/// The name of the per-CPU budget of refusals.
+pub const REFUSALS: &str = "REFUSALS";
 
 /// The names of the maps that exist once for each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +29,28 @@ pub struct FamilyMapNames {
     pub slots: &'static str,
     /// Id -> `Backend`.
     pub backends: &'static str,
-    /// `FlowKey` -> `ForwardEntry`.
+    /// `FlowKey` of packets that enter -> `ForwardEntry`, for TCP that both sides have confirmed.
     pub forward: &'static str,
-    /// `FlowKey` -> `ReplyEntry`.
-    pub reply: &'static str,
+    /// `FlowKey` of packets that leave -> `EgressEntry`, likewise.
+    pub egress: &'static str,
+    /// As `forward`, for TCP that is opening and for all that is not TCP.
+    pub forward_brief: &'static str,
+    /// As `egress`, likewise.
+    pub egress_brief: &'static str,
+    /// `FlowKey` of packets that enter -> `SnatEntry`.
+    pub snat: &'static str,
+    /// `AffinityKey` -> `Affinity`.
+    pub affinity: &'static str,
+    /// Trie of `SourceRange` -> one.
+    pub ranges: &'static str,
+    /// Trie of addresses -> `NetworkFlags`.
+    pub networks: &'static str,
+    /// Index of a device, or zero for all others -> the address that masqueraded packets leave it with.
+    pub masquerade: &'static str,
+    /// `FragmentKey` -> `Fragment`.
+    pub fragments: &'static str,
+    /// `SocketKey` -> `SocketEntry`.
+    pub sockets: &'static str,
 }
 
 /// The names of one family's maps. Kept within the 15 characters that the kernel remembers.
@@ -41,7 +62,16 @@ pub const fn family_maps(family: IpFamily) -> FamilyMapNames {
             slots: "SLOTS_V4",
             backends: "BACKENDS_V4",
             forward: "FORWARD_V4",
-            reply: "REPLY_V4",
+            egress: "EGRESS_V4",
+            forward_brief: "FORWARD_B_V4",
+            egress_brief: "EGRESS_B_V4",
+            snat: "SNAT_V4",
+            affinity: "AFFINITY_V4",
+            ranges: "RANGES_V4",
+            networks: "NETWORKS_V4",
+            masquerade: "MASQUERADE_V4",
+            fragments: "FRAGMENTS_V4",
+            sockets: "SOCKETS_V4",
         },
         IpFamily::V6 => FamilyMapNames {
             frontends: "FRONTENDS_V6",
@@ -49,7 +79,16 @@ pub const fn family_maps(family: IpFamily) -> FamilyMapNames {
             slots: "SLOTS_V6",
             backends: "BACKENDS_V6",
             forward: "FORWARD_V6",
-            reply: "REPLY_V6",
+            egress: "EGRESS_V6",
+            forward_brief: "FORWARD_B_V6",
+            egress_brief: "EGRESS_B_V6",
+            snat: "SNAT_V6",
+            affinity: "AFFINITY_V6",
+            ranges: "RANGES_V6",
+            networks: "NETWORKS_V6",
+            masquerade: "MASQUERADE_V6",
+            fragments: "FRAGMENTS_V6",
+            sockets: "SOCKETS_V6",
         },
     }
 }
@@ -64,6 +103,20 @@ pub mod capacity {
     pub const BACKENDS: u32 = 262_144;
     /// Slots.
     pub const SLOTS: u32 = 1_048_576;
-    /// Connections.
+    /// Connections: confirmed TCP.
     pub const CONNECTIONS: u32 = 262_144;
+    /// Connections that are opening or not TCP, and masqueraded ones.
+    pub const BRIEF_CONNECTIONS: u32 = 131_072;
+    /// Clients that are remembered for session affinity.
+    pub const AFFINITIES: u32 = 65_536;
+    /// Source ranges.
+    pub const RANGES: u32 = 65_536;
+    /// Networks that are told from others: of pods, of services, those not masqueraded.
+    pub const NETWORKS: u32 = 4096;
+    /// Devices with an address of their own for masqueraded packets.
+    pub const DEVICES: u32 = 4096;
+    /// Packets in fragments that are under way.
+    pub const FRAGMENTS: u32 = 8192;
+    /// Sockets that were translated.
+    pub const SOCKETS: u32 = 65_536;
 }

@@ -11,10 +11,12 @@ pub mod checksum;
 pub mod count;
 pub mod filter;
 pub mod flow;
+pub mod fragment;
 pub mod hash;
 pub mod layout;
 mod record;
 pub mod service;
 pub mod settings;
+pub mod socket;
 
 pub use address::{Addr4, Addr6, Address, IpFamily, Port, Protocol};

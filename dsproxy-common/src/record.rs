@@ -23,11 +23,11 @@ macro_rules! record {
 
 /// As `record`, for types that hold a number of addresses of either family and other fields.
 macro_rules! family_record {
-    ($($name:ident = [$addresses:literal addresses, $($field:expr),+ $(,)?];)+) => {
+    ($($name:ident = [$addresses:literal addresses $(, $field:expr)* $(,)?];)+) => {
         $(
             const _: () = assert!(
-                size_of::<$name<crate::Addr4>>() == $addresses * 4 $(+ $field)+
-                    && size_of::<$name<crate::Addr6>>() == $addresses * 16 $(+ $field)+,
+                size_of::<$name<crate::Addr4>>() == $addresses * 4 $(+ $field)*
+                    && size_of::<$name<crate::Addr6>>() == $addresses * 16 $(+ $field)*,
                 "a map record must not have padding",
             );
 

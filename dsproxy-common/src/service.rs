@@ -1,7 +1,8 @@
 //! Service lookup: frontends, the slots that name their backends, and the backends.
 //!
-//! A packet's destination finds a [`Frontend`] in one hash lookup; the frontend names a run of slots in one
-//! flat array; a slot holds a backend's id, which indexes the array of [`Backend`]s.
+//! A packet's destination finds a [`Frontend`] in one hash lookup; the frontend names two runs of slots in one
+//! flat array, for clients inside and outside the cluster; a slot holds a backend's id, which indexes the array of
+//! [`Backend`]s.
 
 use crate::{
     Port,
@@ -30,18 +31,83 @@ impl<A> FrontendKey<A> {
     }
 }
 
+/// A run of slots.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slots {
+    /// The index of the first slot; when there is one slot only, the id of the one backend itself.
+    pub first: u32,
+    /// How many slots there are. Zero: there is no endpoint to send a new connection to.
+    pub count: u32,
+}
+
 /// One address, port and protocol at which a service port is reached.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frontend {
     /// The id of the service port: it indexes the per-service counters and the names.
     pub service: u32,
-    /// The index of the first slot; when there is one slot only, the id of the one backend itself.
-    pub slots: u32,
-    /// How many slots there are. Zero: the service port has no endpoint to send a new connection to.
-    pub slot_count: u32,
-    /// Zero.
+    /// Where new connections of clients inside the cluster go: pods, and the node itself.
+    pub inside: Slots,
+    /// Where new connections of everybody else go.
+    pub outside: Slots,
+    /// How long a client stays with its endpoint after its last new connection, in seconds. Zero: no affinity.
+    pub affinity: u32,
+    /// A [`FrontendKind`] and [`FrontendFlags`].
     pub flags: u32,
+}
+
+/// What makes an address and port a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum FrontendKind {
+    /// A ClusterIP and a port of its Service.
+    ClusterIp = 0,
+    /// An address of the node and a port of its own.
+    NodePort = 1,
+    /// An ingress address of a load balancer.
+    LoadBalancer = 2,
+    /// One of `spec.externalIPs`.
+    ExternalIp = 3,
+    /// A ClusterIP without a port: packets to it that find no other frontend are refused. Port and protocol of the key are
+    /// zero, and there are no endpoints.
+    Address = 4,
+}
+
+impl FrontendKind {
+    /// All kinds.
+    pub const ALL: [Self; 5] = [Self::ClusterIp, Self::NodePort, Self::LoadBalancer, Self::ExternalIp, Self::Address];
+}
+
+/// Bits of [`Frontend::flags`] above the kind.
+pub struct FrontendFlags;
+
+impl FrontendFlags {
+    /// The bits that hold the [`FrontendKind`].
+    pub const KIND: u32 = 0x7;
+    /// The endpoints for clients inside are those of this node alone.
+    pub const INSIDE_LOCAL: u32 = 1 << 3;
+    /// The endpoints for clients outside are those of this node alone.
+    pub const OUTSIDE_LOCAL: u32 = 1 << 4;
+    /// Without an endpoint, clients inside are not answered: there are some on other nodes.
+    pub const INSIDE_DROPS: u32 = 1 << 5;
+    /// Without an endpoint, clients outside are not answered: there are some on other nodes.
+    pub const OUTSIDE_DROPS: u32 = 1 << 6;
+    /// Only clients within the service port's source ranges are let through.
+    pub const SOURCE_RANGES: u32 = 1 << 7;
+}
+
+impl Frontend {
+    /// What kind it is, if it is one that this version knows.
+    pub fn kind(&self) -> Option<FrontendKind> {
+        FrontendKind::ALL.into_iter().find(|kind| *kind as u32 == self.flags & FrontendFlags::KIND)
+    }
+
+    /// Whether one of the [`FrontendFlags`] is set.
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
 }
 
 /// Where a backend stands in its life.
@@ -89,8 +155,53 @@ pub struct Backend<A> {
     pub port: Port,
     /// A [`BackendState`].
     pub state: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// [`BackendFlags`].
+    pub flags: u8,
+}
+
+/// Bits of [`Backend::flags`].
+pub struct BackendFlags;
+
+impl BackendFlags {
+    /// The endpoint is on this node, so that its replies pass this node by themselves.
+    pub const LOCAL: u8 = 1 << 0;
+    /// It is one of the endpoints for the whole cluster that take new connections.
+    pub const IN_CLUSTER_LIST: u8 = 1 << 1;
+    /// It is one of this node's endpoints that take new connections.
+    pub const IN_LOCAL_LIST: u8 = 1 << 2;
+}
+
+/// What a client's endpoint is remembered by where a service port has session affinity.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AffinityKey<A> {
+    /// The client's address as this node sees it.
+    pub client: A,
+    /// The id of the service port: all of its frontends share it.
+    pub service: u32,
+}
+
+/// The endpoint a client stays with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// The id of the backend.
+    pub backend: u32,
+    /// The generation that the backend's id had then.
+    pub generation: u32,
+    /// When the client last opened a connection: the low half of the jiffies.
+    pub last_opened: u32,
+}
+
+/// The data of a key in the trie of source ranges, behind its prefix length in bits: the service port's
+/// 32 bits always count, the address's as far as the range goes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceRange<A> {
+    /// The id of the service port.
+    pub service: u32,
+    /// The client's address, or the range's.
+    pub client: A,
 }
 
 /// The most bytes a service port's name may have: namespace, name and port name at their longest
@@ -123,10 +234,14 @@ impl ServiceName {
 family_record! {
     FrontendKey = [1 addresses, 2, 1, 1];
     Backend = [1 addresses, 4, 4, 2, 1, 1];
+    AffinityKey = [1 addresses, 4];
+    SourceRange = [1 addresses, 4];
 }
 
 record! {
-    Frontend = [4, 4, 4, 4];
+    Slots = [4, 4];
+    Frontend = [4, 8, 8, 4, 4];
+    Affinity = [4, 4, 4];
     ServiceName = [SERVICE_NAME_BYTES];
 }
 
