@@ -111,8 +111,8 @@ pub mod capacity {
     pub const AFFINITIES: u32 = 65_536;
     /// Source ranges.
     pub const RANGES: u32 = 65_536;
-    /// Networks that are told from others: of pods, of services, those not masqueraded.
-    pub const NETWORKS: u32 = 4096;
+    /// Networks that are told from others: of pods, of services, those not masqueraded, and every ClusterIP.
+    pub const NETWORKS: u32 = 131_072;
     /// Devices with an address of their own for masqueraded packets.
     pub const DEVICES: u32 = 4096;
     /// Packets in fragments that are under way.

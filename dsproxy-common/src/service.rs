@@ -69,14 +69,11 @@ pub enum FrontendKind {
     LoadBalancer = 2,
     /// One of `spec.externalIPs`.
     ExternalIp = 3,
-    /// A ClusterIP without a port: packets to it that find no other frontend are refused. Port and protocol of the key are
-    /// zero, and there are no endpoints.
-    Address = 4,
 }
 
 impl FrontendKind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [Self::ClusterIp, Self::NodePort, Self::LoadBalancer, Self::ExternalIp, Self::Address];
+    pub const ALL: [Self; 4] = [Self::ClusterIp, Self::NodePort, Self::LoadBalancer, Self::ExternalIp];
 }
 
 /// Bits of [`Frontend::flags`] above the kind.

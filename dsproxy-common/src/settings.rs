@@ -81,8 +81,10 @@ impl NetworkFlags {
     pub const POD: u32 = 1 << 0;
     /// Not masqueraded when a pod sends there.
     pub const NOT_MASQUERADED: u32 = 1 << 1;
-    /// A range from which ClusterIPs are given out.
+    /// A range from which ClusterIPs are given out: packets to addresses of it that no Service has are dropped.
     pub const SERVICE: u32 = 1 << 2;
+    /// The ClusterIP of a Service: packets to ports that it does not have are refused.
+    pub const CLUSTER_IP: u32 = 1 << 3;
 }
 
 family_record! {
