@@ -41,7 +41,9 @@ pub struct ForwardEntry {
     /// When a packet of the connection was last seen, to within a second: the low half of the jiffies.
     pub last_seen: u32,
     /// A [`FlowState`].
-    pub state: u32,
+    pub state: u16,
+    /// The port that packets to the backend have in place of the client's, where another connection holds that; else zero.
+    pub source_port: Port,
 }
 
 /// What stands in place of the source of a packet that leaves the stack.
@@ -60,6 +62,10 @@ pub struct EgressEntry<A> {
     pub state: u8,
     /// An [`EgressKind`].
     pub kind: u8,
+    /// The client's port, where a reply's destination port is not it; else zero.
+    pub client_port: Port,
+    /// Zero.
+    pub reserved: u16,
 }
 
 /// The service of an entry that belongs to none.
@@ -114,7 +120,7 @@ pub struct SnatEntry<A> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum FlowState {
-    /// TCP: the client has sent its SYN, or the connection was met in the middle by a single packet.
+    /// TCP: the client has sent its SYN, or the connection was met in the middle by the client's packets alone.
     Opening = 0,
     /// TCP: the client has acknowledged the backend's answer.
     Established = 1,
@@ -128,6 +134,8 @@ pub enum FlowState {
     Reset = 5,
     /// Not TCP: packets are all there is to go by.
     Stateless = 6,
+    /// TCP: the backend has answered, and the client not yet acknowledged it.
+    Answered = 7,
 }
 
 impl FlowState {
@@ -135,7 +143,7 @@ impl FlowState {
     /// masking it.
     pub const COUNT: usize = 8;
 
-    /// The state with this number; the number that is not given out counts as reset.
+    /// The state with this number.
     #[inline(always)]
     pub const fn from_number(number: u16) -> Self {
         match number & (Self::COUNT as u16 - 1) {
@@ -144,8 +152,9 @@ impl FlowState {
             2 => Self::ClientClosed,
             3 => Self::BackendClosed,
             4 => Self::Closing,
+            5 => Self::Reset,
             6 => Self::Stateless,
-            _ => Self::Reset,
+            _ => Self::Answered,
         }
     }
 
@@ -176,9 +185,9 @@ impl FlowState {
         match self {
             Self::Stateless => self,
             _ if segment.resets() => Self::Reset,
-            Self::Opening | Self::Established if segment.finishes() => Self::ClientClosed,
+            Self::Opening | Self::Answered | Self::Established if segment.finishes() => Self::ClientClosed,
             Self::BackendClosed if segment.finishes() => Self::Closing,
-            Self::Opening | Self::Reset if !segment.opens() && !segment.finishes() => Self::Established,
+            Self::Answered | Self::Reset if !segment.opens() && !segment.finishes() => Self::Established,
             _ => self,
         }
     }
@@ -189,8 +198,9 @@ impl FlowState {
         match self {
             Self::Stateless => self,
             _ if segment.resets() => Self::Reset,
-            Self::Opening | Self::Established if segment.finishes() => Self::BackendClosed,
+            Self::Opening | Self::Answered | Self::Established if segment.finishes() => Self::BackendClosed,
             Self::ClientClosed if segment.finishes() => Self::Closing,
+            Self::Opening => Self::Answered,
             Self::Reset if !segment.accepts() && !segment.finishes() => Self::Established,
             _ => self,
         }
@@ -201,7 +211,7 @@ impl FlowState {
     pub const fn may_be_over(self) -> bool {
         match self {
             Self::ClientClosed | Self::BackendClosed | Self::Closing | Self::Reset => true,
-            Self::Opening | Self::Established | Self::Stateless => false,
+            Self::Opening | Self::Answered | Self::Established | Self::Stateless => false,
         }
     }
 
@@ -285,10 +295,10 @@ impl ForwardEntry {
         now: u32,
         settings: &Settings,
     ) -> bool {
-        if self.generation != generation || is_expired(self.state as u16, self.last_seen, now, settings) {
+        if self.generation != generation || is_expired(self.state, self.last_seen, now, settings) {
             return false;
         }
-        match (FlowState::from_number(self.state as u16), backend) {
+        match (FlowState::from_number(self.state), backend) {
             (FlowState::Stateless, BackendState::Gone) => false,
             (FlowState::Stateless, BackendState::Active | BackendState::Draining) => true,
             (state, BackendState::Active) if !state.may_be_over() => true,
@@ -299,12 +309,12 @@ impl ForwardEntry {
 
 family_record! {
     FlowKey = [2 addresses, 2, 2, 4];
-    EgressEntry = [1 addresses, 4, 4, 2, 1, 1];
+    EgressEntry = [1 addresses, 4, 4, 2, 1, 1, 2, 2];
     SnatEntry = [1 addresses, 4, 2, 2];
 }
 
 record! {
-    ForwardEntry = [4, 4, 4, 4, 4];
+    ForwardEntry = [4, 4, 4, 4, 2, 2];
 }
 
 #[cfg(test)]
@@ -318,12 +328,19 @@ mod tests {
     const RST: Segment = Segment::tcp(0x04);
 
     fn settings() -> Settings {
-        let lifetimes = [60, 86_400, 3600, 3600, 120, 10, 120, 0];
+        let lifetimes = [60, 86_400, 3600, 3600, 120, 10, 120, 60];
         Settings { jiffies_per_second: 1, lifetimes, ..Settings::default() }
     }
 
     fn entry(state: FlowState) -> ForwardEntry {
-        ForwardEntry { backend: 1, generation: 7, service: 1, last_seen: 100, state: state.number().into() }
+        ForwardEntry {
+            backend: 1,
+            generation: 7,
+            service: 1,
+            last_seen: 100,
+            state: state.number(),
+            source_port: Port::default(),
+        }
     }
 
     #[test]
@@ -331,8 +348,11 @@ mod tests {
         let opening = FlowState::first(SYN);
         assert_eq!(opening, FlowState::Opening);
         assert_eq!(opening.after_forward(SYN), FlowState::Opening, "a retransmitted SYN changes nothing");
-        assert_eq!(opening.after_reply(SYN_ACK), FlowState::Opening, "the client has yet to acknowledge");
-        let established = opening.after_forward(ACK);
+        assert_eq!(opening.after_forward(ACK), FlowState::Opening, "nobody has answered");
+        let answered = opening.after_reply(SYN_ACK);
+        assert_eq!(answered, FlowState::Answered);
+        assert_eq!(answered.after_reply(SYN_ACK).after_forward(SYN), FlowState::Answered, "retransmitted");
+        let established = answered.after_forward(ACK);
         assert_eq!(established, FlowState::Established);
         for (half, other) in [
             (established.after_forward(FIN_ACK), FlowState::after_reply as fn(FlowState, Segment) -> FlowState),
@@ -358,8 +378,8 @@ mod tests {
 
     #[test]
     fn every_state_has_its_number() {
-        use FlowState::{BackendClosed, ClientClosed, Closing, Established, Opening, Reset, Stateless};
-        for state in [Opening, Established, ClientClosed, BackendClosed, Closing, Reset, Stateless] {
+        use FlowState::{Answered, BackendClosed, ClientClosed, Closing, Established, Opening, Reset, Stateless};
+        for state in [Opening, Established, ClientClosed, BackendClosed, Closing, Reset, Stateless, Answered] {
             assert_eq!(FlowState::from_number(state.number()), state);
             assert!(usize::from(state.number()) < FlowState::COUNT);
         }

@@ -25,6 +25,8 @@ pub struct FamilyMapNames {
     pub frontends: &'static str,
     /// Bits of the frontend filter.
     pub filter: &'static str,
+    /// Bits of the filter of backends.
+    pub egress_filter: &'static str,
     /// Slot -> id of a backend.
     pub slots: &'static str,
     /// Id -> `Backend`.
@@ -53,12 +55,55 @@ pub struct FamilyMapNames {
     pub sockets: &'static str,
 }
 
+impl FamilyMapNames {
+    /// All of them.
+    pub const fn all(&self) -> [&'static str; 16] {
+        let Self {
+            frontends,
+            filter,
+            egress_filter,
+            slots,
+            backends,
+            forward,
+            egress,
+            forward_brief,
+            egress_brief,
+            snat,
+            affinity,
+            ranges,
+            networks,
+            masquerade,
+            fragments,
+            sockets,
+        } = *self;
+        [
+            frontends,
+            filter,
+            egress_filter,
+            slots,
+            backends,
+            forward,
+            egress,
+            forward_brief,
+            egress_brief,
+            snat,
+            affinity,
+            ranges,
+            networks,
+            masquerade,
+            fragments,
+            sockets,
+        ]
+    }
+}
+
 /// The names of one family's maps. Kept within the 15 characters that the kernel remembers.
 pub const fn family_maps(family: IpFamily) -> FamilyMapNames {
     match family {
         IpFamily::V4 => FamilyMapNames {
             frontends: "FRONTENDS_V4",
             filter: "FILTER_V4",
+            egress_filter: "EGRESS_FLT_V4",
             slots: "SLOTS_V4",
             backends: "BACKENDS_V4",
             forward: "FORWARD_V4",
@@ -76,6 +121,7 @@ pub const fn family_maps(family: IpFamily) -> FamilyMapNames {
         IpFamily::V6 => FamilyMapNames {
             frontends: "FRONTENDS_V6",
             filter: "FILTER_V6",
+            egress_filter: "EGRESS_FLT_V6",
             slots: "SLOTS_V6",
             backends: "BACKENDS_V6",
             forward: "FORWARD_V6",

@@ -43,8 +43,6 @@ impl SettingFlags {
     pub const ALL_SOCKETS: u32 = 1 << 3;
     /// A source within a network that has `NetworkFlags::POD` counts as inside, whatever device it comes by.
     pub const INSIDE_BY_NETWORK: u32 = 1 << 4;
-    /// It is known which sources are inside, so a ClusterIP reached from elsewhere is masqueraded.
-    pub const KNOWS_INSIDE: u32 = 1 << 5;
 }
 
 /// A network: an address and its mask, both in network byte order. A mask of all ones with an address of zero holds nobody

@@ -1,7 +1,12 @@
 //! All that differs between IPv4 and IPv6: where the header's fields stand, whether the header has a
 //! checksum, and which maps hold the family's state.
 
-use dsproxy_common::{Addr4, Addr6, Address, IpFamily, checksum, count::Reason, flow::FlowKey};
+use dsproxy_common::{
+    Addr4, Addr6, Address, IpFamily, checksum,
+    count::Reason,
+    flow::FlowKey,
+    settings::{Network, Settings},
+};
 
 use crate::{
     maps,
@@ -14,10 +19,19 @@ use crate::{
 pub(crate) struct Maps<A: 'static> {
     pub(crate) frontends: &'static maps::Frontends<A>,
     pub(crate) filter: &'static maps::Filter,
+    pub(crate) egress_filter: &'static maps::Filter,
     pub(crate) slots: &'static maps::Slots,
     pub(crate) backends: &'static maps::Backends<A>,
     pub(crate) forward: &'static maps::Forward<A>,
-    pub(crate) reply: &'static maps::Reply<A>,
+    pub(crate) egress: &'static maps::Egress<A>,
+    pub(crate) forward_brief: &'static maps::ForwardBrief<A>,
+    pub(crate) egress_brief: &'static maps::EgressBrief<A>,
+    pub(crate) snat: &'static maps::Snat<A>,
+    pub(crate) affinity: &'static maps::Affinities<A>,
+    pub(crate) ranges: &'static maps::Ranges<A>,
+    pub(crate) networks: &'static maps::Networks<A>,
+    pub(crate) masquerade: &'static maps::NodeAddresses<A>,
+    pub(crate) fragments: &'static maps::Fragments<A>,
 }
 
 /// An address family, as the pipeline sees it.
@@ -27,6 +41,16 @@ pub(crate) trait Family: Sized + 'static {
 
     /// Which family it is.
     const FAMILY: IpFamily = <Self::Address as Address>::FAMILY;
+
+    /// The protocol number of its ICMP, and the types of its echo messages.
+    const ICMP: u8;
+    const ECHO_REQUEST: u8;
+    const ECHO_REPLY: u8;
+    /// Whether the checksum of its ICMP covers the addresses.
+    const ICMP_COVERS_ADDRESSES: bool;
+
+    /// The smallest network that holds all ClusterIPs.
+    fn services(settings: &Settings) -> &Network<Self::Address>;
 
     /// The family's maps.
     fn maps() -> Maps<Self::Address>;
@@ -49,15 +73,35 @@ pub(crate) enum V6 {}
 impl Family for V4 {
     type Address = Addr4;
 
+    // RFC 792.
+    const ICMP: u8 = 1;
+    const ECHO_REQUEST: u8 = 8;
+    const ECHO_REPLY: u8 = 0;
+    const ICMP_COVERS_ADDRESSES: bool = false;
+
+    #[inline(always)]
+    fn services(settings: &Settings) -> &Network<Addr4> {
+        &settings.services_v4
+    }
+
     #[inline(always)]
     fn maps() -> Maps<Addr4> {
         Maps {
             frontends: &maps::FRONTENDS_V4,
             filter: &maps::FILTER_V4,
+            egress_filter: &maps::EGRESS_FLT_V4,
             slots: &maps::SLOTS_V4,
             backends: &maps::BACKENDS_V4,
             forward: &maps::FORWARD_V4,
-            reply: &maps::REPLY_V4,
+            egress: &maps::EGRESS_V4,
+            forward_brief: &maps::FORWARD_B_V4,
+            egress_brief: &maps::EGRESS_B_V4,
+            snat: &maps::SNAT_V4,
+            affinity: &maps::AFFINITY_V4,
+            ranges: &maps::RANGES_V4,
+            networks: &maps::NETWORKS_V4,
+            masquerade: &maps::MASQUERADE_V4,
+            fragments: &maps::FRAGMENTS_V4,
         }
     }
 
@@ -82,15 +126,35 @@ impl Family for V4 {
 impl Family for V6 {
     type Address = Addr6;
 
+    // RFC 4443.
+    const ICMP: u8 = 58;
+    const ECHO_REQUEST: u8 = 128;
+    const ECHO_REPLY: u8 = 129;
+    const ICMP_COVERS_ADDRESSES: bool = true;
+
+    #[inline(always)]
+    fn services(settings: &Settings) -> &Network<Addr6> {
+        &settings.services_v6
+    }
+
     #[inline(always)]
     fn maps() -> Maps<Addr6> {
         Maps {
             frontends: &maps::FRONTENDS_V6,
             filter: &maps::FILTER_V6,
+            egress_filter: &maps::EGRESS_FLT_V6,
             slots: &maps::SLOTS_V6,
             backends: &maps::BACKENDS_V6,
             forward: &maps::FORWARD_V6,
-            reply: &maps::REPLY_V6,
+            egress: &maps::EGRESS_V6,
+            forward_brief: &maps::FORWARD_B_V6,
+            egress_brief: &maps::EGRESS_B_V6,
+            snat: &maps::SNAT_V6,
+            affinity: &maps::AFFINITY_V6,
+            ranges: &maps::RANGES_V6,
+            networks: &maps::NETWORKS_V6,
+            masquerade: &maps::MASQUERADE_V6,
+            fragments: &maps::FRAGMENTS_V6,
         }
     }
 

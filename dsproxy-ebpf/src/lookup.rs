@@ -1,12 +1,14 @@
-//! Is the packet for a Service? The filter answers most packets, the hash map the others.
+//! What is the packet for? Filters answer most packets, hash maps and tries the others.
 
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use dsproxy_common::{
+    Address, Port,
     filter::FilterBit,
     flow::FlowKey,
-    service::{Frontend, FrontendKey},
+    service::{Frontend, FrontendKey, SourceRange},
 };
 
-use crate::family::Family;
+use crate::{family::Family, maps::Filter};
 
 /// What the packet's destination is looked up by.
 #[inline(always)]
@@ -14,11 +16,24 @@ fn frontend_key<A: Copy>(key: &FlowKey<A>) -> FrontendKey<A> {
     FrontendKey::new(key.destination, key.destination_port, key.protocol as u8)
 }
 
+#[inline(always)]
+fn has_bit<A: Address>(filter: &Filter, key: &FrontendKey<A>) -> bool {
+    let bit = FilterBit::of(key);
+    filter.get(bit.word()).is_some_and(|word| word & bit.mask() != 0)
+}
+
 /// False when packets of `key` are certainly for no frontend, nor for what has lately been one.
 #[inline(always)]
 pub(crate) fn may_be_frontend<F: Family>(key: &FlowKey<F::Address>) -> bool {
-    let bit = FilterBit::of(&frontend_key(key));
-    F::maps().filter.get(bit.word()).is_some_and(|word| word & bit.mask() != 0)
+    has_bit(F::maps().filter, &frontend_key(key))
+}
+
+/// False when packets of `key` are certainly from no backend and to none, nor what has lately been one.
+#[inline(always)]
+pub(crate) fn may_be_of_backend<F: Family>(key: &FlowKey<F::Address>) -> bool {
+    let end = |address: F::Address, port: Port| FrontendKey::new(address, port, key.protocol as u8);
+    has_bit(F::maps().egress_filter, &end(key.source, key.source_port))
+        || has_bit(F::maps().egress_filter, &end(key.destination, key.destination_port))
 }
 
 /// The frontend that packets of `key` are for.
@@ -27,4 +42,18 @@ pub(crate) fn frontend<F: Family>(key: &FlowKey<F::Address>) -> Option<Frontend>
     // SAFETY: user space replaces a frontend by a new element. The old one's memory may be given out again while it
     // is copied here; `pick` checks that what it leads to belongs together.
     unsafe { F::maps().frontends.get(frontend_key(key)) }.copied()
+}
+
+/// What is known of the networks that `address` is in: `NetworkFlags`.
+#[inline(always)]
+pub(crate) fn network<F: Family>(address: F::Address) -> u32 {
+    let bits = size_of::<F::Address>() as u32 * 8;
+    F::maps().networks.get(&Key::new(bits, address)).copied().unwrap_or_default()
+}
+
+/// Whether `client` is within the source ranges of `service`.
+#[inline(always)]
+pub(crate) fn is_in_source_ranges<F: Family>(service: u32, client: F::Address) -> bool {
+    let bits = size_of::<SourceRange<F::Address>>() as u32 * 8;
+    F::maps().ranges.get(&Key::new(bits, SourceRange { service, client })).is_some()
 }

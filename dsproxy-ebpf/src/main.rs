@@ -28,30 +28,54 @@ use aya_ebpf::{
 };
 use dsproxy_common::count::Reason;
 
-use crate::parse::link::Link;
+use crate::{parse::link::Link, pipeline::Side};
 
-/// The host side of a pod's interface, or a node's device: packets that enter the stack.
+/// Packets of a pod that enter the stack.
 #[classifier]
-pub fn ingress_ethernet(context: TcContext) -> i32 {
-    action(&context, pipeline::ingress(&context, Link::Ethernet))
+pub fn pod_ingress_ethernet(context: TcContext) -> i32 {
+    action(&context, pipeline::ingress(&context, Link::Ethernet, Side::Pod))
 }
 
-/// Packets that leave the stack.
+/// Packets that leave the stack towards a pod.
 #[classifier]
-pub fn egress_ethernet(context: TcContext) -> i32 {
-    action(&context, pipeline::egress(&context, Link::Ethernet))
+pub fn pod_egress_ethernet(context: TcContext) -> i32 {
+    action(&context, pipeline::egress(&context, Link::Ethernet, Side::Pod))
 }
 
-/// As `ingress_ethernet`, on a device without a link-layer header.
+/// Packets from other nodes and the world that enter the stack.
 #[classifier]
-pub fn ingress_ip(context: TcContext) -> i32 {
-    action(&context, pipeline::ingress(&context, Link::None))
+pub fn node_ingress_ethernet(context: TcContext) -> i32 {
+    action(&context, pipeline::ingress(&context, Link::Ethernet, Side::Node))
 }
 
-/// As `egress_ethernet`, on a device without a link-layer header.
+/// Packets that leave the stack towards other nodes and the world.
 #[classifier]
-pub fn egress_ip(context: TcContext) -> i32 {
-    action(&context, pipeline::egress(&context, Link::None))
+pub fn node_egress_ethernet(context: TcContext) -> i32 {
+    action(&context, pipeline::egress(&context, Link::Ethernet, Side::Node))
+}
+
+/// As `pod_ingress_ethernet`, on a device without a link-layer header.
+#[classifier]
+pub fn pod_ingress_ip(context: TcContext) -> i32 {
+    action(&context, pipeline::ingress(&context, Link::None, Side::Pod))
+}
+
+/// As `pod_egress_ethernet`, on a device without a link-layer header.
+#[classifier]
+pub fn pod_egress_ip(context: TcContext) -> i32 {
+    action(&context, pipeline::egress(&context, Link::None, Side::Pod))
+}
+
+/// As `node_ingress_ethernet`, on a device without a link-layer header.
+#[classifier]
+pub fn node_ingress_ip(context: TcContext) -> i32 {
+    action(&context, pipeline::ingress(&context, Link::None, Side::Node))
+}
+
+/// As `node_egress_ethernet`, on a device without a link-layer header.
+#[classifier]
+pub fn node_egress_ip(context: TcContext) -> i32 {
+    action(&context, pipeline::egress(&context, Link::None, Side::Node))
 }
 
 /// What is not dropped goes on to whatever program is attached after ours, and from there to the stack.

@@ -3,16 +3,17 @@
 //! Capacities are the defaults of `layout::capacity`; user space may set others when it loads the object.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use dsproxy_common::{
     Addr4, Addr6,
     count::{COUNTERS as COUNTER_COUNT, ServiceCounters},
     filter,
-    flow::{FlowKey, ForwardEntry, ReplyEntry},
+    flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
+    fragment::{Fragment, FragmentKey},
     layout::capacity,
-    service::{Backend, Frontend, FrontendKey, ServiceName},
+    service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceName, SourceRange},
     settings::Settings,
 };
 
@@ -24,6 +25,12 @@ const FRONTENDS: usize = capacity::FRONTENDS as usize;
 const SLOTS: usize = capacity::SLOTS as usize;
 const BACKENDS: usize = capacity::BACKENDS as usize;
 const CONNECTIONS: usize = capacity::CONNECTIONS as usize;
+const BRIEF_CONNECTIONS: usize = capacity::BRIEF_CONNECTIONS as usize;
+const AFFINITIES: usize = capacity::AFFINITIES as usize;
+const RANGES: usize = capacity::RANGES as usize;
+const NETWORKS: usize = capacity::NETWORKS as usize;
+const DEVICES: usize = capacity::DEVICES as usize;
+const FRAGMENTS: usize = capacity::FRAGMENTS as usize;
 const SERVICES: usize = capacity::SERVICES as usize;
 
 /// The types of the maps that exist once for each family.
@@ -32,7 +39,15 @@ pub(crate) type Filter = Array<u64, FILTER_WORDS>;
 pub(crate) type Slots = Array<u32, SLOTS>;
 pub(crate) type Backends<A> = Array<Backend<A>, BACKENDS>;
 pub(crate) type Forward<A> = LruHashMap<FlowKey<A>, ForwardEntry, CONNECTIONS>;
-pub(crate) type Reply<A> = LruHashMap<FlowKey<A>, ReplyEntry<A>, CONNECTIONS>;
+pub(crate) type Egress<A> = LruHashMap<FlowKey<A>, EgressEntry<A>, CONNECTIONS>;
+pub(crate) type ForwardBrief<A> = LruHashMap<FlowKey<A>, ForwardEntry, BRIEF_CONNECTIONS>;
+pub(crate) type EgressBrief<A> = LruHashMap<FlowKey<A>, EgressEntry<A>, BRIEF_CONNECTIONS>;
+pub(crate) type Snat<A> = LruHashMap<FlowKey<A>, SnatEntry<A>, CONNECTIONS>;
+pub(crate) type Affinities<A> = LruHashMap<AffinityKey<A>, Affinity, AFFINITIES>;
+pub(crate) type Ranges<A> = LpmTrie<SourceRange<A>, u32, RANGES>;
+pub(crate) type Networks<A> = LpmTrie<A, u32, NETWORKS>;
+pub(crate) type NodeAddresses<A> = HashMap<u32, A, DEVICES, NO_PREALLOC>;
+pub(crate) type Fragments<A> = LruHashMap<FragmentKey<A>, Fragment, FRAGMENTS>;
 
 #[btf_map]
 pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
@@ -49,18 +64,38 @@ pub(crate) static FRONTENDS_V4: Frontends<Addr4> = HashMap::new();
 #[btf_map]
 pub(crate) static FILTER_V4: Filter = Array::new();
 #[btf_map]
+pub(crate) static EGRESS_FLT_V4: Filter = Array::new();
+#[btf_map]
 pub(crate) static SLOTS_V4: Slots = Array::new();
 #[btf_map]
 pub(crate) static BACKENDS_V4: Backends<Addr4> = Array::new();
 #[btf_map]
 pub(crate) static FORWARD_V4: Forward<Addr4> = LruHashMap::new();
 #[btf_map]
-pub(crate) static REPLY_V4: Reply<Addr4> = LruHashMap::new();
+pub(crate) static EGRESS_V4: Egress<Addr4> = LruHashMap::new();
+#[btf_map]
+pub(crate) static FORWARD_B_V4: ForwardBrief<Addr4> = LruHashMap::new();
+#[btf_map]
+pub(crate) static EGRESS_B_V4: EgressBrief<Addr4> = LruHashMap::new();
+#[btf_map]
+pub(crate) static SNAT_V4: Snat<Addr4> = LruHashMap::new();
+#[btf_map]
+pub(crate) static AFFINITY_V4: Affinities<Addr4> = LruHashMap::new();
+#[btf_map]
+pub(crate) static RANGES_V4: Ranges<Addr4> = LpmTrie::new();
+#[btf_map]
+pub(crate) static NETWORKS_V4: Networks<Addr4> = LpmTrie::new();
+#[btf_map]
+pub(crate) static MASQUERADE_V4: NodeAddresses<Addr4> = HashMap::new();
+#[btf_map]
+pub(crate) static FRAGMENTS_V4: Fragments<Addr4> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static FRONTENDS_V6: Frontends<Addr6> = HashMap::new();
 #[btf_map]
 pub(crate) static FILTER_V6: Filter = Array::new();
+#[btf_map]
+pub(crate) static EGRESS_FLT_V6: Filter = Array::new();
 #[btf_map]
 pub(crate) static SLOTS_V6: Slots = Array::new();
 #[btf_map]
@@ -68,4 +103,20 @@ pub(crate) static BACKENDS_V6: Backends<Addr6> = Array::new();
 #[btf_map]
 pub(crate) static FORWARD_V6: Forward<Addr6> = LruHashMap::new();
 #[btf_map]
-pub(crate) static REPLY_V6: Reply<Addr6> = LruHashMap::new();
+pub(crate) static EGRESS_V6: Egress<Addr6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static FORWARD_B_V6: ForwardBrief<Addr6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static EGRESS_B_V6: EgressBrief<Addr6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static SNAT_V6: Snat<Addr6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static AFFINITY_V6: Affinities<Addr6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static RANGES_V6: Ranges<Addr6> = LpmTrie::new();
+#[btf_map]
+pub(crate) static NETWORKS_V6: Networks<Addr6> = LpmTrie::new();
+#[btf_map]
+pub(crate) static MASQUERADE_V6: NodeAddresses<Addr6> = HashMap::new();
+#[btf_map]
+pub(crate) static FRAGMENTS_V6: Fragments<Addr6> = LruHashMap::new();

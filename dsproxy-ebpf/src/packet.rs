@@ -42,6 +42,8 @@ pub(crate) struct TransportChange {
 pub(crate) trait PacketContext {
     /// What of the packet can be read and written in place.
     fn linear(&self) -> Linear;
+    /// The index of the device: the one it came by, or is about to leave by.
+    fn device(&self) -> u32;
     /// The length of the whole packet in bytes, link-layer header included.
     fn length(&self) -> u32;
     /// Moves the first `length` bytes into the linear part.
@@ -131,6 +133,12 @@ impl PacketContext for TcContext {
     #[inline(always)]
     fn linear(&self) -> Linear {
         Linear { start: self.data(), end: self.data_end() }
+    }
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: the context that the kernel gave us.
+        unsafe { (*self.skb.skb).ifindex }
     }
 
     #[inline(always)]

@@ -1,27 +1,118 @@
 //! Which backend a new connection goes to.
 
+use aya_ebpf::bindings::BPF_ANY;
 use dsproxy_common::{
+    Address as _,
+    flow::FlowKey,
     hash,
-    service::{Backend, BackendState, Frontend},
+    service::{Affinity, AffinityKey, Backend, BackendFlags, BackendState, Frontend, FrontendFlags, Slots},
+    settings::Settings,
 };
 
 use crate::family::Family;
 
-/// The id and record of the backend on the slot that `hash` falls on, `step` slots further on.
-///
-/// What the slot names is checked: slots and backends are written while packets flow, and a packet that has read a
-/// frontend just before it was switched may find either already in use for something else.
-#[inline(always)]
-pub(crate) fn pick<F: Family>(frontend: &Frontend, hash: u32, step: u32) -> Option<(u32, Backend<F::Address>)> {
-    let id = if frontend.slot_count == 1 {
-        frontend.slots
-    } else {
-        let mut slot = hash::slot(hash, frontend.slot_count) + step;
-        if slot >= frontend.slot_count {
-            slot -= frontend.slot_count;
+/// The endpoints that one client of a frontend may be sent to.
+#[derive(Clone, Copy)]
+pub(crate) struct Candidates {
+    service: u32,
+    slots: Slots,
+    /// The bit of `BackendFlags` that each of them has.
+    list: u8,
+    /// Whether clients are left without an answer when there are none.
+    pub(crate) drops: bool,
+}
+
+impl Candidates {
+    /// Those of `frontend` for a client inside the cluster or outside.
+    #[inline(always)]
+    pub(crate) fn of(frontend: &Frontend, is_inside: bool) -> Self {
+        let (slots, local, drops) = if is_inside {
+            (frontend.inside, FrontendFlags::INSIDE_LOCAL, FrontendFlags::INSIDE_DROPS)
+        } else {
+            (frontend.outside, FrontendFlags::OUTSIDE_LOCAL, FrontendFlags::OUTSIDE_DROPS)
+        };
+        let list = if frontend.has(local) { BackendFlags::IN_LOCAL_LIST } else { BackendFlags::IN_CLUSTER_LIST };
+        Self { service: frontend.service, slots, list, drops: frontend.has(drops) }
+    }
+
+    /// How many slots there are.
+    #[inline(always)]
+    pub(crate) fn count(&self) -> u32 {
+        self.slots.count
+    }
+
+    /// The id and record of the backend on the slot that `hash` falls on, `step` slots further on.
+    ///
+    /// What the slot names is checked: slots and backends are written while packets flow, and a packet that has read a
+    /// frontend just before it was switched may find either already in use for something else.
+    #[inline(always)]
+    pub(crate) fn pick<F: Family>(&self, hash: u32, step: u32) -> Option<(u32, Backend<F::Address>)> {
+        let Slots { first, count } = self.slots;
+        let id = if count == 1 {
+            first
+        } else {
+            let mut slot = hash::slot(hash, count) + step;
+            if slot >= count {
+                slot -= count;
+            }
+            *F::maps().slots.get(first.wrapping_add(slot))?
+        };
+        self.eligible::<F>(id)
+    }
+
+    /// The backend `id`, if it is one of these.
+    #[inline(always)]
+    fn eligible<F: Family>(&self, id: u32) -> Option<(u32, Backend<F::Address>)> {
+        let backend = F::maps().backends.get(id)?;
+        let is_one = backend.service == self.service
+            && backend.state == BackendState::Active.number()
+            && backend.flags & self.list != 0;
+        is_one.then_some((id, *backend))
+    }
+
+    /// The backend that `client` went to last, if it may go there again: it came within `seconds`, and the backend is still
+    /// the same endpoint and one of these.
+    #[inline(always)]
+    pub(crate) fn remembered<F: Family>(
+        &self,
+        client: F::Address,
+        seconds: u32,
+        now: u32,
+        settings: &Settings,
+    ) -> Option<(u32, Backend<F::Address>)> {
+        let key = AffinityKey { client, service: self.service };
+        // SAFETY: copied at once; an entry that another CPU replaces meanwhile is checked below like any other.
+        let held = *unsafe { F::maps().affinity.get(&key) }?;
+        // Half the range of the clock is some 24 days at the fastest tick; a timeout is a day at most.
+        let timeout = seconds.saturating_mul(settings.jiffies_per_second);
+        if now.wrapping_sub(held.last_opened) > timeout {
+            return None;
         }
-        *F::maps().slots.get(frontend.slots.wrapping_add(slot))?
-    };
-    let backend = F::maps().backends.get(id)?;
-    (backend.service == frontend.service && backend.state == BackendState::Active.number()).then_some((id, *backend))
+        self.eligible::<F>(held.backend).filter(|(_, backend)| backend.generation == held.generation)
+    }
+}
+
+/// Remembers that `client` of `service` went to the backend `id`.
+#[inline(always)]
+pub(crate) fn remember<F: Family>(client: F::Address, service: u32, id: u32, generation: u32, now: u32) {
+    let value = Affinity { backend: id, generation, last_opened: now };
+    // What cannot be remembered costs the client its affinity and no more.
+    let _ = F::maps().affinity.insert(&AffinityKey { client, service }, &value, BPF_ANY.into());
+}
+
+/// What a new connection of `key` is spread by. With affinity it is the client's address alone, so that nodes that have not
+/// seen the client agree.
+#[inline(always)]
+pub(crate) fn spread<F: Family>(key: &FlowKey<F::Address>, frontend: &Frontend) -> u32 {
+    if frontend.affinity == 0 {
+        return hash::flow_hash(key);
+    }
+    let mut words = 0;
+    let mut mixed = 0;
+    let client = key.source.words();
+    while words < client.len() {
+        mixed = hash::mix(mixed ^ u64::from(u32::from_be(client[words])));
+        words += 1;
+    }
+    (mixed >> 32) as u32
 }

@@ -1,11 +1,11 @@
 //! One end of a flow replaced in the packet, with every checksum made right.
 
-use dsproxy_common::{Address as _, Port, Protocol, checksum, count::Reason};
+use dsproxy_common::{Address as _, Port, checksum, count::Reason};
 
 use crate::{
     family::Family,
     packet::{self, PacketContext, Short, TransportChange},
-    parse::{Packet, transport},
+    parse::{Content, Packet, transport},
 };
 
 /// Which end of the flow is replaced.
@@ -33,17 +33,23 @@ pub(crate) fn rewrite<F: Family, C: PacketContext>(
     let difference = checksum::difference(old_address.words(), address.words());
     // All that is written directly comes before the helper, which invalidates what the verifier knows of the packet.
     let linear = context.linear();
-    F::write_address(linear, packet.l3, end, address, difference)
-        .and_then(|()| transport::write_port(linear, packet.l4, end, port))
-        .map_err(|Short { .. }| Reason::RewriteFailed)?;
+    let written = F::write_address(linear, packet.l3, end, address, difference).and_then(|()| match packet.content {
+        Content::Tcp | Content::Udp => transport::write_port(linear, packet.l4, end, port),
+        Content::Echo => {
+            let difference = if F::ICMP_COVERS_ADDRESSES { difference } else { 0 };
+            transport::write_identifier(linear, packet.l4, port, difference)
+        }
+        // Neither ports nor checksum: who asks for another port is refused in user space.
+        Content::Sctp | Content::Other => Ok(()),
+    });
+    written.map_err(|Short { .. }| Reason::RewriteFailed)?;
 
+    let Some(offset) = transport::checksum_offset(packet.content) else { return Ok(()) };
     let change = TransportChange {
         family: F::FAMILY,
         address: difference,
         port: (old_port, port),
-        zero_means_none: matches!(packet.protocol, Protocol::Udp),
+        zero_means_none: matches!(packet.content, Content::Udp),
     };
-    context
-        .update_transport_checksum(packet.l4 + transport::checksum_offset(packet.protocol), &change)
-        .map_err(|packet::Refused| Reason::RewriteFailed)
+    context.update_transport_checksum(packet.l4 + offset, &change).map_err(|packet::Refused| Reason::RewriteFailed)
 }

@@ -30,7 +30,7 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Resu
         return Ok(Err(Reason::Malformed));
     }
     if u16::from_be(header.read::<u16, FRAGMENT>()) & FRAGMENT_MASK != 0 {
-        return Ok(Err(Reason::Fragment));
+        return Ok(Err(Reason::EarlyFragment));
     }
     header.read_address::<_, SOURCE>(&mut key.source);
     header.read_address::<_, DESTINATION>(&mut key.destination);

@@ -81,7 +81,7 @@ fn skip_extensions(linear: Linear, mut next: u8, mut offset: usize) -> Result<Re
                 FRAGMENT => {
                     let fragment = View::<FRAGMENT_HEADER>::at(linear, offset)?;
                     if u16::from_be(fragment.read::<u16, FRAGMENT_OFFSET>()) & FRAGMENT_MASK != 0 {
-                        return Ok(Err(Reason::Fragment));
+                        return Ok(Err(Reason::EarlyFragment));
                     }
                     FRAGMENT_HEADER
                 }

@@ -6,7 +6,6 @@ pub(crate) mod link;
 pub(crate) mod transport;
 
 use dsproxy_common::{
-    Protocol,
     count::Reason,
     flow::{FlowKey, Segment},
 };
@@ -29,7 +28,20 @@ pub(crate) struct Transport {
     pub(crate) end: Option<usize>,
 }
 
-/// A TCP or UDP packet that can be looked up and rewritten.
+/// What a packet carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    Tcp,
+    Udp,
+    Sctp,
+    /// An ICMP or ICMPv6 echo request or reply. Its identifier stands where the side that asks has its port: a request's
+    /// source port, a reply's destination port.
+    Echo,
+    /// Anything else: only the addresses and the protocol of the key say something.
+    Other,
+}
+
+/// A packet that can be looked up and, unless it carries something else, rewritten.
 #[derive(Clone, Copy)]
 pub(crate) struct Packet<'k, A> {
     pub(crate) key: &'k FlowKey<A>,
@@ -37,7 +49,7 @@ pub(crate) struct Packet<'k, A> {
     pub(crate) l3: usize,
     /// Where the transport header stands.
     pub(crate) l4: usize,
-    pub(crate) protocol: Protocol,
+    pub(crate) content: Content,
     /// The flags of a TCP segment.
     pub(crate) segment: Segment,
 }
@@ -70,15 +82,15 @@ pub(crate) fn packet<'k, F: Family, C: PacketContext>(
             }
         }
     };
-    let Headers { l4, protocol, segment } = parsed?;
+    let Headers { l4, content, segment } = parsed?;
     let l4 = verifier::forget(l4, context.length(), LONGEST_HEADERS).ok_or(Reason::Malformed)?;
-    Ok(Packet { key, l3, l4, protocol, segment })
+    Ok(Packet { key, l3, l4, content, segment })
 }
 
 /// What the headers say beside the key.
 struct Headers {
     l4: usize,
-    protocol: Protocol,
+    content: Content,
     segment: Segment,
 }
 
@@ -89,7 +101,7 @@ fn headers<F: Family>(
     key: &mut FlowKey<F::Address>,
 ) -> Result<Result<Headers, Reason>, Short> {
     match F::parse(linear, l3, key)? {
-        Ok(transport) => transport::parse(linear, &transport, key),
+        Ok(transport) => transport::parse::<F>(linear, &transport, key),
         Err(reason) => Ok(Err(reason)),
     }
 }

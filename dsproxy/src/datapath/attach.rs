@@ -249,7 +249,7 @@ impl Attacher {
         filters: &mut Filters,
         report: &mut SyncReport,
     ) -> Result<(), AttachError> {
-        let program = self.programs.fitting(interface.link_layer, hook.direction);
+        let program = self.programs.fitting(interface.role, interface.link_layer, hook.direction)?;
         let (kind, link_id, outcome) = match (self.mode, self.kernel_has_tcx) {
             (AttachMode::Clsact, _) | (AttachMode::Auto, Some(false)) => {
                 (AttachKind::Clsact, None, filters.session()?.attach(hook, program)?)

@@ -31,7 +31,16 @@ use crate::maps::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dsproxy-ebpf"));
 
 /// The names of the programs in the object.
-pub const PROGRAMS: [&str; 4] = ["ingress_ethernet", "egress_ethernet", "ingress_ip", "egress_ip"];
+pub const PROGRAMS: [&str; 8] = [
+    "pod_ingress_ethernet",
+    "pod_egress_ethernet",
+    "node_ingress_ethernet",
+    "node_egress_ethernet",
+    "pod_ingress_ip",
+    "pod_egress_ip",
+    "node_ingress_ip",
+    "node_egress_ip",
+];
 
 /// Why the data path cannot be had.
 #[derive(Debug, Error)]
@@ -184,10 +193,7 @@ fn map_directory(bpffs: &Bpffs) -> PathBuf {
 }
 
 fn map_names() -> impl Iterator<Item = &'static str> {
-    let families = IpFamily::ALL.into_iter().flat_map(|family| {
-        let FamilyMapNames { frontends, filter, slots, backends, forward, reply } = family_maps(family);
-        [frontends, filter, slots, backends, forward, reply]
-    });
+    let families = IpFamily::ALL.into_iter().flat_map(|family| family_maps(family).all());
     [layout::SETTINGS, layout::COUNTERS, layout::SERVICE_COUNTERS, layout::SERVICE_NAMES].into_iter().chain(families)
 }
 

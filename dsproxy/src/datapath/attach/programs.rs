@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use aya::programs::SchedClassifier;
 
 use super::{AttachError, Direction, bpf};
-use crate::interfaces::LinkLayer;
+use crate::interfaces::{LinkLayer, Role};
 
 /// One loaded program.
 #[derive(Debug)]
@@ -19,19 +19,12 @@ pub(super) struct Program {
 }
 
 /// The names of the programs, as in the kernel's object. `stray` knows programs by them as well.
-const INGRESS_ETHERNET: &str = "ingress_ethernet";
-const EGRESS_ETHERNET: &str = "egress_ethernet";
-const INGRESS_IP: &str = "ingress_ip";
-const EGRESS_IP: &str = "egress_ip";
-pub(super) const PROGRAM_NAMES: [&str; 4] = [INGRESS_ETHERNET, EGRESS_ETHERNET, INGRESS_IP, EGRESS_IP];
+pub(super) use crate::datapath::load::PROGRAMS as PROGRAM_NAMES;
 
 /// The loaded programs of an object.
 #[derive(Debug)]
 pub struct Programs {
-    ingress_ethernet: Program,
-    egress_ethernet: Program,
-    ingress_ip: Program,
-    egress_ip: Program,
+    programs: Vec<Program>,
 }
 
 impl Programs {
@@ -47,21 +40,26 @@ impl Programs {
             let info = bpf::program_info(descriptor.as_fd()).map_err(|error| failed(error.into()))?;
             Ok(Program { name, descriptor, id: info.id })
         };
-        Ok(Self {
-            ingress_ethernet: take(INGRESS_ETHERNET)?,
-            egress_ethernet: take(EGRESS_ETHERNET)?,
-            ingress_ip: take(INGRESS_IP)?,
-            egress_ip: take(EGRESS_IP)?,
-        })
+        Ok(Self { programs: PROGRAM_NAMES.into_iter().map(take).collect::<Result<_, _>>()? })
     }
 
-    /// The program for a hook of an interface with this link layer.
-    pub(super) fn fitting(&self, link_layer: LinkLayer, direction: Direction) -> &Program {
-        match (link_layer, direction) {
-            (LinkLayer::Ethernet, Direction::Ingress) => &self.ingress_ethernet,
-            (LinkLayer::Ethernet, Direction::Egress) => &self.egress_ethernet,
-            (LinkLayer::None, Direction::Ingress) => &self.ingress_ip,
-            (LinkLayer::None, Direction::Egress) => &self.egress_ip,
-        }
+    /// The program for a hook of an interface of this kind.
+    pub(super) fn fitting(
+        &self,
+        role: Role,
+        link_layer: LinkLayer,
+        direction: Direction,
+    ) -> Result<&Program, AttachError> {
+        let name = match (role, direction, link_layer) {
+            (Role::PodInterface, Direction::Ingress, LinkLayer::Ethernet) => "pod_ingress_ethernet",
+            (Role::PodInterface, Direction::Egress, LinkLayer::Ethernet) => "pod_egress_ethernet",
+            (Role::NodeDevice, Direction::Ingress, LinkLayer::Ethernet) => "node_ingress_ethernet",
+            (Role::NodeDevice, Direction::Egress, LinkLayer::Ethernet) => "node_egress_ethernet",
+            (Role::PodInterface, Direction::Ingress, LinkLayer::None) => "pod_ingress_ip",
+            (Role::PodInterface, Direction::Egress, LinkLayer::None) => "pod_egress_ip",
+            (Role::NodeDevice, Direction::Ingress, LinkLayer::None) => "node_ingress_ip",
+            (Role::NodeDevice, Direction::Egress, LinkLayer::None) => "node_egress_ip",
+        };
+        self.programs.iter().find(|program| program.name == name).ok_or(AttachError::NoProgram { name })
     }
 }

@@ -16,10 +16,7 @@ const NAME_LENGTH: usize = 15;
 /// alone, such as `ingress_ip`, others may have as well.
 pub(super) fn is_ours(program: &bpf::ProgramInfo) -> bool {
     let cut = |name: &'static str| &name[..name.len().min(NAME_LENGTH)];
-    let of_families = IpFamily::ALL.into_iter().flat_map(|family| {
-        let layout::FamilyMapNames { frontends, filter, slots, backends, forward, reply } = layout::family_maps(family);
-        [frontends, filter, slots, backends, forward, reply]
-    });
+    let of_families = IpFamily::ALL.into_iter().flat_map(|family| layout::family_maps(family).all());
     let maps: Vec<&str> = of_families.map(cut).collect();
     PROGRAM_NAMES.into_iter().map(cut).any(|name| name == program.name)
         && program.maps.iter().any(|map| maps.contains(&map.as_str()))

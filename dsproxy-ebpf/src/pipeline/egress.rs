@@ -1,0 +1,107 @@
+//! Packets that leave: their source becomes the VIP, or an address of the node.
+
+use dsproxy_common::{
+    Port,
+    count::Reason,
+    flow::{EgressEntry, EgressKind, FlowKey, FlowState, NO_SERVICE, is_expired},
+    settings::{NetworkFlags, SettingFlags, Settings},
+};
+
+use super::Side;
+use crate::{
+    clock, count,
+    family::Family,
+    lookup, maps,
+    packet::PacketContext,
+    parse::{self, Content, Packet},
+    rewrite::{End, rewrite},
+    track::{self, Found, connection, masquerade},
+};
+
+#[inline(always)]
+pub(super) fn leave<F: Family, C: PacketContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
+    let mut key = FlowKey::default();
+    let packet = parse::packet::<F, C>(context, l3, &mut key)?;
+    if packet.content == Content::Other {
+        return Err(Reason::OtherProtocol);
+    }
+    let settings = maps::SETTINGS.get(0).ok_or(Reason::NotReply)?;
+    let masquerades = side == Side::Node && settings.flags & SettingFlags::MASQUERADE_EGRESS != 0;
+    if !masquerades && !lookup::may_be_of_backend::<F>(packet.key) {
+        return Err(Reason::NotReply);
+    }
+    let now = clock::now();
+    let found = match track::egress::<F>(packet.key) {
+        Some(found) => found,
+        None if masquerades && leaves_cluster::<F>(&packet) => {
+            return settle::<F, C>(context, &packet, NO_SERVICE, now, settings);
+        }
+        None => return Err(Reason::NotReply),
+    };
+    let held = found.read();
+    if is_expired(held.state.into(), held.last_seen, now, settings) {
+        return Err(Reason::NotReply);
+    }
+    match EgressKind::from_number(held.kind) {
+        EgressKind::Reply => to_vip::<F, C>(context, &packet, (found, &held), now, settings),
+        EgressKind::Unsettled => settle::<F, C>(context, &packet, held.service, now, settings),
+        EgressKind::Masquerade => {
+            masquerade::seen_forward::<F>(packet.key, (found, &held), packet.segment, now, settings);
+            rewrite::<F, C>(context, &packet, End::Source, held.address, held.port)?;
+            Ok(Reason::Masqueraded)
+        }
+    }
+}
+
+/// Gives a backend's packet the VIP as its source.
+#[inline(always)]
+fn to_vip<F: Family, C: PacketContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    (found, held): (Found<EgressEntry<F::Address>>, &EgressEntry<F::Address>),
+    now: u32,
+    settings: &Settings,
+) -> Result<Reason, Reason> {
+    // The backend accepts a connection that the client opened past the VIP, from a port it had just used through it.
+    if packet.segment.accepts() && FlowState::from_number(held.state.into()).may_be_over() {
+        return Err(Reason::NotReply);
+    }
+    connection::seen_reply::<F>(packet.key, (found, held), packet.segment, now, settings);
+    rewrite::<F, C>(context, packet, End::Source, held.address, held.port)?;
+    if held.client_port != Port::default() {
+        rewrite::<F, C>(context, packet, End::Destination, packet.key.destination, held.client_port)?;
+    }
+    count::reply(held.service, context.length());
+    Ok(Reason::Replied)
+}
+
+/// Finds an address and port of the node for the first packet of a connection that is masqueraded.
+#[inline(always)]
+fn settle<F: Family, C: PacketContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    service: u32,
+    now: u32,
+    settings: &Settings,
+) -> Result<Reason, Reason> {
+    let (address, port) =
+        masquerade::settle::<F>(packet.key, service, context.device(), packet.segment, now, settings)?;
+    rewrite::<F, C>(context, packet, End::Source, address, port)?;
+    Ok(Reason::Masqueraded)
+}
+
+/// Whether the packet opens a connection of a pod to where pods' addresses mean nothing.
+///
+/// A TCP segment in the middle may belong to a connection that somebody opened towards the pod, and an echo reply does.
+#[inline(always)]
+fn leaves_cluster<F: Family>(packet: &Packet<'_, F::Address>) -> bool {
+    let opens = match packet.content {
+        Content::Tcp => packet.segment.opens(),
+        Content::Udp | Content::Sctp => true,
+        Content::Echo => packet.key.source_port != Port::default(),
+        Content::Other => false,
+    };
+    opens
+        && lookup::network::<F>(packet.key.source) & NetworkFlags::POD != 0
+        && lookup::network::<F>(packet.key.destination) & (NetworkFlags::POD | NetworkFlags::NOT_MASQUERADED) == 0
+}

@@ -1,0 +1,247 @@
+//! Packets that enter: their destination becomes a backend, or the client behind the node's address.
+
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use dsproxy_common::{
+    Port,
+    count::Reason,
+    flow::{FlowKey, ForwardEntry, Segment, is_expired},
+    service::{Backend, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKind},
+    settings::{NetworkFlags, SettingFlags, Settings},
+};
+
+use super::Side;
+use crate::{
+    clock, count,
+    family::Family,
+    lookup, maps,
+    packet::PacketContext,
+    parse::{self, Content, Packet},
+    pick::{self, Candidates},
+    rewrite::{End, rewrite},
+    track::{
+        self, Found,
+        connection::{self, Connection},
+        masquerade,
+    },
+};
+
+/// How many slots are tried when one's backend is not to be had, or its packets to the client are another connection's.
+const TRIES: u32 = 4;
+
+/// How many other ports of the client are tried when all of these are another connection's.
+const PORT_TRIES: u32 = 4;
+
+#[inline(always)]
+pub(super) fn enter<F: Family, C: PacketContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
+    let mut key = FlowKey::default();
+    let packet = parse::packet::<F, C>(context, l3, &mut key)?;
+    let settings = maps::SETTINGS.get(0).ok_or(Reason::NotService)?;
+    if packet.content == Content::Other {
+        return Err(unknown::<F>(packet.key, settings, Reason::OtherProtocol));
+    }
+    if masquerade::may_be_answer(packet.key, settings)
+        && let Some(found) = track::snat::<F>(packet.key)
+    {
+        return to_client::<F, C>(context, &packet, found, settings);
+    }
+    if packet.content == Content::Echo {
+        return Err(unknown::<F>(packet.key, settings, Reason::OtherProtocol));
+    }
+    if !lookup::may_be_frontend::<F>(packet.key) {
+        return Err(unknown::<F>(packet.key, settings, Reason::NotService));
+    }
+    let now = clock::now();
+    if let Some(found) = track::forward::<F>(packet.key)
+        && let Some(outcome) = follow::<F, C>(context, &packet, found, now, settings)
+    {
+        return outcome;
+    }
+    match lookup::frontend::<F>(packet.key) {
+        Some(frontend) => open::<F, C>(context, &packet, &frontend, side, now, settings),
+        None => Err(unknown::<F>(packet.key, settings, Reason::NotService)),
+    }
+}
+
+/// What becomes of a packet for no frontend: `otherwise`, unless it is for a ClusterIP, or an address that may become one.
+#[inline(always)]
+fn unknown<F: Family>(key: &FlowKey<F::Address>, settings: &Settings, otherwise: Reason) -> Reason {
+    if !F::services(settings).has(&key.destination) {
+        return otherwise;
+    }
+    let network = lookup::network::<F>(key.destination);
+    if network & NetworkFlags::CLUSTER_IP != 0 {
+        Reason::NoPort
+    } else if network & NetworkFlags::SERVICE != 0 {
+        Reason::Unallocated
+    } else {
+        otherwise
+    }
+}
+
+/// Sends the answer to a masqueraded packet on to the client.
+#[inline(always)]
+fn to_client<F: Family, C: PacketContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    found: Found<dsproxy_common::flow::SnatEntry<F::Address>>,
+    settings: &Settings,
+) -> Result<Reason, Reason> {
+    let now = clock::now();
+    let held = found.read();
+    if is_expired(held.state, held.last_seen, now, settings) {
+        return Err(Reason::NotService);
+    }
+    masquerade::seen_answer::<F>(packet.key, (found, &held), packet.segment, now, settings);
+    rewrite::<F, C>(context, packet, End::Destination, held.client, held.port)?;
+    Ok(Reason::Unmasqueraded)
+}
+
+/// Sends a packet after its connection; none when the connection is over or its backend no longer right.
+#[inline(always)]
+fn follow<F: Family, C: PacketContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    found: Found<ForwardEntry>,
+    now: u32,
+    settings: &Settings,
+) -> Option<Result<Reason, Reason>> {
+    let held = found.read();
+    let backend = F::maps().backends.get(held.backend)?;
+    let state = BackendState::from_number(backend.state);
+    if !held.goes_on(backend.generation, state, packet.segment, now, settings) {
+        return None;
+    }
+    if matches!(state, BackendState::Gone) && settings.flags & SettingFlags::RESET_GONE != 0 {
+        return Some(Err(Reason::BackendGone));
+    }
+    // A flow without an end follows its frontend: looked at once a second, like everything that changes seldom.
+    if packet.segment == Segment::NOT_TCP
+        && track::is_stale(held.last_seen, now, settings)
+        && lookup::frontend::<F>(packet.key).is_none_or(|frontend| frontend.service != held.service)
+    {
+        return None;
+    }
+    let (address, port) = (backend.address, backend.port);
+    connection::seen_forward::<F>(packet.key, (address, port), (found, &held), packet.segment, now, settings);
+    Some(to_backend::<F, C>(context, packet, address, port, held.source_port).map(|()| {
+        count::forward(held.service, context.length(), false);
+        Reason::Forwarded
+    }))
+}
+
+/// Rewrites a client's packet for the backend at `address` and `port`.
+#[inline(always)]
+fn to_backend<F: Family, C: PacketContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    address: F::Address,
+    port: Port,
+    source_port: Port,
+) -> Result<(), Reason> {
+    rewrite::<F, C>(context, packet, End::Destination, address, port)?;
+    if source_port != Port::default() {
+        rewrite::<F, C>(context, packet, End::Source, packet.key.source, source_port)?;
+    }
+    Ok(())
+}
+
+/// Picks a backend for a packet that belongs to no connection yet.
+#[inline(always)]
+fn open<F: Family, C: PacketContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    frontend: &Frontend,
+    side: Side,
+    now: u32,
+    settings: &Settings,
+) -> Result<Reason, Reason> {
+    let client = packet.key.source;
+    if frontend.has(FrontendFlags::SOURCE_RANGES) && !lookup::is_in_source_ranges::<F>(frontend.service, client) {
+        return Err(Reason::SourceRange);
+    }
+    let candidates = Candidates::of(frontend, is_inside::<F>(client, side, settings));
+    if candidates.count() == 0 {
+        return Err(if candidates.drops { Reason::NoLocalEndpoint } else { Reason::NoEndpoint });
+    }
+    let remembered = match frontend.affinity {
+        0 => None,
+        seconds => candidates.remembered::<F>(client, seconds, now, settings),
+    };
+    let hash = pick::spread::<F>(packet.key, frontend);
+    let mut failure = Reason::NoEndpoint;
+    let mut attempt = 0;
+    while attempt < TRIES + PORT_TRIES {
+        let slot = attempt % TRIES;
+        let takes_other_port = attempt >= TRIES;
+        attempt += 1;
+        if takes_other_port && failure != Reason::ReplyClash {
+            break;
+        }
+        if slot >= candidates.count() {
+            continue;
+        }
+        let Some((id, backend)) = remembered.or_else(|| candidates.pick::<F>(hash, slot)) else { continue };
+        let source_port = if takes_other_port { other_port(settings) } else { Port::default() };
+        let connection =
+            Connection::to_backend(packet.key, backend.address, backend.port, source_port, frontend.service);
+        match connection::open::<F>(&connection, (id, backend.generation), packet.segment, now, settings) {
+            Ok(()) => {
+                if frontend.affinity != 0 {
+                    pick::remember::<F>(client, frontend.service, id, backend.generation, now);
+                }
+                if is_masqueraded(&backend, client, frontend, side, settings) {
+                    let reply = connection.reply;
+                    let leaving = FlowKey {
+                        source: reply.destination,
+                        destination: reply.source,
+                        source_port: reply.destination_port,
+                        destination_port: reply.source_port,
+                        protocol: reply.protocol,
+                    };
+                    masquerade::request::<F>(&leaving, frontend.service, packet.segment, now)?;
+                }
+                to_backend::<F, C>(context, packet, backend.address, backend.port, source_port)?;
+                count::forward(frontend.service, context.length(), true);
+                return Ok(Reason::Opened);
+            }
+            Err(Reason::ReplyClash) => failure = Reason::ReplyClash,
+            Err(reason) => return Err(reason),
+        }
+    }
+    Err(failure)
+}
+
+/// Whether a client belongs to the cluster: a pod of this node, or a source that is said to be a pod's.
+#[inline(always)]
+fn is_inside<F: Family>(client: F::Address, side: Side, settings: &Settings) -> bool {
+    side == Side::Pod
+        || (settings.flags & SettingFlags::INSIDE_BY_NETWORK != 0
+            && lookup::network::<F>(client) & NetworkFlags::POD != 0)
+}
+
+/// Whether the backend's answers would not come back by themselves: the client is on no pod interface of this node and the
+/// backend is elsewhere, or they are one and the same. And where it is wanted for all ClusterIPs.
+#[inline(always)]
+fn is_masqueraded<A: dsproxy_common::Address>(
+    backend: &Backend<A>,
+    client: A,
+    frontend: &Frontend,
+    side: Side,
+    settings: &Settings,
+) -> bool {
+    let passes_by = side == Side::Node && backend.flags & BackendFlags::LOCAL == 0;
+    let is_hairpin = backend.address == client;
+    let is_wanted = settings.flags & SettingFlags::MASQUERADE_ALL != 0
+        && frontend.flags & FrontendFlags::KIND == FrontendKind::ClusterIp as u32;
+    passes_by || is_hairpin || is_wanted
+}
+
+/// A port for a client whose own is taken by another of its connections: any of those that no pod is given by chance.
+#[inline(always)]
+fn other_port(settings: &Settings) -> Port {
+    let [first, last] = settings.snat_ports;
+    let count = u32::from(last.wrapping_sub(first)) + 1;
+    // SAFETY: a helper without arguments.
+    let random = unsafe { bpf_get_prandom_u32() } & 0xffff;
+    Port::new(first.wrapping_add((random * count >> 16) as u16))
+}

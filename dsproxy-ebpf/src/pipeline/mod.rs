@@ -1,0 +1,59 @@
+//! The packet's way, to be read from top to bottom: parse -> lookup -> pick -> track -> rewrite -> forward.
+//!
+//! Inside the host's network stack a packet always carries backend addresses, and the client's own: `ingress` replaces
+//! destinations before the stack sees the packet, a VIP by a backend and the node by the client behind it; `egress`
+//! replaces sources after it, a backend by the VIP and a client by the node.
+
+mod egress;
+mod ingress;
+
+use dsproxy_common::{IpFamily, count::Reason};
+
+use crate::{
+    count,
+    family::{Family, V4, V6},
+    packet::PacketContext,
+    parse::link::{self, Link},
+};
+
+/// What a device is to the node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The host side of a pod's interface.
+    Pod,
+    /// It leads to other nodes, or the world.
+    Node,
+}
+
+/// Before the stack. Says what became of the packet.
+#[inline(always)]
+pub(crate) fn ingress<C: PacketContext>(context: &C, link: Link, side: Side) -> Reason {
+    match link::parse(context, link) {
+        Ok((IpFamily::V4, l3)) => counted::<V4>(ingress::enter::<V4, C>(context, l3, side)),
+        Ok((IpFamily::V6, l3)) => counted::<V6>(ingress::enter::<V6, C>(context, l3, side)),
+        Err(reason) => not_ip(reason),
+    }
+}
+
+/// After the stack. Says what became of the packet.
+#[inline(always)]
+pub(crate) fn egress<C: PacketContext>(context: &C, link: Link, side: Side) -> Reason {
+    match link::parse(context, link) {
+        Ok((IpFamily::V4, l3)) => counted::<V4>(egress::leave::<V4, C>(context, l3, side)),
+        Ok((IpFamily::V6, l3)) => counted::<V6>(egress::leave::<V6, C>(context, l3, side)),
+        Err(reason) => not_ip(reason),
+    }
+}
+
+#[inline(always)]
+fn counted<F: Family>(outcome: Result<Reason, Reason>) -> Reason {
+    let (Ok(reason) | Err(reason)) = outcome;
+    count::packet(reason, Some(F::FAMILY));
+    reason
+}
+
+#[inline(always)]
+fn not_ip(reason: Reason) -> Reason {
+    count::packet(reason, None);
+    reason
+}

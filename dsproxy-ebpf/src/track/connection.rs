@@ -1,0 +1,213 @@
+//! Connections through a frontend: the forward entry (client -> VIP) and the egress entry of replies (backend -> client).
+
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value is copied to the stack, of which there are 512 bytes"
+)]
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use dsproxy_common::{
+    Port,
+    count::Reason,
+    flow::{EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry, Segment, is_expired},
+    settings::Settings,
+};
+
+use super::{Entry as _, Found, egress, forward, to_write};
+use crate::family::Family;
+
+/// A connection: what its packets look like on both sides of the translation.
+#[derive(Clone, Copy)]
+pub(crate) struct Connection<A> {
+    /// From the client to the VIP.
+    pub(crate) forward: FlowKey<A>,
+    /// From the backend to the client.
+    pub(crate) reply: FlowKey<A>,
+    /// The port the client's packets go on to the backend with, where another connection holds the client's own; else zero.
+    pub(crate) source_port: Port,
+    /// The id of the service port.
+    pub(crate) service: u32,
+}
+
+impl<A: Copy> Connection<A> {
+    /// The connection whose client sent `forward` and whose backend is at `address` and `port`.
+    #[inline(always)]
+    pub(crate) fn to_backend(forward: &FlowKey<A>, address: A, port: Port, source_port: Port, service: u32) -> Self {
+        let client_port = if source_port == Port::default() { forward.source_port } else { source_port };
+        Self {
+            forward: *forward,
+            reply: FlowKey {
+                source: address,
+                destination: forward.source,
+                source_port: port,
+                destination_port: client_port,
+                protocol: forward.protocol,
+            },
+            source_port,
+            service,
+        }
+    }
+
+    /// The connection whose backend sent `reply`, of which `held` is the entry.
+    #[inline(always)]
+    fn to_client(reply: &FlowKey<A>, held: &EgressEntry<A>) -> Self {
+        let is_rewritten = held.client_port != Port::default();
+        Self {
+            forward: FlowKey {
+                source: reply.destination,
+                destination: held.address,
+                source_port: if is_rewritten { held.client_port } else { reply.destination_port },
+                destination_port: held.port,
+                protocol: reply.protocol,
+            },
+            reply: *reply,
+            source_port: if is_rewritten { reply.destination_port } else { Port::default() },
+            service: held.service,
+        }
+    }
+
+    #[inline(always)]
+    fn egress_entry(&self, state: FlowState, now: u32) -> EgressEntry<A> {
+        let is_rewritten = self.source_port != Port::default();
+        EgressEntry {
+            address: self.forward.destination,
+            service: self.service,
+            last_seen: now,
+            port: self.forward.destination_port,
+            state: state.number() as u8,
+            kind: EgressKind::Reply.number(),
+            client_port: if is_rewritten { self.forward.source_port } else { Port::default() },
+            reserved: 0,
+        }
+    }
+}
+
+/// Enters a new connection in both directions.
+///
+/// # Errors
+///
+/// `ReplyClash` when the backend's packets already belong to another living connection of the client;
+/// `TableRefused` when the kernel does not take an entry.
+#[inline(always)]
+pub(crate) fn open<F: Family>(
+    connection: &Connection<F::Address>,
+    (backend, generation): (u32, u32),
+    segment: Segment,
+    now: u32,
+    settings: &Settings,
+) -> Result<(), Reason> {
+    let maps = F::maps();
+    let state = FlowState::first(segment);
+    let reply = connection.egress_entry(state, now);
+    if let Some(found) = egress::<F>(&connection.reply) {
+        let held = found.read();
+        if !may_be_taken_over(&held, &reply, now, settings) {
+            return Err(Reason::ReplyClash);
+        }
+        if !found.is_brief {
+            // What is confirmed would be found before what is opening.
+            let _ = maps.egress.remove(&connection.reply);
+            let _ = maps.forward.remove(&connection.forward);
+        }
+    }
+    maps.egress_brief.insert(&connection.reply, &reply, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;
+    let entry = ForwardEntry {
+        backend,
+        generation,
+        service: connection.service,
+        last_seen: now,
+        state: state.number(),
+        source_port: connection.source_port,
+    };
+    maps.forward_brief.insert(&connection.forward, &entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
+}
+
+/// Whether the entry `held` may give way to `wanted`: it is the same connection's, or over.
+#[inline(always)]
+fn may_be_taken_over<A: Eq + Copy>(
+    held: &EgressEntry<A>,
+    wanted: &EgressEntry<A>,
+    now: u32,
+    settings: &Settings,
+) -> bool {
+    is_same(held, wanted) || held.state().is_over() || is_expired(held.state.into(), held.last_seen, now, settings)
+}
+
+/// Whether two entries for the same packets say the same.
+#[inline(always)]
+fn is_same<A: Eq>(held: &EgressEntry<A>, wanted: &EgressEntry<A>) -> bool {
+    held.kind == wanted.kind
+        && held.port == wanted.port
+        && held.client_port == wanted.client_port
+        && held.address == wanted.address
+}
+
+/// Records that the connection of a packet of `key` to the backend at `address` and `port` is alive: the states of both
+/// entries when they change, the time when it is a second old. With the client's first acknowledgement of an answer
+/// both move to the main tables.
+#[inline(always)]
+pub(crate) fn seen_forward<F: Family>(
+    key: &FlowKey<F::Address>,
+    (address, port): (F::Address, Port),
+    (found, held): (Found<ForwardEntry>, &ForwardEntry),
+    segment: Segment,
+    now: u32,
+    settings: &Settings,
+) {
+    let Some(next) = to_write(held, held.state().after_forward(segment), now, settings) else { return };
+    found.write(next, now);
+    // Put together no sooner than here, which few packets reach.
+    let connection = Connection::to_backend(key, address, port, held.source_port, held.service);
+    let wanted = connection.egress_entry(next, now);
+    let maps = F::maps();
+    if found.is_brief && matches!(next, FlowState::Established) {
+        let entry = ForwardEntry { last_seen: now, state: next.number(), ..*held };
+        let moved = maps.egress.insert(&connection.reply, &wanted, BPF_ANY.into()).is_ok()
+            && maps.forward.insert(&connection.forward, &entry, BPF_ANY.into()).is_ok();
+        if moved {
+            let _ = maps.egress_brief.remove(&connection.reply);
+            let _ = maps.forward_brief.remove(&connection.forward);
+        }
+        return;
+    }
+    match egress::<F>(&connection.reply) {
+        Some(reply) => {
+            // Another connection may have taken the backend's packets over.
+            if is_same(&reply.read(), &wanted) {
+                reply.write(next, now);
+            }
+        }
+        // Evicted while nothing came back: without it the next reply would keep the backend's address.
+        None => {
+            let _ = if found.is_brief {
+                maps.egress_brief.insert(&connection.reply, &wanted, BPF_NOEXIST.into())
+            } else {
+                maps.egress.insert(&connection.reply, &wanted, BPF_NOEXIST.into())
+            };
+        }
+    }
+}
+
+/// As `seen_forward`, for a packet of `key` from the backend.
+#[inline(always)]
+pub(crate) fn seen_reply<F: Family>(
+    key: &FlowKey<F::Address>,
+    (found, held): (Found<EgressEntry<F::Address>>, &EgressEntry<F::Address>),
+    segment: Segment,
+    now: u32,
+    settings: &Settings,
+) {
+    let Some(next) = to_write(held, held.state().after_reply(segment), now, settings) else { return };
+    found.write(next, now);
+    let connection = Connection::to_client(key, held);
+    // A stream that flows only from the backend keeps its client's entry alive too.
+    if let Some(forward) = forward::<F>(&connection.forward) {
+        // The client may have gone on to another backend.
+        let is_to_this_backend = F::maps().backends.get(forward.read().backend).is_some_and(|backend| {
+            (backend.address, backend.port) == (connection.reply.source, connection.reply.source_port)
+        });
+        if is_to_this_backend {
+            forward.write(next, now);
+        }
+    }
+}

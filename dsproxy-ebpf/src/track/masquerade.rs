@@ -1,0 +1,226 @@
+//! Connections that leave with an address of the node: the egress entry of what leaves (client -> backend) and the SNAT entry of
+//! what enters in answer (backend -> node).
+//!
+//! Whether a connection is masqueraded is settled where it enters, with which address where it leaves: that is the
+//! address of the device. Ports are those of a range that is reserved from the host's own sockets, so that no packet
+//! of the host's can be taken for one of these.
+
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value is copied to the stack, of which there are 512 bytes"
+)]
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::bpf_get_prandom_u32,
+};
+use dsproxy_common::{
+    Port, Protocol,
+    count::Reason,
+    flow::{EgressEntry, EgressKind, FlowKey, FlowState, Segment, SnatEntry, is_expired},
+    settings::Settings,
+};
+
+use super::{Entry as _, Found, egress, snat, to_write};
+use crate::family::Family;
+
+/// How many ports are tried. With four in five of the range in use by connections to one backend, all of them are taken
+/// one time in thirty-five.
+const TRIES: u32 = 16;
+
+/// How long an opening that nobody answered keeps its port from others, in seconds: until its SYN is sent again, and some.
+const UNANSWERED: u32 = 3;
+
+/// False when a packet of `key` is certainly no answer to a masqueraded one.
+#[inline(always)]
+pub(crate) fn may_be_answer<A>(key: &FlowKey<A>, settings: &Settings) -> bool {
+    is_in_range(key.destination_port, settings) || key.protocol == Protocol::Sctp as u32
+}
+
+#[inline(always)]
+fn is_in_range(port: Port, settings: &Settings) -> bool {
+    let [first, last] = settings.snat_ports;
+    (first..=last).contains(&port.number())
+}
+
+/// Notes that packets of `key`, as they will leave, are to be masqueraded.
+#[inline(always)]
+pub(crate) fn request<F: Family>(
+    key: &FlowKey<F::Address>,
+    service: u32,
+    segment: Segment,
+    now: u32,
+) -> Result<(), Reason> {
+    if let Some(found) = egress::<F>(key) {
+        // Masqueraded before, and its backend has not forgotten: it goes on with the port it has.
+        if !found.read().state().is_over() {
+            return Ok(());
+        }
+        if !found.is_brief {
+            let _ = F::maps().egress.remove(key);
+        }
+    }
+    let entry = EgressEntry {
+        address: F::Address::default(),
+        service,
+        last_seen: now,
+        port: Port::default(),
+        state: FlowState::first(segment).number() as u8,
+        kind: EgressKind::Unsettled.number(),
+        client_port: Port::default(),
+        reserved: 0,
+    };
+    F::maps().egress_brief.insert(key, &entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
+}
+
+/// Finds an address and port of the node for packets of `key` that leave by `device`, and enters both directions.
+///
+/// # Errors
+///
+/// `NoNodeAddress`, `SnatExhausted` or `TableRefused`.
+#[inline(always)]
+pub(crate) fn settle<F: Family>(
+    key: &FlowKey<F::Address>,
+    service: u32,
+    device: u32,
+    segment: Segment,
+    now: u32,
+    settings: &Settings,
+) -> Result<(F::Address, Port), Reason> {
+    let maps = F::maps();
+    let address = node_address::<F>(device).ok_or(Reason::NoNodeAddress)?;
+    let state = FlowState::first(segment);
+    let entry = SnatEntry { client: key.source, last_seen: now, port: key.source_port, state: state.number() };
+    let mut answer = FlowKey {
+        source: key.destination,
+        destination: address,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
+        protocol: key.protocol,
+    };
+    let [first, last] = settings.snat_ports;
+    let count = u32::from(last.wrapping_sub(first)) + 1;
+    // SAFETY: a helper without arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    // SCTP keeps its ports: its checksum covers the whole packet.
+    let keeps_port = key.protocol == Protocol::Sctp as u32;
+    let mut tried = 0;
+    let port = loop {
+        let port = if tried == 0 && (keeps_port || is_in_range(key.source_port, settings)) {
+            key.source_port
+        } else {
+            let place = (random.wrapping_add(tried) & 0xffff) * count >> 16;
+            Port::new(first.wrapping_add(place as u16))
+        };
+        answer.destination_port = port;
+        if take::<F>(&answer, &entry, now, settings) {
+            break port;
+        }
+        tried += 1;
+        if tried == TRIES || keeps_port {
+            return Err(Reason::SnatExhausted);
+        }
+    };
+    let settled = EgressEntry {
+        address,
+        service,
+        last_seen: now,
+        port,
+        state: state.number() as u8,
+        kind: EgressKind::Masquerade.number(),
+        client_port: Port::default(),
+        reserved: 0,
+    };
+    maps.egress_brief.insert(key, &settled, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;
+    Ok((address, port))
+}
+
+/// Enters `entry` for answers of `key`, unless they are another living connection's.
+#[inline(always)]
+fn take<F: Family>(key: &FlowKey<F::Address>, entry: &SnatEntry<F::Address>, now: u32, settings: &Settings) -> bool {
+    let maps = F::maps();
+    if maps.snat.insert(key, entry, BPF_NOEXIST.into()).is_ok() {
+        return true;
+    }
+    let Some(found) = snat::<F>(key) else { return false };
+    let held = found.read();
+    let is_own = held.client == entry.client && held.port == entry.port;
+    let is_unanswered = matches!(held.state(), FlowState::Opening)
+        && now.wrapping_sub(held.last_seen) >= UNANSWERED * settings.jiffies_per_second;
+    let may_be_taken =
+        is_own || is_unanswered || held.state().is_over() || is_expired(held.state, held.last_seen, now, settings);
+    may_be_taken && maps.snat.insert(key, entry, BPF_ANY.into()).is_ok()
+}
+
+/// The address that packets leave `device` with: its own, else the node's.
+#[inline(always)]
+fn node_address<F: Family>(device: u32) -> Option<F::Address> {
+    let addresses = F::maps().masquerade;
+    // SAFETY: copied at once; user space replaces an address by a new element, and rarely.
+    unsafe { addresses.get(&device).or_else(|| addresses.get(&0)) }.copied()
+}
+
+/// Records that the connection of a packet of `key` that leaves is alive, as `connection::seen_forward` does.
+#[inline(always)]
+pub(crate) fn seen_forward<F: Family>(
+    key: &FlowKey<F::Address>,
+    (found, held): (Found<EgressEntry<F::Address>>, &EgressEntry<F::Address>),
+    segment: Segment,
+    now: u32,
+    settings: &Settings,
+) {
+    let Some(next) = to_write(held, held.state().after_forward(segment), now, settings) else { return };
+    found.write(next, now);
+    if found.is_brief && matches!(next, FlowState::Established) {
+        let entry = EgressEntry { last_seen: now, state: next.number() as u8, ..*held };
+        if F::maps().egress.insert(key, &entry, BPF_ANY.into()).is_ok() {
+            let _ = F::maps().egress_brief.remove(key);
+        }
+    }
+    let answer = FlowKey {
+        source: key.destination,
+        destination: held.address,
+        source_port: key.destination_port,
+        destination_port: held.port,
+        protocol: key.protocol,
+    };
+    match snat::<F>(&answer) {
+        Some(found) => {
+            let held = found.read();
+            if held.client == key.source && held.port == key.source_port {
+                found.write(next, now);
+            }
+        }
+        // Evicted: without it the next answer would be taken for the host's own.
+        None => {
+            let entry = SnatEntry { client: key.source, last_seen: now, port: key.source_port, state: next.number() };
+            let _ = F::maps().snat.insert(&answer, &entry, BPF_NOEXIST.into());
+        }
+    }
+}
+
+/// As `seen_forward`, for a packet of `key` that enters in answer.
+#[inline(always)]
+pub(crate) fn seen_answer<F: Family>(
+    key: &FlowKey<F::Address>,
+    (found, held): (Found<SnatEntry<F::Address>>, &SnatEntry<F::Address>),
+    segment: Segment,
+    now: u32,
+    settings: &Settings,
+) {
+    let Some(next) = to_write(held, held.state().after_reply(segment), now, settings) else { return };
+    found.write(next, now);
+    let forward = FlowKey {
+        source: held.client,
+        destination: key.source,
+        source_port: held.port,
+        destination_port: key.source_port,
+        protocol: key.protocol,
+    };
+    if let Some(found) = egress::<F>(&forward) {
+        let entry = found.read();
+        if entry.address == key.destination && entry.port == key.destination_port {
+            found.write(next, now);
+        }
+    }
+}

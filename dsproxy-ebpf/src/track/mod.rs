@@ -1,0 +1,140 @@
+//! The connection table: entries found, made and refreshed, in both directions.
+//!
+//! There are two pairs of entries. A connection through a frontend has a forward entry for what enters from the client
+//! and an egress entry for what leaves towards it (`connection`); one that is masqueraded has an egress entry for what leaves
+//! towards the backend and a SNAT entry for what enters from it (`masquerade`).
+//!
+//! TCP that both sides have confirmed is kept apart from all else, in the main tables: no flood of openings, nor of
+//! datagrams, can push it out. What is opening, and what is not TCP, is in the brief ones.
+//!
+//! Entries are written to in place, by plain stores of whole integers. Of two CPUs that do so at once the later one's
+//! value stays; should that lose a change of state, the next packet makes it again. An entry that is evicted and given to
+//! another connection while a program still holds it may get the older one's time and state, which its own next packet
+//! puts right.
+
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value is copied to the stack, of which there are 512 bytes"
+)]
+
+pub(crate) mod connection;
+pub(crate) mod masquerade;
+
+use dsproxy_common::{
+    Protocol,
+    flow::{EgressEntry, FlowKey, FlowState, ForwardEntry, SnatEntry},
+    settings::Settings,
+};
+
+use crate::family::Family;
+
+/// An entry where it stands in its table, valid until the program returns.
+#[derive(Clone, Copy)]
+pub(crate) struct Found<E> {
+    entry: *mut E,
+    /// Whether it stands in a brief table.
+    is_brief: bool,
+}
+
+/// What all entries have.
+pub(crate) trait Entry: Copy {
+    fn state(&self) -> FlowState;
+    fn last_seen(&self) -> u32;
+    /// Where time and state stand, to be written to.
+    fn write(entry: *mut Self, state: FlowState, now: u32);
+}
+
+macro_rules! entry {
+    ($($name:ident $(<$address:ident>)?: $state:ty;)+) => {
+        $(
+            impl $(<$address: Copy>)? Entry for $name $(<$address>)? {
+                #[inline(always)]
+                fn state(&self) -> FlowState {
+                    FlowState::from_number(self.state.into())
+                }
+
+                #[inline(always)]
+                fn last_seen(&self) -> u32 {
+                    self.last_seen
+                }
+
+                #[inline(always)]
+                fn write(entry: *mut Self, state: FlowState, now: u32) {
+                    // SAFETY: a pointer to a map value, valid until the program returns; see the head of this file.
+                    unsafe {
+                        (&raw mut (*entry).last_seen).write_volatile(now);
+                        (&raw mut (*entry).state).write_volatile(state.number() as $state);
+                    }
+                }
+            }
+        )+
+    };
+}
+
+entry! {
+    ForwardEntry: u16;
+    EgressEntry<A>: u8;
+    SnatEntry<A>: u16;
+}
+
+impl<E: Entry> Found<E> {
+    /// What stands there now.
+    #[inline(always)]
+    pub(crate) fn read(&self) -> E {
+        // SAFETY: a map value stays readable until the program returns; see the head of this file.
+        unsafe { self.entry.read() }
+    }
+
+    /// Sets state and time.
+    #[inline(always)]
+    fn write(&self, state: FlowState, now: u32) {
+        E::write(self.entry, state, now);
+    }
+}
+
+/// Whether packets of `key` may be in the main tables.
+#[inline(always)]
+fn is_tcp<A>(key: &FlowKey<A>) -> bool {
+    key.protocol == Protocol::Tcp as u32
+}
+
+/// The forward entry of a packet that enters.
+#[inline(always)]
+pub(crate) fn forward<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<ForwardEntry>> {
+    if is_tcp(key)
+        && let Some(entry) = F::maps().forward.get_ptr_mut(key)
+    {
+        return Some(Found { entry, is_brief: false });
+    }
+    F::maps().forward_brief.get_ptr_mut(key).map(|entry| Found { entry, is_brief: true })
+}
+
+/// The egress entry of a packet that leaves.
+#[inline(always)]
+pub(crate) fn egress<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<EgressEntry<F::Address>>> {
+    if is_tcp(key)
+        && let Some(entry) = F::maps().egress.get_ptr_mut(key)
+    {
+        return Some(Found { entry, is_brief: false });
+    }
+    F::maps().egress_brief.get_ptr_mut(key).map(|entry| Found { entry, is_brief: true })
+}
+
+/// The SNAT entry of a packet that enters.
+#[inline(always)]
+pub(crate) fn snat<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<SnatEntry<F::Address>>> {
+    F::maps().snat.get_ptr_mut(key).map(|entry| Found { entry, is_brief: false })
+}
+
+/// Whether an entry last seen at `last_seen` is to be refreshed: once a second.
+#[inline(always)]
+pub(crate) fn is_stale(last_seen: u32, now: u32, settings: &Settings) -> bool {
+    now.wrapping_sub(last_seen) >= settings.jiffies_per_second
+}
+
+/// The state after one more packet, when it has to be written: because it is another one, or because the time is a second
+/// old. Most packets write nothing.
+#[inline(always)]
+fn to_write<E: Entry>(held: &E, next: FlowState, now: u32, settings: &Settings) -> Option<FlowState> {
+    (next.number() != held.state().number() || is_stale(held.last_seen(), now, settings)).then_some(next)
+}
