@@ -15,6 +15,7 @@ use dsproxy_common::{
     layout::capacity,
     service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceName, SourceRange},
     settings::Settings,
+    socket::{SocketEntry, SocketKey},
 };
 
 /// Memory follows use: only user space adds entries, so no program ever waits for an allocation.
@@ -31,6 +32,7 @@ const RANGES: usize = capacity::RANGES as usize;
 const NETWORKS: usize = capacity::NETWORKS as usize;
 const DEVICES: usize = capacity::DEVICES as usize;
 const FRAGMENTS: usize = capacity::FRAGMENTS as usize;
+const SOCKETS: usize = capacity::SOCKETS as usize;
 const SERVICES: usize = capacity::SERVICES as usize;
 
 /// The types of the maps that exist once for each family.
@@ -47,6 +49,7 @@ pub(crate) type Affinities<A> = LruHashMap<AffinityKey<A>, Affinity, AFFINITIES>
 pub(crate) type Ranges<A> = LpmTrie<SourceRange<A>, u32, RANGES>;
 pub(crate) type Networks<A> = LpmTrie<A, u32, NETWORKS>;
 pub(crate) type NodeAddresses<A> = HashMap<u32, A, DEVICES, NO_PREALLOC>;
+pub(crate) type Sockets<A> = LruHashMap<SocketKey<A>, SocketEntry<A>, SOCKETS>;
 pub(crate) type Fragments<A> = LruHashMap<FragmentKey<A>, Fragment, FRAGMENTS>;
 
 #[btf_map]
@@ -89,6 +92,8 @@ pub(crate) static NETWORKS_V4: Networks<Addr4> = LpmTrie::new();
 pub(crate) static MASQUERADE_V4: NodeAddresses<Addr4> = HashMap::new();
 #[btf_map]
 pub(crate) static FRAGMENTS_V4: Fragments<Addr4> = LruHashMap::new();
+#[btf_map]
+pub(crate) static SOCKETS_V4: Sockets<Addr4> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static FRONTENDS_V6: Frontends<Addr6> = HashMap::new();
@@ -120,3 +125,5 @@ pub(crate) static NETWORKS_V6: Networks<Addr6> = LpmTrie::new();
 pub(crate) static MASQUERADE_V6: NodeAddresses<Addr6> = HashMap::new();
 #[btf_map]
 pub(crate) static FRAGMENTS_V6: Fragments<Addr6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static SOCKETS_V6: Sockets<Addr6> = LruHashMap::new();
