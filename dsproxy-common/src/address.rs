@@ -141,8 +141,24 @@ pub struct Addr4([u32; 1]);
 
 /// An IPv6 address in network byte order.
 #[repr(transparent)]
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, Eq, PartialOrd, Ord)]
 pub struct Addr6([u32; 4]);
+
+impl PartialEq for Addr6 {
+    /// Word by word: compared as one integer of 128 bits, as an array would be, a copy on the stack gets an alignment that
+    /// LLVM's code generator for bpf does not know how to copy with, and crashes over (22.1).
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+    }
+}
+
+impl core::hash::Hash for Addr6 {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl Address for Addr4 {
     const FAMILY: IpFamily = IpFamily::V4;

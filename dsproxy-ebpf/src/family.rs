@@ -32,6 +32,7 @@ pub(crate) struct Maps<A: 'static> {
     pub(crate) networks: &'static maps::Networks<A>,
     pub(crate) masquerade: &'static maps::NodeAddresses<A>,
     pub(crate) fragments: &'static maps::Fragments<A>,
+    pub(crate) scratch: &'static maps::Scratch<A>,
 }
 
 /// An address family, as the pipeline sees it.
@@ -102,6 +103,7 @@ impl Family for V4 {
             networks: &maps::NETWORKS_V4,
             masquerade: &maps::MASQUERADE_V4,
             fragments: &maps::FRAGMENTS_V4,
+            scratch: &maps::SCRATCH_V4,
         }
     }
 
@@ -155,6 +157,7 @@ impl Family for V6 {
             networks: &maps::NETWORKS_V6,
             masquerade: &maps::MASQUERADE_V6,
             fragments: &maps::FRAGMENTS_V6,
+            scratch: &maps::SCRATCH_V6,
         }
     }
 

@@ -18,6 +18,8 @@ use dsproxy_common::{
     socket::{SocketEntry, SocketKey},
 };
 
+use crate::track::connection::Connection;
+
 /// Memory follows use: only user space adds entries, so no program ever waits for an allocation.
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
 
@@ -49,6 +51,7 @@ pub(crate) type Affinities<A> = LruHashMap<AffinityKey<A>, Affinity, AFFINITIES>
 pub(crate) type Ranges<A> = LpmTrie<SourceRange<A>, u32, RANGES>;
 pub(crate) type Networks<A> = LpmTrie<A, u32, NETWORKS>;
 pub(crate) type NodeAddresses<A> = HashMap<u32, A, DEVICES, NO_PREALLOC>;
+pub(crate) type Scratch<A> = PerCpuArray<Connection<A>, 1>;
 pub(crate) type Sockets<A> = LruHashMap<SocketKey<A>, SocketEntry<A>, SOCKETS>;
 pub(crate) type Fragments<A> = LruHashMap<FragmentKey<A>, Fragment, FRAGMENTS>;
 
@@ -94,6 +97,8 @@ pub(crate) static MASQUERADE_V4: NodeAddresses<Addr4> = HashMap::new();
 pub(crate) static FRAGMENTS_V4: Fragments<Addr4> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS_V4: Sockets<Addr4> = LruHashMap::new();
+#[btf_map]
+pub(crate) static SCRATCH_V4: Scratch<Addr4> = PerCpuArray::new();
 
 #[btf_map]
 pub(crate) static FRONTENDS_V6: Frontends<Addr6> = HashMap::new();
@@ -127,3 +132,5 @@ pub(crate) static MASQUERADE_V6: NodeAddresses<Addr6> = HashMap::new();
 pub(crate) static FRAGMENTS_V6: Fragments<Addr6> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS_V6: Sockets<Addr6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static SCRATCH_V6: Scratch<Addr6> = PerCpuArray::new();

@@ -46,7 +46,7 @@ impl Candidates {
     /// What the slot names is checked: slots and backends are written while packets flow, and a packet that has read a
     /// frontend just before it was switched may find either already in use for something else.
     #[inline(always)]
-    pub(crate) fn pick<F: Family>(&self, hash: u32, step: u32) -> Option<(u32, Backend<F::Address>)> {
+    pub(crate) fn pick<F: Family>(&self, hash: u32, step: u32) -> Option<(u32, &'static Backend<F::Address>)> {
         let Slots { first, count } = self.slots;
         let id = if count == 1 {
             first
@@ -62,12 +62,12 @@ impl Candidates {
 
     /// The backend `id`, if it is one of these.
     #[inline(always)]
-    fn eligible<F: Family>(&self, id: u32) -> Option<(u32, Backend<F::Address>)> {
+    fn eligible<F: Family>(&self, id: u32) -> Option<(u32, &'static Backend<F::Address>)> {
         let backend = F::maps().backends.get(id)?;
         let is_one = backend.service == self.service
             && backend.state == BackendState::Active.number()
             && backend.flags & self.list != 0;
-        is_one.then_some((id, *backend))
+        is_one.then_some((id, backend))
     }
 
     /// The backend that `client` went to last, if it may go there again: it came within `seconds`, and the backend is still
@@ -79,7 +79,7 @@ impl Candidates {
         seconds: u32,
         now: u32,
         settings: &Settings,
-    ) -> Option<(u32, Backend<F::Address>)> {
+    ) -> Option<(u32, &'static Backend<F::Address>)> {
         let key = AffinityKey { client, service: self.service };
         // SAFETY: copied at once; an entry that another CPU replaces meanwhile is checked below like any other.
         let held = *unsafe { F::maps().affinity.get(&key) }?;

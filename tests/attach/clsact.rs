@@ -58,8 +58,8 @@ fn a_restart_replaces_the_one_filter_in_place() {
         for restart in 0..3 {
             let (attached, detached, object) = sync(&pins, AttachMode::Clsact, &wanted);
             assert_eq!((attached, detached), (2, 0));
-            let id = u64::from(id_of(&object, "ingress_ethernet"));
-            assert_eq!(filters("veth0", Direction::Ingress), [("dsproxy_ingress_ethernet".into(), id)]);
+            let id = u64::from(id_of(&object, "pod_ingress_ethernet"));
+            assert_eq!(filters("veth0", Direction::Ingress), [("dsproxy_pod_ingress_ethernet".into(), id)]);
             assert_eq!(filters("veth0", Direction::Egress).len(), 1);
             assert!(id > last, "restart {restart} brings a new program");
             last = id;
@@ -191,15 +191,15 @@ fn stray_filters_of_ours_are_reaped() {
         let mut stray = load();
         for priority in [40, 49_000] {
             let program: &mut SchedClassifier =
-                stray.program_mut("ingress_ethernet").expect("there").try_into().expect("a classifier");
+                stray.program_mut("pod_ingress_ethernet").expect("there").try_into().expect("a classifier");
             let options = NlOptions { priority, handle: TcHandle::new(0, 1), classid: None };
             let options = TcAttachOptions::Netlink(options);
             program.attach_with_options("veth0", attach_type(Direction::Ingress), options).expect("attached");
         }
         let wanted = pod_interfaces(&[(index, "veth0")]);
         let (_, _, object) = sync(&pins, AttachMode::Clsact, &wanted);
-        let id = u64::from(id_of(&object, "ingress_ethernet"));
-        assert_eq!(filters("veth0", Direction::Ingress), [("dsproxy_ingress_ethernet".into(), id)]);
+        let id = u64::from(id_of(&object, "pod_ingress_ethernet"));
+        assert_eq!(filters("veth0", Direction::Ingress), [("dsproxy_pod_ingress_ethernet".into(), id)]);
         sync(&pins, AttachMode::Tcx, &wanted);
         assert!(filters("veth0", Direction::Ingress).is_empty());
     });

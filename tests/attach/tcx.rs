@@ -12,8 +12,8 @@ const BOTH: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 fn our_name(direction: Direction) -> &'static str {
     match direction {
         // The kernel keeps 15 characters.
-        Direction::Ingress => "ingress_etherne",
-        Direction::Egress => "egress_ethernet",
+        Direction::Ingress => "pod_ingress_eth",
+        Direction::Egress => "pod_egress_ethe",
     }
 }
 
@@ -49,11 +49,11 @@ fn a_restart_adopts_the_links_and_replaces_their_programs() {
         }
         assert_eq!(
             tcx("veth0", Direction::Ingress),
-            [("ingress_etherne".to_owned(), id_of(&object, "ingress_ethernet"))]
+            [("pod_ingress_eth".to_owned(), id_of(&object, "pod_ingress_ethernet"))]
         );
         assert_eq!(
             tcx("veth0", Direction::Egress),
-            [("egress_ethernet".to_owned(), id_of(&object, "egress_ethernet"))]
+            [("pod_egress_ethe".to_owned(), id_of(&object, "pod_egress_ethernet"))]
         );
     });
 }
@@ -66,7 +66,7 @@ fn foreign_programs_stay_and_ours_is_the_outermost() {
         let pins = pins();
         let wanted = pod_interfaces(&[(index, "veth0")]);
         // One of them has a name of ours, and nothing else of ours.
-        let others = [foreign_program("foreign"), foreign_program("ingress_ip")];
+        let others = [foreign_program("foreign"), foreign_program("node_ingress_ip")];
         let links: Vec<_> = BOTH
             .into_iter()
             .flat_map(|direction| others.iter().map(move |program| attach_foreign(program, index, direction)))
@@ -77,14 +77,14 @@ fn foreign_programs_stay_and_ours_is_the_outermost() {
             let (mut attacher, _object) = attacher(&pins, AttachMode::Tcx);
             let report = attacher.sync(&wanted);
             assert!(report.failures.is_empty(), "{report:?}");
-            assert_eq!(names(Direction::Ingress), [our_name(Direction::Ingress), "foreign", "ingress_ip"]);
-            assert_eq!(names(Direction::Egress), ["foreign", "ingress_ip", our_name(Direction::Egress)]);
+            assert_eq!(names(Direction::Ingress), [our_name(Direction::Ingress), "foreign", "node_ingress_ip"]);
+            assert_eq!(names(Direction::Egress), ["foreign", "node_ingress_ip", our_name(Direction::Egress)]);
         }
 
         let cleanup = detach_all(&pins);
         assert_eq!((cleanup.detached, cleanup.failures.len()), (2, 0), "{cleanup:?}");
         for direction in BOTH {
-            assert_eq!(names(direction), ["foreign", "ingress_ip"]);
+            assert_eq!(names(direction), ["foreign", "node_ingress_ip"]);
         }
         assert!(pin_names(&pins).is_empty());
         drop(links);
@@ -153,7 +153,7 @@ fn stray_programs_of_ours_are_reaped_after_the_new_ones_are_in_place() {
     node.run(move || {
         let mut stray = load();
         for interface in ["veth0", "veth1"] {
-            for (name, direction) in [("ingress_ethernet", Direction::Ingress), ("egress_ethernet", Direction::Egress)]
+            for (name, direction) in [("pod_ingress_ethernet", Direction::Ingress), ("pod_egress_ethernet", Direction::Egress)]
             {
                 let program: &mut SchedClassifier =
                     stray.program_mut(name).expect("there").try_into().expect("a classifier");
@@ -168,7 +168,7 @@ fn stray_programs_of_ours_are_reaped_after_the_new_ones_are_in_place() {
         assert_eq!((report.attached, report.detached, report.failures.len()), (2, 4, 0), "{report:?}");
         assert_eq!(
             tcx("veth0", Direction::Ingress),
-            [("ingress_etherne".to_owned(), id_of(&object, "ingress_ethernet"))]
+            [("pod_ingress_eth".to_owned(), id_of(&object, "pod_ingress_ethernet"))]
         );
         assert_eq!(tcx("veth0", Direction::Egress).len(), 1);
         assert!(tcx("veth1", Direction::Ingress).is_empty(), "interface {idle} has no role");
@@ -235,7 +235,7 @@ fn devices_without_a_link_layer_header_run_the_ip_programs() {
         }
         let report = attacher.sync(&wanted);
         assert_eq!((report.attached, report.failures.len()), (2, 0), "{report:?}");
-        assert_eq!(tcx("tun0", Direction::Ingress), [("ingress_ip".to_owned(), id_of(&object, "ingress_ip"))]);
+        assert_eq!(tcx("tun0", Direction::Ingress), [("node_ingress_ip".to_owned(), id_of(&object, "node_ingress_ip"))]);
         assert_eq!(tcx("tun0", Direction::Egress), [("egress_ip".to_owned(), id_of(&object, "egress_ip"))]);
         assert_eq!(attacher.sync(&BTreeMap::new()).detached, 2);
         assert!(tcx("tun0", Direction::Ingress).is_empty());

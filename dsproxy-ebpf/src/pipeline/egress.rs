@@ -31,26 +31,29 @@ pub(super) fn leave<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
         return Err(Reason::NotReply);
     }
     let now = clock::now();
-    let found = match track::egress::<F>(packet.key) {
-        Some(found) => found,
-        None if masquerades && leaves_cluster::<F>(&packet) => {
-            return settle::<F, C>(context, &packet, NO_SERVICE, now, settings);
+    let service = match track::egress::<F>(packet.key) {
+        Some(found) => {
+            let held = found.read();
+            if is_expired(held.state.into(), held.last_seen, now, settings) {
+                return Err(Reason::NotReply);
+            }
+            match EgressKind::from_number(held.kind) {
+                EgressKind::Reply => return to_vip::<F, C>(context, &packet, (found, &held), now, settings),
+                EgressKind::Masquerade => {
+                    masquerade::seen_forward::<F>(packet.key, (found, &held), packet.segment, now, settings);
+                    rewrite::<F, C>(context, &packet, End::Source, held.address, held.port)?;
+                    return Ok(Reason::Masqueraded);
+                }
+                EgressKind::Unsettled => held.service,
+            }
         }
+        None if masquerades && leaves_cluster::<F>(&packet) => NO_SERVICE,
         None => return Err(Reason::NotReply),
     };
-    let held = found.read();
-    if is_expired(held.state.into(), held.last_seen, now, settings) {
-        return Err(Reason::NotReply);
-    }
-    match EgressKind::from_number(held.kind) {
-        EgressKind::Reply => to_vip::<F, C>(context, &packet, (found, &held), now, settings),
-        EgressKind::Unsettled => settle::<F, C>(context, &packet, held.service, now, settings),
-        EgressKind::Masquerade => {
-            masquerade::seen_forward::<F>(packet.key, (found, &held), packet.segment, now, settings);
-            rewrite::<F, C>(context, &packet, End::Source, held.address, held.port)?;
-            Ok(Reason::Masqueraded)
-        }
-    }
+    let (address, port) =
+        masquerade::settle::<F>(packet.key, service, context.device(), packet.segment, now, settings)?;
+    rewrite::<F, C>(context, &packet, End::Source, address, port)?;
+    Ok(Reason::Masqueraded)
 }
 
 /// Gives a backend's packet the VIP as its source.
@@ -73,21 +76,6 @@ fn to_vip<F: Family, C: PacketContext>(
     }
     count::reply(held.service, context.length());
     Ok(Reason::Replied)
-}
-
-/// Finds an address and port of the node for the first packet of a connection that is masqueraded.
-#[inline(always)]
-fn settle<F: Family, C: PacketContext>(
-    context: &C,
-    packet: &Packet<'_, F::Address>,
-    service: u32,
-    now: u32,
-    settings: &Settings,
-) -> Result<Reason, Reason> {
-    let (address, port) =
-        masquerade::settle::<F>(packet.key, service, context.device(), packet.segment, now, settings)?;
-    rewrite::<F, C>(context, packet, End::Source, address, port)?;
-    Ok(Reason::Masqueraded)
 }
 
 /// Whether the packet opens a connection of a pod to where pods' addresses mean nothing.

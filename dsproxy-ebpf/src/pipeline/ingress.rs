@@ -18,18 +18,11 @@ use crate::{
     parse::{self, Content, Packet},
     pick::{self, Candidates},
     rewrite::{End, rewrite},
-    track::{
-        self, Found,
-        connection::{self, Connection},
-        masquerade,
-    },
+    track::{self, Found, connection, masquerade},
 };
 
 /// How many slots are tried when one's backend is not to be had, or its packets to the client are another connection's.
 const TRIES: u32 = 4;
-
-/// How many other ports of the client are tried when all of these are another connection's.
-const PORT_TRIES: u32 = 4;
 
 #[inline(always)]
 pub(super) fn enter<F: Family, C: PacketContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
@@ -170,37 +163,28 @@ fn open<F: Family, C: PacketContext>(
     let hash = pick::spread::<F>(packet.key, frontend);
     let mut failure = Reason::NoEndpoint;
     let mut attempt = 0;
-    while attempt < TRIES + PORT_TRIES {
-        let slot = attempt % TRIES;
-        let takes_other_port = attempt >= TRIES;
+    // The last attempt is made with another port of the client's, when its own is taken with all the others.
+    while attempt <= TRIES {
+        let takes_other_port = attempt == TRIES;
+        let slot = if takes_other_port { 0 } else { attempt };
         attempt += 1;
-        if takes_other_port && failure != Reason::ReplyClash {
-            break;
-        }
-        if slot >= candidates.count() {
+        if slot >= candidates.count() || (takes_other_port && failure != Reason::ReplyClash) {
             continue;
         }
         let Some((id, backend)) = remembered.or_else(|| candidates.pick::<F>(hash, slot)) else { continue };
         let source_port = if takes_other_port { other_port(settings) } else { Port::default() };
-        let connection =
-            Connection::to_backend(packet.key, backend.address, backend.port, source_port, frontend.service);
-        match connection::open::<F>(&connection, (id, backend.generation), packet.segment, now, settings) {
+        let connection = connection::scratch::<F>().ok_or(Reason::TableRefused)?;
+        let (address, port) = (backend.address, backend.port);
+        connection.set_backend(packet.key, address, port, source_port, frontend.service);
+        match connection::open::<F>(connection, (id, backend.generation), packet.segment, now, settings) {
             Ok(()) => {
                 if frontend.affinity != 0 {
                     pick::remember::<F>(client, frontend.service, id, backend.generation, now);
                 }
-                if is_masqueraded(&backend, client, frontend, side, settings) {
-                    let reply = connection.reply;
-                    let leaving = FlowKey {
-                        source: reply.destination,
-                        destination: reply.source,
-                        source_port: reply.destination_port,
-                        destination_port: reply.source_port,
-                        protocol: reply.protocol,
-                    };
-                    masquerade::request::<F>(&leaving, frontend.service, packet.segment, now)?;
+                if is_masqueraded(backend, client, frontend, side, settings) {
+                    masquerade::request::<F>(&connection.leaving, frontend.service, packet.segment, now)?;
                 }
-                to_backend::<F, C>(context, packet, backend.address, backend.port, source_port)?;
+                to_backend::<F, C>(context, packet, address, port, source_port)?;
                 count::forward(frontend.service, context.length(), true);
                 return Ok(Reason::Opened);
             }

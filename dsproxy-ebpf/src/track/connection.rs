@@ -17,53 +17,49 @@ use super::{Entry as _, Found, egress, forward, to_write};
 use crate::family::Family;
 
 /// A connection: what its packets look like on both sides of the translation.
+///
+/// It is put together in memory of its CPU's, for the stack has no room for it.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Connection<A> {
     /// From the client to the VIP.
     pub(crate) forward: FlowKey<A>,
     /// From the backend to the client.
     pub(crate) reply: FlowKey<A>,
+    /// From the client to the backend.
+    pub(crate) leaving: FlowKey<A>,
     /// The port the client's packets go on to the backend with, where another connection holds the client's own; else zero.
     pub(crate) source_port: Port,
+    pub(crate) reserved: u16,
     /// The id of the service port.
     pub(crate) service: u32,
 }
 
 impl<A: Copy> Connection<A> {
-    /// The connection whose client sent `forward` and whose backend is at `address` and `port`.
+    /// Makes it the connection whose client sent `forward` and whose backend is at `address` and `port`.
     #[inline(always)]
-    pub(crate) fn to_backend(forward: &FlowKey<A>, address: A, port: Port, source_port: Port, service: u32) -> Self {
+    pub(crate) fn set_backend(
+        &mut self,
+        forward: &FlowKey<A>,
+        address: A,
+        port: Port,
+        source_port: Port,
+        service: u32,
+    ) {
         let client_port = if source_port == Port::default() { forward.source_port } else { source_port };
-        Self {
-            forward: *forward,
-            reply: FlowKey {
-                source: address,
-                destination: forward.source,
-                source_port: port,
-                destination_port: client_port,
-                protocol: forward.protocol,
-            },
-            source_port,
-            service,
-        }
-    }
-
-    /// The connection whose backend sent `reply`, of which `held` is the entry.
-    #[inline(always)]
-    fn to_client(reply: &FlowKey<A>, held: &EgressEntry<A>) -> Self {
-        let is_rewritten = held.client_port != Port::default();
-        Self {
-            forward: FlowKey {
-                source: reply.destination,
-                destination: held.address,
-                source_port: if is_rewritten { held.client_port } else { reply.destination_port },
-                destination_port: held.port,
-                protocol: reply.protocol,
-            },
-            reply: *reply,
-            source_port: if is_rewritten { reply.destination_port } else { Port::default() },
-            service: held.service,
-        }
+        self.forward = *forward;
+        self.reply.source = address;
+        self.reply.destination = forward.source;
+        self.reply.source_port = port;
+        self.reply.destination_port = client_port;
+        self.reply.protocol = forward.protocol;
+        self.leaving.source = forward.source;
+        self.leaving.destination = address;
+        self.leaving.source_port = client_port;
+        self.leaving.destination_port = port;
+        self.leaving.protocol = forward.protocol;
+        self.source_port = source_port;
+        self.service = service;
     }
 
     #[inline(always)]
@@ -80,6 +76,15 @@ impl<A: Copy> Connection<A> {
             reserved: 0,
         }
     }
+}
+
+/// Memory of this CPU's to put a connection together in.
+#[inline(always)]
+pub(crate) fn scratch<F: Family>() -> Option<&'static mut Connection<F::Address>> {
+    let connection = F::maps().scratch.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own value; the programs run with bottom halves disabled, so none interrupts another on a CPU, and
+    // no program asks for it while it still uses what it was given.
+    Some(unsafe { &mut *connection })
 }
 
 /// Enters a new connection in both directions.
@@ -157,13 +162,13 @@ pub(crate) fn seen_forward<F: Family>(
     let Some(next) = to_write(held, held.state().after_forward(segment), now, settings) else { return };
     found.write(next, now);
     // Put together no sooner than here, which few packets reach.
-    let connection = Connection::to_backend(key, address, port, held.source_port, held.service);
+    let Some(connection) = scratch::<F>() else { return };
+    connection.set_backend(key, address, port, held.source_port, held.service);
     let wanted = connection.egress_entry(next, now);
     let maps = F::maps();
     if found.is_brief && matches!(next, FlowState::Established) {
-        let entry = ForwardEntry { last_seen: now, state: next.number(), ..*held };
         let moved = maps.egress.insert(&connection.reply, &wanted, BPF_ANY.into()).is_ok()
-            && maps.forward.insert(&connection.forward, &entry, BPF_ANY.into()).is_ok();
+            && maps.forward.insert(&connection.forward, found.value(), BPF_ANY.into()).is_ok();
         if moved {
             let _ = maps.egress_brief.remove(&connection.reply);
             let _ = maps.forward_brief.remove(&connection.forward);
@@ -199,13 +204,21 @@ pub(crate) fn seen_reply<F: Family>(
 ) {
     let Some(next) = to_write(held, held.state().after_reply(segment), now, settings) else { return };
     found.write(next, now);
-    let connection = Connection::to_client(key, held);
+    let is_rewritten = held.client_port != Port::default();
+    let client = FlowKey {
+        source: key.destination,
+        destination: held.address,
+        source_port: if is_rewritten { held.client_port } else { key.destination_port },
+        destination_port: held.port,
+        protocol: key.protocol,
+    };
     // A stream that flows only from the backend keeps its client's entry alive too.
-    if let Some(forward) = forward::<F>(&connection.forward) {
+    if let Some(forward) = forward::<F>(&client) {
         // The client may have gone on to another backend.
-        let is_to_this_backend = F::maps().backends.get(forward.read().backend).is_some_and(|backend| {
-            (backend.address, backend.port) == (connection.reply.source, connection.reply.source_port)
-        });
+        let is_to_this_backend = F::maps()
+            .backends
+            .get(forward.read().backend)
+            .is_some_and(|backend| backend.port == key.source_port && backend.address == key.source);
         if is_to_this_backend {
             forward.write(next, now);
         }

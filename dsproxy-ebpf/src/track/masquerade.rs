@@ -24,9 +24,9 @@ use dsproxy_common::{
 use super::{Entry as _, Found, egress, snat, to_write};
 use crate::family::Family;
 
-/// How many ports are tried. With four in five of the range in use by connections to one backend, all of them are taken
-/// one time in thirty-five.
-const TRIES: u32 = 16;
+/// How many ports are tried. With half of the range in use by connections to one backend, all of them are taken one time in
+/// 256.
+const TRIES: u32 = 8;
 
 /// How long an opening that nobody answered keeps its port from others, in seconds: until its SYN is sent again, and some.
 const UNANSWERED: u32 = 3;
@@ -172,8 +172,7 @@ pub(crate) fn seen_forward<F: Family>(
     let Some(next) = to_write(held, held.state().after_forward(segment), now, settings) else { return };
     found.write(next, now);
     if found.is_brief && matches!(next, FlowState::Established) {
-        let entry = EgressEntry { last_seen: now, state: next.number() as u8, ..*held };
-        if F::maps().egress.insert(key, &entry, BPF_ANY.into()).is_ok() {
+        if F::maps().egress.insert(key, found.value(), BPF_ANY.into()).is_ok() {
             let _ = F::maps().egress_brief.remove(key);
         }
     }

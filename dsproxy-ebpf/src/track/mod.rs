@@ -85,6 +85,13 @@ impl<E: Entry> Found<E> {
         unsafe { self.entry.read() }
     }
 
+    /// Where it stands, to be copied from straight into another table.
+    #[inline(always)]
+    fn value(&self) -> &E {
+        // SAFETY: as in `read`.
+        unsafe { &*self.entry }
+    }
+
     /// Sets state and time.
     #[inline(always)]
     fn write(&self, state: FlowState, now: u32) {

@@ -43,7 +43,7 @@ pub enum Entry {
 impl Connections {
     /// The tables that `program` uses.
     pub(super) fn of(program: &SchedClassifier) -> Result<Self, ProgError> {
-        let named = |source| ProgError::Program { name: "ingress_ethernet", source };
+        let named = |source| ProgError::Program { name: "pod_ingress_ethernet", source };
         let ids = program.info().map_err(named)?.map_ids().map_err(named)?.unwrap_or_default();
         Ok(Self { v4: Tables::open(&ids)?, v6: Tables::open(&ids)? })
     }

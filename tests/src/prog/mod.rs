@@ -34,19 +34,32 @@ use crate::packet::Link;
 /// Where a packet meets the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// Before the stack.
+    /// Before the stack, from a pod.
     Ingress,
-    /// After the stack.
+    /// After the stack, to a pod.
     Egress,
+    /// Before the stack, from another node or the world.
+    NodeIngress,
+    /// After the stack, to another node or the world.
+    NodeEgress,
+}
+
+impl Hook {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ingress, Self::Egress, Self::NodeIngress, Self::NodeEgress];
 }
 
 /// The name of the program for `hook` on devices with `link`.
 pub fn program_name(hook: Hook, link: Link) -> &'static str {
     match (hook, link) {
-        (Hook::Ingress, Link::Ethernet) => "ingress_ethernet",
-        (Hook::Egress, Link::Ethernet) => "egress_ethernet",
-        (Hook::Ingress, Link::None) => "ingress_ip",
-        (Hook::Egress, Link::None) => "egress_ip",
+        (Hook::Ingress, Link::Ethernet) => "pod_ingress_ethernet",
+        (Hook::Egress, Link::Ethernet) => "pod_egress_ethernet",
+        (Hook::NodeIngress, Link::Ethernet) => "node_ingress_ethernet",
+        (Hook::NodeEgress, Link::Ethernet) => "node_egress_ethernet",
+        (Hook::Ingress, Link::None) => "pod_ingress_ip",
+        (Hook::Egress, Link::None) => "pod_egress_ip",
+        (Hook::NodeIngress, Link::None) => "node_ingress_ip",
+        (Hook::NodeEgress, Link::None) => "node_egress_ip",
     }
 }
 
@@ -78,7 +91,7 @@ impl Datapath {
     pub fn load(capacities: &Capacities) -> Result<Self, ProgError> {
         let loaded = load(None, capacities, &Lifetimes::default())?;
         let known = Known::new(loaded.maps.capacities(), &Contents::default(), Instant::now());
-        let connections = Connections::of(program(&loaded.object, "ingress_ethernet")?)?;
+        let connections = Connections::of(program(&loaded.object, "pod_ingress_ethernet")?)?;
         Ok(Self { object: loaded.object, maps: loaded.maps, known, connections })
     }
 

@@ -13,7 +13,7 @@ use super::{AttachError, Hook, PROGRAM_NAMES, bpf, bpf_error};
 const NAME_LENGTH: usize = 15;
 
 /// Whether a program is one of ours: it has one of our names *and* uses one of our maps. A name
-/// alone, such as `ingress_ip`, others may have as well.
+/// alone, such as `node_ingress_ip`, others may have as well.
 pub(super) fn is_ours(program: &bpf::ProgramInfo) -> bool {
     let cut = |name: &'static str| &name[..name.len().min(NAME_LENGTH)];
     let of_families = IpFamily::ALL.into_iter().flat_map(|family| layout::family_maps(family).all());
@@ -75,8 +75,8 @@ mod tests {
         };
         assert!(is_ours(&program("ingress_etherne", &["COUNTERS", "FRONTENDS_V6"])));
         assert!(is_ours(&program("egress_ip", &["REPLY_V4"])));
-        assert!(!is_ours(&program("ingress_ip", &[])));
-        assert!(!is_ours(&program("ingress_ip", &["COUNTERS"])));
-        assert!(!is_ours(&program("ingress_ipv6", &["FRONTENDS_V4"])));
+        assert!(!is_ours(&program("node_ingress_ip", &[])));
+        assert!(!is_ours(&program("node_ingress_ip", &["COUNTERS"])));
+        assert!(!is_ours(&program("node_ingress_ipv6", &["FRONTENDS_V4"])));
     }
 }
