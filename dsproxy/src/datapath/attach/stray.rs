@@ -73,8 +73,8 @@ mod tests {
             name: name.into(),
             maps: maps.iter().map(ToString::to_string).collect(),
         };
-        assert!(is_ours(&program("ingress_etherne", &["COUNTERS", "FRONTENDS_V6"])));
-        assert!(is_ours(&program("egress_ip", &["REPLY_V4"])));
+        assert!(is_ours(&program("pod_ingress_eth", &["COUNTERS", "FRONTENDS_V6"])));
+        assert!(is_ours(&program("node_egress_ip", &["EGRESS_V4"])));
         assert!(!is_ours(&program("node_ingress_ip", &[])));
         assert!(!is_ours(&program("node_ingress_ip", &["COUNTERS"])));
         assert!(!is_ours(&program("node_ingress_ipv6", &["FRONTENDS_V4"])));
