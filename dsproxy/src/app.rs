@@ -14,11 +14,11 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     attachments::Attachments,
     capabilities,
-    cli::{LogFormat, RunArguments},
+    config::{self, Assembled, LogConfig, LogFormat, RunFlags, SourceConfig, file::File},
     datapath::{
         attach::{self, Attacher, Programs},
         bpffs::Bpffs,
-        load::{self, Lifetimes, Loaded},
+        load::{self, Loaded},
     },
     http,
     interfaces::{self, Overrides},
@@ -40,71 +40,55 @@ const EVENT_BACKLOG: usize = 1024;
 /// # Errors
 ///
 /// When something that the daemon cannot do without is missing.
-pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
-    start_log(&arguments)?;
+pub fn run(flags: &RunFlags) -> anyhow::Result<()> {
+    let file = flags.config.as_deref().map(File::read).transpose()?;
+    let assembled = config::assemble(flags, file.as_ref())?;
+    start_log(&assembled.log)?;
+    for warning in &assembled.warnings {
+        warn!("{warning}");
+    }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .enable_all()
         .build()
         .context("start the asynchronous runtime")?
-        .block_on(serve(arguments))
+        .block_on(serve(assembled))
 }
 
-async fn serve(arguments: RunArguments) -> anyhow::Result<()> {
-    let RunArguments {
-        kubeconfig,
-        manifests,
-        hostname_override,
-        cluster_cidr,
-        node_devices,
-        pod_interfaces,
-        attach,
-        healthz_bind_address,
-        metrics_bind_address,
-        bpffs,
-        sizes,
-        log_format: _,
-        log_level: _,
-    } = arguments;
-    let node = match hostname_override {
-        Some(name) => name,
+async fn serve(assembled: Assembled) -> anyhow::Result<()> {
+    let Assembled { config, log: _, kube_proxy: _, warnings: _ } = assembled;
+    let node = match &config.hostname_override {
+        Some(name) => name.clone(),
         None => nix::unistd::gethostname().context("read the host's name")?.to_string_lossy().to_lowercase(),
     };
-    info!(
-        node,
-        version = env!("CARGO_PKG_VERSION"),
-        kubeconfig = kubeconfig.as_deref().map(|file| tracing::field::display(file.display())),
-        manifests = manifests.as_deref().map(|directory| tracing::field::display(directory.display())),
-        cluster_cidr = cluster_cidr.map(tracing::field::display),
-        bpffs = %bpffs.directory.display(),
-        sizes = ?sizes.capacities(),
-        "starting"
-    );
-    if let Some(cidrs) = cluster_cidr {
-        warn!(%cidrs, "--cluster-cidr has no effect yet: nothing is masqueraded");
+    info!(node, version = env!("CARGO_PKG_VERSION"), %config, "starting");
+    for warning in config::check_families(&config, &config::host::families(Path::new("/proc")))? {
+        warn!("{warning}");
     }
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
 
     // Whatever can be refused is refused before anything is touched.
     capabilities::check()?;
-    let source = match &manifests {
-        Some(directory) => Source::Manifests(Manifests::open(directory)?),
-        None => Source::Kubernetes(kubernetes::connect(kubeconfig.as_deref()).await?),
+    let source = match &config.source {
+        SourceConfig::Manifests(directory) => Source::Manifests(Manifests::open(directory)?),
+        SourceConfig::Kubernetes { kubeconfig, master } => {
+            Source::Kubernetes(kubernetes::connect_to(master.as_deref(), kubeconfig.as_deref()).await?)
+        }
     };
-    let overrides = Overrides::new(&node_devices, &pod_interfaces)?;
+    let overrides = Overrides::new(&config.node_devices, &config.pod_interfaces)?;
     let interfaces = interfaces::watch(overrides).await?;
-    refuse_missing_devices(&node_devices)?;
+    refuse_missing_devices(&config.node_devices)?;
 
-    let bpffs = Bpffs::ensure(&bpffs.directory)?;
-    let Loaded { object, maps, found } = load::load(Some(&bpffs), &sizes.capacities(), &Lifetimes::default())?;
+    let bpffs = Bpffs::ensure(&config.bpffs)?;
+    let Loaded { object, maps, found } = load::load(Some(&bpffs), &config.capacities, &config.lifetimes)?;
     let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
     info!(found, frontends = contents.frontends.len(), backends = contents.backends.len(), "maps ready");
     #[cfg(feature = "packet-log")]
     let mut object = object;
     #[cfg(feature = "packet-log")]
     crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
-    let attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), attach)?;
+    let attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), config.attach)?;
     let attachments = Attachments::follow(attacher, interfaces)?;
 
     let progress = Arc::new(Progress::default());
@@ -117,8 +101,18 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<()> {
         node,
     );
     let health = http::Health::new(Arc::clone(&progress));
-    tokio::spawn(http::serve("health", healthz_bind_address, http::health_routes(health)));
-    tokio::spawn(http::serve("metrics", metrics_bind_address, http::metrics_routes(metrics)));
+    let servers = [
+        ("health", config.healthz_bind_address, http::health_routes(health)),
+        ("metrics", config.metrics_bind_address, http::metrics_routes(metrics)),
+    ];
+    for (what, address, routes) in servers {
+        let Some(address) = address else { continue };
+        let listener = http::listen(what, address).await;
+        if let (Err(error), true) = (&listener, config.bind_address_hard_fail) {
+            bail!("listen at {address} for {what}: {error}; --bind-address-hard-fail says to end then");
+        }
+        tokio::spawn(http::serve(what, address, listener, routes));
+    }
 
     let (sender, events) = mpsc::channel(EVENT_BACKLOG);
     let reconciler = Reconciler::new(maps, &contents, progress, std::time::Instant::now());
@@ -159,13 +153,13 @@ fn refuse_missing_devices(node_devices: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_log(arguments: &RunArguments) -> anyhow::Result<()> {
-    let level = &arguments.log_level;
+fn start_log(log: &LogConfig) -> anyhow::Result<()> {
+    let LogConfig { level, format } = log;
     // The client calls every failed attempt an error, of which the source has more to tell.
     let filter = if level.contains(CLIENT) { level.clone() } else { format!("{level},{CLIENT}=off") };
     let filter = EnvFilter::try_new(filter).context("read --log-level")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match arguments.log_format {
+    let started = match format {
         LogFormat::Text => log.with_ansi(false).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };

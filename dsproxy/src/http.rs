@@ -103,22 +103,27 @@ async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
 
 /// Listens at `address`. "Any IPv6 address", which stands for any of either family, is any IPv4 address on a host without
 /// IPv6.
-async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
+///
+/// # Errors
+///
+/// When the address cannot be had.
+pub async fn listen(what: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = match TcpListener::bind(address).await {
         Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await?
         }
-        bound => bound,
-    }
+        bound => bound?,
+    };
+    info!(what, %address, "serving");
+    Ok(listener)
 }
 
-/// Serves `routes` at `address` for ever; an address that cannot be had is tried again, as kube-proxy does.
-pub async fn serve(what: &'static str, address: SocketAddr, routes: Router) {
+/// Serves `routes` for ever; an address that cannot be had is tried again, as kube-proxy does.
+pub async fn serve(what: &'static str, address: SocketAddr, mut listener: io::Result<TcpListener>, routes: Router) {
     let mut backoff = Backoff::new();
     loop {
-        match bind(address).await {
+        match listener {
             Ok(listener) => {
-                info!(what, %address, "serving");
                 if let Err(error) = axum::serve(listener, routes.clone()).await {
                     warn!(what, %address, %error, "the server ended");
                 }
@@ -126,5 +131,6 @@ pub async fn serve(what: &'static str, address: SocketAddr, routes: Router) {
             Err(error) => warn!(what, %address, %error, "cannot listen; the next attempt follows"),
         }
         backoff.wait().await;
+        listener = listen(what, address).await;
     }
 }

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod cluster;
 pub mod cluster_cidr;
 pub mod complaint;
+pub mod config;
 pub mod datapath;
 pub mod diff;
 pub mod http;

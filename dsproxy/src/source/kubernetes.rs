@@ -91,6 +91,15 @@ pub enum ConnectError {
          --kubeconfig, or a directory of manifests with --manifests"
     )]
     Nowhere,
+    /// The value of `--master` is no URL.
+    #[error("--master {url:?}: {source}; write the API server's URL, as in https://192.0.2.1:6443")]
+    Master {
+        /// As written.
+        url: String,
+        /// What is wrong with it.
+        #[source]
+        source: http::uri::InvalidUri,
+    },
     /// The configuration was read but makes no client.
     #[error("make a client for the API server {url}: {source}; check its certificates and credentials")]
     Client {
@@ -110,7 +119,24 @@ fn first_line(error: &KubeconfigError) -> String {
 /// A client for the API server that `kubeconfig` names, else for the cluster this process is a pod of, else
 /// for the one in `KUBECONFIG`. No connection is made yet.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
-    let config = match kubeconfig {
+    connect_to(None, kubeconfig).await
+}
+
+/// [`connect`] to the server at the URL `master`, with the credentials for the one that would be reached without it, if
+/// there is one.
+pub async fn connect_to(master: Option<&str>, kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
+    let Some(url) = master else { return client(find(kubeconfig).await?) };
+    let parsed = url.parse::<http::Uri>().map_err(|source| ConnectError::Master { url: url.to_owned(), source })?;
+    let mut config = match find(kubeconfig).await {
+        Err(ConnectError::Nowhere) => Config::new(parsed.clone()),
+        found => found?,
+    };
+    config.cluster_url = parsed;
+    client(config)
+}
+
+async fn find(kubeconfig: Option<&Path>) -> Result<Config, ConnectError> {
+    Ok(match kubeconfig {
         Some(path) => from_file(path).await?,
         None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
             Config::incluster().map_err(ConnectError::InCluster)?
@@ -119,8 +145,7 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> 
             Some(path) => from_file(Path::new(&path)).await?,
             None => return Err(ConnectError::Nowhere),
         },
-    };
-    client(config)
+    })
 }
 
 async fn from_file(path: &Path) -> Result<Config, ConnectError> {

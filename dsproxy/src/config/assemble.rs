@@ -1,0 +1,541 @@
+//! One [`Config`] from the flags and, perhaps, the file.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use thiserror::Error;
+
+use super::{
+    Config, ConntrackConfig, LocalDetection, LogConfig, LogFormat, NodeIps, NodePortAddresses, PortRange, SourceConfig,
+    duration::GoDuration,
+    file::File,
+    flags::{OwnFlags, RunFlags, TimeoutFlags},
+    kube_proxy::{Conntrack, KubeProxyConfiguration},
+    kube_proxy_flags::{HEALTHZ_PORT, KubeProxyFlags, METRICS_PORT},
+    values::{self, ValueError},
+    without_effect::{Form, without_effect},
+};
+use crate::{
+    cluster_cidr::{CidrError, ClusterCidrs},
+    datapath::load::Lifetimes,
+    model::IpFamily,
+};
+
+/// Why a configuration makes no sense.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// Addresses of pods that are none.
+    #[error("{place} {value}: {source}")]
+    ClusterCidr {
+        /// The flag or field.
+        place: &'static str,
+        /// As written.
+        value: String,
+        /// What is wrong with it.
+        source: CidrError,
+    },
+    /// Another value.
+    #[error("{place}: {source}")]
+    Value {
+        /// The flag or field.
+        place: &'static str,
+        /// What is wrong with it.
+        source: ValueError,
+    },
+    /// A number out of bounds.
+    #[error("{place} {value}: write a number from {least} to {most}")]
+    Number {
+        /// The flag or field.
+        place: &'static str,
+        /// As written.
+        value: i64,
+        /// The least that makes sense.
+        least: i64,
+        /// The most that makes sense.
+        most: i64,
+    },
+    /// A way to know pods that lacks what it knows them by.
+    #[error("{place} {mode} needs {lacking}")]
+    Detection {
+        /// The flag or field.
+        place: &'static str,
+        /// The way.
+        mode: &'static str,
+        /// The flag or field to write.
+        lacking: &'static str,
+    },
+    /// Masqueraded packets would leave with NodePorts.
+    #[error("--snat-ports {snat} and --node-port-range {node_ports} overlap; name ports that are not both")]
+    PortsOverlap {
+        /// The one.
+        snat: PortRange,
+        /// The other.
+        node_ports: PortRange,
+    },
+    /// Pods are known by addresses of a family that the host does not have.
+    #[error("{place} {cidrs} has no CIDR of {family}, the only family of this host; add one, or choose another {mode}")]
+    OtherFamily {
+        /// The flag or field.
+        place: &'static str,
+        /// The addresses.
+        cidrs: ClusterCidrs,
+        /// The family of the host.
+        family: IpFamily,
+        /// The flag or field of the way to know pods.
+        mode: &'static str,
+    },
+    /// A value that cannot be held.
+    #[error("read the configuration: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// What was assembled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assembled {
+    /// What the daemon goes by.
+    pub config: Config,
+    /// How it logs.
+    pub log: LogConfig,
+    /// The same in kube-proxy's terms, with the defaults, as `/configz` shows it.
+    pub kube_proxy: KubeProxyConfiguration,
+    /// What the user should hear of, a line each.
+    pub warnings: Vec<String>,
+}
+
+/// How the places of a value are called: by flag or by field.
+struct Places {
+    cluster_cidr: &'static str,
+    node_port_addresses: &'static str,
+    healthz: &'static str,
+    metrics: &'static str,
+    bind_address: &'static str,
+    detection: &'static str,
+    bridge: &'static str,
+    prefix: &'static str,
+    oom_score_adj: &'static str,
+    max_per_core: &'static str,
+    min: &'static str,
+}
+
+const FLAGS: Places = Places {
+    cluster_cidr: "--cluster-cidr",
+    node_port_addresses: "--nodeport-addresses",
+    healthz: "--healthz-bind-address",
+    metrics: "--metrics-bind-address",
+    bind_address: "--bind-address",
+    detection: "--detect-local-mode",
+    bridge: "--pod-bridge-interface",
+    prefix: "--pod-interface-name-prefix",
+    oom_score_adj: "--oom-score-adj",
+    max_per_core: "--conntrack-max-per-core",
+    min: "--conntrack-min",
+};
+
+const FIELDS: Places = Places {
+    cluster_cidr: "clusterCIDR",
+    node_port_addresses: "nodePortAddresses",
+    healthz: "healthzBindAddress",
+    metrics: "metricsBindAddress",
+    bind_address: "bindAddress",
+    detection: "detectLocalMode",
+    bridge: "detectLocal.bridgeInterface",
+    prefix: "detectLocal.interfaceNamePrefix",
+    oom_score_adj: "oomScoreAdj",
+    max_per_core: "conntrack.maxPerCore",
+    min: "conntrack.min",
+};
+
+impl Places {
+    fn of(config: &Config) -> &'static Self {
+        if config.file.is_some() { &FIELDS } else { &FLAGS }
+    }
+}
+
+/// Makes the configuration from the flags and, when `--config` names one, the file.
+///
+/// # Errors
+///
+/// With the flag or field that makes no sense, its value, and what would.
+pub fn assemble(flags: &RunFlags, file: Option<&File>) -> Result<Assembled, ConfigError> {
+    let mut warnings = Vec::new();
+    let from_flags = flags.kube_proxy.configuration();
+    let (said, places, form) = match file {
+        Some(File { configuration, unknown }) => {
+            if !unknown.is_empty() {
+                let names: Vec<String> = unknown.iter().map(ToString::to_string).collect();
+                warnings.push(format!("the file has fields that are unknown and left out: {}", names.join(", ")));
+            }
+            let replaced = replaced_flags(&flags.kube_proxy);
+            if !replaced.is_empty() {
+                warnings.push(format!("--config stands in place of these flags: {}", replaced.join(", ")));
+            }
+            (configuration.clone(), &FIELDS, Form::File)
+        }
+        None => (from_flags.clone(), &FLAGS, Form::Flags),
+    };
+    for (reason, names) in without_effect(&said.said()?, form) {
+        warnings.push(format!("without effect, for {reason}: {}", names.join(", ")));
+    }
+    if file.is_some() {
+        let log_flags = KubeProxyConfiguration { logging: from_flags.logging.clone(), ..Default::default() };
+        for (reason, names) in without_effect(&log_flags.said()?, Form::Flags) {
+            warnings.push(format!("without effect, for {reason}: {}", names.join(", ")));
+        }
+    }
+    if flags.own.xdp.is_some() {
+        warnings.push("without effect, for there is no XDP program yet: --xdp".to_owned());
+    }
+    let log = log_config(flags, &from_flags, &said);
+    let config = config(flags, &said, file.is_some(), places, &mut warnings)?;
+    let kube_proxy = in_terms_of_kube_proxy(&said, &config);
+    Ok(Assembled { config, log, kube_proxy, warnings })
+}
+
+/// Looks at the configuration beside the families that the host has, and says what does not fit. A host of both
+/// families can be told about one.
+///
+/// # Errors
+///
+/// When pods could not be known at all.
+pub fn check_families(config: &Config, host: &[IpFamily]) -> Result<Vec<String>, ConfigError> {
+    let places = Places::of(config);
+    let mut warnings = Vec::new();
+    let only = match host {
+        [only] => Some(*only),
+        _ => None,
+    };
+    if let (Some(family), Some(cidrs)) = (only, config.cluster_cidr) {
+        let missing = match family {
+            IpFamily::V4 => cidrs.v4.is_none(),
+            IpFamily::V6 => cidrs.v6.is_none(),
+        };
+        if missing && config.local_detection == LocalDetection::ClusterCidr {
+            return Err(ConfigError::OtherFamily { place: places.cluster_cidr, cidrs, family, mode: places.detection });
+        }
+    }
+    if let (None, Some(cidrs)) = (only, config.cluster_cidr) {
+        let missing = if cidrs.v4.is_none() { Some(IpFamily::V4) } else { cidrs.v6.is_none().then_some(IpFamily::V6) };
+        if let Some(family) = missing {
+            warnings.push(format!(
+                "{} has no CIDR of {family}: pods are not known by addresses of it",
+                places.cluster_cidr
+            ));
+        }
+    }
+    if let Some(family) = config.node_port_addresses.family_left_out().filter(|family| host.contains(family)) {
+        let place = places.node_port_addresses;
+        warnings.push(format!("{place} has no CIDR of {family}: NodePorts are served at all addresses of it"));
+    }
+    for (place, address) in
+        [(places.healthz, config.healthz_bind_address), (places.metrics, config.metrics_bind_address)]
+    {
+        // "Any IPv6 address" is any address of whatever there is.
+        let other = address.filter(|address| address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+        if let Some(address) = other.filter(|address| !host.contains(&IpFamily::of(address.ip()))) {
+            warnings.push(format!("{place} {address} is of a family that this host does not have"));
+        }
+    }
+    Ok(warnings)
+}
+
+/// kube-proxy's flags that were given, but for those that count beside a file.
+fn replaced_flags(flags: &KubeProxyFlags) -> Vec<String> {
+    let beside = KubeProxyFlags { hostname_override: None, log: Default::default(), ..flags.clone() };
+    let said = KubeProxyConfiguration { api_version: None, kind: None, ..beside.configuration() };
+    let mut names: Vec<String> = said.said().unwrap_or_default().into_keys().collect();
+    if flags.master.is_some() {
+        names.push("--master".to_owned());
+    }
+    names
+}
+
+fn log_config(flags: &RunFlags, from_flags: &KubeProxyConfiguration, said: &KubeProxyConfiguration) -> LogConfig {
+    let own = |name: &str| from_flags.logging.as_ref()?.get(name);
+    let of_file = |name: &str| said.logging.as_ref()?.get(name);
+    let said = |name: &str| own(name).or_else(|| of_file(name));
+    let format = flags.log.log_format.unwrap_or_else(|| {
+        let is_json = said("format").and_then(|format| format.as_str()) == Some("json");
+        if is_json { LogFormat::Json } else { LogFormat::Text }
+    });
+    let level = flags.log.log_level.clone().unwrap_or_else(|| {
+        let level = match said("verbosity").and_then(serde_json::Value::as_u64) {
+            None | Some(0..=3) => "info",
+            Some(4..=5) => "debug",
+            Some(6..) => "trace",
+        };
+        level.to_owned()
+    });
+    LogConfig { format, level }
+}
+
+fn config(
+    flags: &RunFlags,
+    said: &KubeProxyConfiguration,
+    is_file: bool,
+    places: &Places,
+    warnings: &mut Vec<String>,
+) -> Result<Config, ConfigError> {
+    let RunFlags { manifests, config: file, write_config_to: _, init_only: _, cleanup: _, kube_proxy, own, log: _ } =
+        flags;
+    let OwnFlags {
+        node_devices,
+        pod_interfaces,
+        node_ip,
+        attach,
+        xdp: _,
+        socket_lb,
+        cgroup,
+        snat_ports,
+        node_port_range,
+        reserve_ports,
+        masquerade_egress,
+        non_masquerade_cidrs,
+        tcp_gone_backend,
+        timeouts,
+        bpffs,
+        sizes,
+    } = own.clone();
+    let (bind_address, node_ips) = node_addresses(said, node_ip.unwrap_or_default(), places, warnings)?;
+    let overlap = snat_ports.first.max(node_port_range.first) <= snat_ports.last.min(node_port_range.last);
+    if overlap {
+        return Err(ConfigError::PortsOverlap { snat: snat_ports, node_ports: node_port_range });
+    }
+    let conntrack = said.conntrack.clone().unwrap_or_default();
+    let listen = |text: &Option<String>, port, default: SocketAddr, place| match text {
+        None => Ok(Some(default)),
+        Some(text) => values::listen(text, port).map_err(|source| ConfigError::Value { place, source }),
+    };
+    let loopback: IpAddr = match bind_address {
+        Some(IpAddr::V6(_)) => Ipv6Addr::LOCALHOST.into(),
+        _ => Ipv4Addr::LOCALHOST.into(),
+    };
+    let everywhere = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), HEALTHZ_PORT);
+    let hostname = [&kube_proxy.hostname_override, &said.hostname_override];
+    let hostname = hostname.into_iter().flatten().map(|name| name.trim().to_lowercase()).find(|name| !name.is_empty());
+    let is_nftables = said.mode.as_deref() == Some("nftables");
+    let masquerade_all = if is_nftables {
+        said.nftables.as_ref().and_then(|section| section.masquerade_all)
+    } else {
+        said.iptables.as_ref().and_then(|section| section.masquerade_all)
+    };
+    Ok(Config {
+        source: source(manifests.as_ref(), said, kube_proxy.master.as_ref().filter(|_| !is_file), warnings),
+        hostname_override: hostname,
+        cluster_cidr: cluster_cidr(said, places)?,
+        local_detection: local_detection(said, places)?,
+        node_port_addresses: NodePortAddresses::from_list(said.node_port_addresses.as_deref().unwrap_or_default())
+            .map_err(|source| ConfigError::Value { place: places.node_port_addresses, source })?,
+        node_port_range,
+        node_ips,
+        primary_family: bind_address.or_else(|| first_of(node_ips)).map(IpFamily::of),
+        external_ips: feature(said, "AllowServiceExternalIPs").unwrap_or(true),
+        masquerade_all: masquerade_all.unwrap_or_default(),
+        masquerade_egress,
+        non_masquerade_cidrs,
+        snat_ports,
+        reserve_ports,
+        socket_lb,
+        cgroup,
+        tcp_gone_backend,
+        lifetimes: lifetimes(&timeouts, &conntrack),
+        node_devices,
+        pod_interfaces,
+        attach,
+        healthz_bind_address: listen(&said.healthz_bind_address, HEALTHZ_PORT, everywhere, places.healthz)?,
+        metrics_bind_address: listen(
+            &said.metrics_bind_address,
+            METRICS_PORT,
+            SocketAddr::new(loopback, METRICS_PORT),
+            places.metrics,
+        )?,
+        bind_address_hard_fail: said.bind_address_hard_fail.unwrap_or_default(),
+        bpffs: bpffs.directory,
+        capacities: sizes.capacities(),
+        conntrack: conntrack_config(&conntrack, places)?,
+        oom_score_adj: number(said.oom_score_adj, -999, (-1000, 1000), places.oom_score_adj)?,
+        file: file.clone(),
+    })
+}
+
+fn source(
+    manifests: Option<&PathBuf>,
+    said: &KubeProxyConfiguration,
+    master: Option<&String>,
+    warnings: &mut Vec<String>,
+) -> SourceConfig {
+    let kubeconfig = said.client_connection.as_ref().and_then(|client| client.kubeconfig.as_ref()).map(PathBuf::from);
+    match manifests {
+        Some(directory) => {
+            if let Some(kubeconfig) = kubeconfig {
+                warnings.push(format!("--manifests stands in place of the kubeconfig {}", kubeconfig.display()));
+            }
+            SourceConfig::Manifests(directory.clone())
+        }
+        None => SourceConfig::Kubernetes { kubeconfig, master: master.cloned() },
+    }
+}
+
+/// The address that says the primary family, and the node's addresses. kube-proxy takes `--bind-address` before all
+/// others.
+fn node_addresses(
+    said: &KubeProxyConfiguration,
+    mut node_ips: NodeIps,
+    places: &Places,
+    warnings: &mut Vec<String>,
+) -> Result<(Option<IpAddr>, NodeIps), ConfigError> {
+    let place = places.bind_address;
+    let Some(text) = said.bind_address.as_ref() else { return Ok((None, node_ips)) };
+    let address: IpAddr =
+        text.trim().parse().map_err(|_| ConfigError::Value { place, source: ValueError::NodeIp(text.clone()) })?;
+    if address.is_unspecified() {
+        // What kubeadm writes, and kube-proxy has as its default: nothing is said about IPv4.
+        return Ok((Some(address).filter(IpAddr::is_ipv6), node_ips));
+    }
+    if address.is_loopback() {
+        warnings.push(format!(
+            "{place} {address} says the primary family alone: nobody else could answer to a loopback address"
+        ));
+    } else {
+        let family = IpFamily::of(address);
+        if let Some(other) = node_ips.of(family).filter(|other| *other != address) {
+            warnings.push(format!("{place} {address} stands in place of --node-ip {other}"));
+        }
+        node_ips.set(address);
+    }
+    Ok((Some(address), node_ips))
+}
+
+fn first_of(node_ips: NodeIps) -> Option<IpAddr> {
+    IpFamily::ALL.into_iter().find_map(|family| node_ips.of(family))
+}
+
+fn cluster_cidr(said: &KubeProxyConfiguration, places: &Places) -> Result<Option<ClusterCidrs>, ConfigError> {
+    let Some(value) = said.cluster_cidr.clone() else { return Ok(None) };
+    let place = places.cluster_cidr;
+    ClusterCidrs::parse(&value).map(Some).map_err(|source| ConfigError::ClusterCidr { place, value, source })
+}
+
+fn local_detection(said: &KubeProxyConfiguration, places: &Places) -> Result<LocalDetection, ConfigError> {
+    let Some(value) = said.detect_local_mode.as_deref() else { return Ok(LocalDetection::default()) };
+    let by = said.detect_local.clone().unwrap_or_default();
+    let [cluster, node, bridge, prefix] = LocalDetection::MODES;
+    let place = places.detection;
+    let needs = |name: Option<String>, mode, lacking| name.ok_or(ConfigError::Detection { place, mode, lacking });
+    match value {
+        value if value == cluster => Ok(LocalDetection::ClusterCidr),
+        value if value == node => Ok(LocalDetection::NodeCidr),
+        value if value == bridge => {
+            needs(by.bridge_interface, bridge, places.bridge).map(LocalDetection::BridgeInterface)
+        }
+        value if value == prefix => {
+            needs(by.interface_name_prefix, prefix, places.prefix).map(LocalDetection::InterfaceNamePrefix)
+        }
+        value => {
+            let source = ValueError::Word { value: value.to_owned(), known: LocalDetection::MODES.to_vec() };
+            Err(ConfigError::Value { place, source })
+        }
+    }
+}
+
+fn feature(said: &KubeProxyConfiguration, name: &str) -> Option<bool> {
+    said.feature_gates.as_ref()?.get(name).copied()
+}
+
+/// dsproxy's own flags come first, then kube-proxy's. Those for UDP of the kernel's table are two, by whether there was an
+/// answer; here there is one time for both, the longer.
+fn lifetimes(flags: &TimeoutFlags, conntrack: &Conntrack) -> Lifetimes {
+    let TimeoutFlags {
+        timeout_tcp_opening,
+        timeout_tcp_established,
+        timeout_tcp_half_closed,
+        timeout_tcp_closing,
+        timeout_tcp_reset,
+        timeout_udp,
+    } = flags;
+    let default = Lifetimes::default();
+    let given = |time: Option<GoDuration>| time.map(|GoDuration(time)| time).filter(|time| !time.is_zero());
+    let or = |own: Option<GoDuration>, theirs: Option<GoDuration>, default: Duration| {
+        own.map(|GoDuration(time)| time).or_else(|| given(theirs)).unwrap_or(default)
+    };
+    let answered = given(conntrack.udp_stream_timeout).unwrap_or(default.stateless);
+    let udp = given(conntrack.udp_timeout).map_or(answered, |unanswered| unanswered.max(answered));
+    Lifetimes {
+        opening: or(*timeout_tcp_opening, None, default.opening),
+        established: or(*timeout_tcp_established, conntrack.tcp_established_timeout, default.established),
+        half_closed: or(*timeout_tcp_half_closed, conntrack.tcp_close_wait_timeout, default.half_closed),
+        closing: or(*timeout_tcp_closing, None, default.closing),
+        reset: or(*timeout_tcp_reset, None, default.reset),
+        stateless: or(*timeout_udp, None, udp),
+    }
+}
+
+fn conntrack_config(conntrack: &Conntrack, places: &Places) -> Result<ConntrackConfig, ConfigError> {
+    let Conntrack {
+        max_per_core,
+        min,
+        tcp_established_timeout,
+        tcp_close_wait_timeout,
+        tcp_be_liberal,
+        udp_timeout,
+        udp_stream_timeout,
+    } = conntrack;
+    let seconds = |time: Option<GoDuration>| time.map(|GoDuration(time)| time.as_secs()).filter(|seconds| *seconds > 0);
+    let any = (0, i64::from(i32::MAX));
+    Ok(ConntrackConfig {
+        max_per_core: number(*max_per_core, 32 * 1024, any, places.max_per_core)?.unsigned_abs(),
+        min: number(*min, 128 * 1024, any, places.min)?.unsigned_abs(),
+        tcp_established: seconds(tcp_established_timeout.or(Some(GoDuration::from_secs(24 * 60 * 60)))),
+        tcp_close_wait: seconds(tcp_close_wait_timeout.or(Some(GoDuration::from_secs(60 * 60)))),
+        tcp_be_liberal: tcp_be_liberal.unwrap_or_default(),
+        udp: seconds(*udp_timeout),
+        udp_stream: seconds(*udp_stream_timeout),
+    })
+}
+
+fn number(
+    value: Option<i32>,
+    default: i32,
+    (least, most): (i64, i64),
+    place: &'static str,
+) -> Result<i32, ConfigError> {
+    let value = value.unwrap_or(default);
+    let number = i64::from(value);
+    if number < least || number > most {
+        return Err(ConfigError::Number { place, value: number, least, most });
+    }
+    Ok(value)
+}
+
+/// What was said, with the defaults of what is obeyed.
+fn in_terms_of_kube_proxy(said: &KubeProxyConfiguration, config: &Config) -> KubeProxyConfiguration {
+    let listen = |address: Option<SocketAddr>| Some(address.map(|address| address.to_string()).unwrap_or_default());
+    let count = |count: u32| Some(i32::try_from(count).unwrap_or(i32::MAX));
+    let time = |seconds: Option<u64>| Some(GoDuration::from_secs(seconds.unwrap_or_default()));
+    let ConntrackConfig { max_per_core, min, tcp_established, tcp_close_wait, tcp_be_liberal, udp, udp_stream } =
+        config.conntrack;
+    KubeProxyConfiguration {
+        hostname_override: config.hostname_override.clone(),
+        bind_address: said.bind_address.clone().or(Some(Ipv4Addr::UNSPECIFIED.to_string())),
+        healthz_bind_address: listen(config.healthz_bind_address),
+        metrics_bind_address: listen(config.metrics_bind_address),
+        bind_address_hard_fail: Some(config.bind_address_hard_fail),
+        detect_local_mode: Some(config.local_detection.mode().to_owned()),
+        oom_score_adj: Some(config.oom_score_adj),
+        conntrack: Some(Conntrack {
+            max_per_core: count(max_per_core),
+            min: count(min),
+            tcp_established_timeout: time(tcp_established),
+            tcp_close_wait_timeout: time(tcp_close_wait),
+            tcp_be_liberal: Some(tcp_be_liberal),
+            udp_timeout: time(udp),
+            udp_stream_timeout: time(udp_stream),
+        }),
+        ..said.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;
