@@ -14,13 +14,13 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     attachments::Attachments,
     capabilities,
-    config::{self, Assembled, LogConfig, LogFormat, RunFlags, SourceConfig, file::File},
+    config::{self, Assembled, LogConfig, LogFormat, RunFlags, SourceConfig, file::File, follow},
     datapath::{
         attach::{self, Attacher, Programs},
         bpffs::Bpffs,
         load::{self, Loaded},
     },
-    http,
+    host_settings, http,
     interfaces::{self, Overrides},
     maps::Contents,
     metrics::Metrics,
@@ -43,19 +43,43 @@ const EVENT_BACKLOG: usize = 1024;
 pub fn run(flags: &RunFlags) -> anyhow::Result<()> {
     let file = flags.config.as_deref().map(File::read).transpose()?;
     let assembled = config::assemble(flags, file.as_ref())?;
+    if let Some(path) = &flags.write_config_to {
+        return write_config(&assembled, path);
+    }
     start_log(&assembled.log)?;
     for warning in &assembled.warnings {
         warn!("{warning}");
     }
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(4)
-        .enable_all()
-        .build()
-        .context("start the asynchronous runtime")?
-        .block_on(serve(assembled))
+    if flags.cleanup {
+        return cleanup(&assembled.config.bpffs);
+    }
+    if flags.init_only {
+        let failures = host_settings::apply(&host_settings::of_host(&assembled.config, cpus()), Path::new("/"));
+        failures.into_iter().next().map_or(Ok(()), |failure| Err(failure.into()))
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(4)
+            .enable_all()
+            .build()
+            .context("start the asynchronous runtime")?
+            .block_on(serve(assembled, file))
+    }
 }
 
-async fn serve(assembled: Assembled) -> anyhow::Result<()> {
+/// Writes the configuration as kube-proxy's file; the flags that such a file cannot express are in a comment.
+fn write_config(assembled: &Assembled, path: &Path) -> anyhow::Result<()> {
+    let yaml = serde_yaml::to_string(&assembled.kube_proxy).context("write the configuration as YAML")?;
+    let text = format!("# dsproxy run {}\n{yaml}", assembled.config);
+    std::fs::write(path, text).with_context(|| format!("--write-config-to {}", path.display()))?;
+    println!("configuration written to {}", path.display());
+    Ok(())
+}
+
+fn cpus() -> u64 {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64)
+}
+
+async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     let Assembled { config, log: _, kube_proxy: _, warnings: _ } = assembled;
     let node = match &config.hostname_override {
         Some(name) => name.clone(),
@@ -80,6 +104,9 @@ async fn serve(assembled: Assembled) -> anyhow::Result<()> {
     let interfaces = interfaces::watch(overrides).await?;
     refuse_missing_devices(&config.node_devices)?;
 
+    for failure in host_settings::apply(&host_settings::plan(&config, cpus()), Path::new("/")) {
+        warn!("{failure}");
+    }
     let bpffs = Bpffs::ensure(&config.bpffs)?;
     let Loaded { object, maps, found } = load::load(Some(&bpffs), &config.capacities, &config.lifetimes)?;
     let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
@@ -125,9 +152,19 @@ async fn serve(assembled: Assembled) -> anyhow::Result<()> {
         }
     });
 
+    let file_changed = async {
+        match config.file.clone().zip(file) {
+            Some((path, File { text, .. })) => follow::until_changed(path, text).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         _ = terminate.recv() => info!("told to end; the data path goes on"),
         _ = interrupt.recv() => info!("interrupted; the data path goes on"),
+        change = file_changed => bail!(
+            "--config {} {change}: ending, to be started again with what it says now; the data path goes on",
+            config.file.as_deref().unwrap_or(Path::new("")).display()
+        ),
         ended = &mut reconciler => bail!("the reconciler ended ({ended:?}); the data path goes on as it is"),
         () = attachments.ended() => bail!("the task that follows interfaces ended; the data path goes on as it is"),
         ended = &mut source => bail!("the source ended ({ended:?}); the data path goes on as it is"),

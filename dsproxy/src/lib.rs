@@ -12,6 +12,7 @@ pub mod complaint;
 pub mod config;
 pub mod datapath;
 pub mod diff;
+pub mod host_settings;
 pub mod http;
 pub mod inspect;
 pub mod interfaces;

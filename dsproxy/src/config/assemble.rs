@@ -163,7 +163,7 @@ pub fn assemble(flags: &RunFlags, file: Option<&File>) -> Result<Assembled, Conf
     let mut warnings = Vec::new();
     let from_flags = flags.kube_proxy.configuration();
     let (said, places, form) = match file {
-        Some(File { configuration, unknown }) => {
+        Some(File { configuration, unknown, text: _ }) => {
             if !unknown.is_empty() {
                 let names: Vec<String> = unknown.iter().map(ToString::to_string).collect();
                 warnings.push(format!("the file has fields that are unknown and left out: {}", names.join(", ")));

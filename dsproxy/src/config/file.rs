@@ -91,6 +91,8 @@ pub struct File {
     pub configuration: KubeProxyConfiguration,
     /// What was left out.
     pub unknown: Vec<UnknownField>,
+    /// All of it, as it was read.
+    pub text: String,
 }
 
 impl File {
@@ -128,7 +130,7 @@ impl File {
                 kind: kind.clone().unwrap_or_default(),
             });
         }
-        Ok(Self { configuration: configuration.without_zeros()?, unknown })
+        Ok(Self { configuration: configuration.without_zeros()?, unknown, text: text.to_owned() })
     }
 }
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! As in kube-proxy the file stands in place of the flags that it could have said, but for `--hostname-override` and the
-//! log's; dsproxy's own flags always count. Nothing here looks at the machine, except for what `File::read` and
+//! log's; dsproxy's own flags always count. Nothing here looks at the machine, except for what `File::read`, `follow` and
 //! [`host::families`] read.
 
 use std::{
@@ -30,6 +30,7 @@ mod display;
 pub mod duration;
 pub mod file;
 pub mod flags;
+pub mod follow;
 pub mod host;
 pub mod kube_proxy;
 pub mod kube_proxy_flags;
