@@ -80,7 +80,7 @@ fn cpus() -> u64 {
 }
 
 async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
-    let Assembled { config, log: _, kube_proxy: _, warnings: _ } = assembled;
+    let Assembled { config, log: _, kube_proxy, warnings: _ } = assembled;
     let node = match &config.hostname_override {
         Some(name) => name.clone(),
         None => nix::unistd::gethostname().context("read the host's name")?.to_string_lossy().to_lowercase(),
@@ -130,7 +130,7 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     let health = http::Health::new(Arc::clone(&progress));
     let servers = [
         ("health", config.healthz_bind_address, http::health_routes(health)),
-        ("metrics", config.metrics_bind_address, http::metrics_routes(metrics)),
+        ("metrics", config.metrics_bind_address, http::metrics_routes(metrics, &kube_proxy)),
     ];
     for (what, address, routes) in servers {
         let Some(address) = address else { continue };

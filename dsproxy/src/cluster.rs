@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
-    model::{EndpointSlice, ObjectName, Service},
+    model::{EndpointSlice, IpFamily, ObjectName, Service},
     resolve::{ResolvedPort, resolve},
     source::{Delta, Event},
 };
@@ -46,6 +46,11 @@ impl Cluster {
     /// Whether there is a Service of this name.
     pub fn has(&self, service: &ObjectName) -> bool {
         self.services.contains_key(service)
+    }
+
+    /// The family of the slice of this name, if there is one.
+    pub fn family_of(&self, slice: &ObjectName) -> Option<IpFamily> {
+        self.slices.get(slice).map(|slice| slice.family)
     }
 
     /// What the Service asks of the data path; nothing when there is no such Service.
@@ -119,7 +124,6 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::IpFamily;
 
     fn service(name: &str, vip: &str) -> Service {
         Service {

@@ -9,17 +9,22 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Request, State},
     http::{StatusCode, header},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use crate::{app::Backoff, metrics::Metrics, progress::Progress};
+use crate::{
+    app::Backoff, config::kube_proxy::KubeProxyConfiguration, metrics::Metrics, progress::Progress,
+    sync_times::Question,
+};
 
 /// What the health endpoints go by.
 #[derive(Clone)]
@@ -81,12 +86,39 @@ pub fn health_routes(health: Health) -> Router {
             get(|State(health): State<Health>| async move { health.answer(health.progress.snapshot().synced) }),
         )
         .route("/livez", get(|State(health): State<Health>| async move { health.answer(true) }))
+        .layer(middleware::from_fn_with_state(health.clone(), count_answer))
         .with_state(health)
 }
 
-/// `/metrics`, in the OpenMetrics text format.
-pub fn metrics_routes(metrics: Metrics) -> Router {
-    Router::new().route("/metrics", get(scrape)).with_state(Arc::new(metrics))
+async fn count_answer(State(health): State<Health>, request: Request, next: Next) -> Response {
+    let question = match request.uri().path() {
+        "/healthz" => Some(Question::Healthz),
+        "/livez" => Some(Question::Livez),
+        _ => None,
+    };
+    let response = next.run(request).await;
+    if let Some(question) = question {
+        health.progress.sync_times().answered(question, response.status().as_u16());
+    }
+    response
+}
+
+/// What kube-proxy calls its mode, for tools that ask; there is no other here.
+const PROXY_MODE: &str = "ebpf";
+
+/// The key of kube-proxy's configuration in `/configz`.
+const CONFIGZ_KEY: &str = "kubeproxy.config.k8s.io";
+
+/// `/metrics`, in the OpenMetrics text format, and what else kube-proxy serves beside it: that the server is there, its
+/// mode, and its configuration.
+pub fn metrics_routes(metrics: Metrics, configuration: &KubeProxyConfiguration) -> Router {
+    let configuration = json!({ CONFIGZ_KEY: configuration });
+    Router::new()
+        .route("/metrics", get(scrape))
+        .with_state(Arc::new(metrics))
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/proxyMode", get(|| async { PROXY_MODE }))
+        .route("/configz", get(move || async move { Json(configuration) }))
 }
 
 async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {

@@ -28,3 +28,4 @@ pub mod progress;
 pub mod reconcile;
 pub mod resolve;
 pub mod source;
+pub mod sync_times;

@@ -18,6 +18,8 @@ use crate::{
     source::SourceStatus,
 };
 
+mod kube_proxy;
+
 /// The registry.
 pub struct Metrics {
     registry: Registry,
@@ -32,7 +34,10 @@ impl Metrics {
         attached: Arc<Report>,
         node: String,
     ) -> Self {
-        let mut registry = Registry::with_prefix("dsproxy");
+        let mut root = Registry::default();
+        let theirs = kube_proxy::KubeProxyMetrics(Arc::clone(&progress));
+        root.sub_registry_with_prefix("kubeproxy").register_collector(Box::new(theirs));
+        let registry = root.sub_registry_with_prefix("dsproxy");
         registry.register_with_unit(
             "sync_duration",
             "The time from taking up changes to the last map write for them",
@@ -45,7 +50,7 @@ impl Metrics {
             Info::new([("version", env!("CARGO_PKG_VERSION").to_owned()), ("node", node)]),
         );
         registry.register_collector(Box::new(State { maps, progress, source, attached }));
-        Self { registry }
+        Self { registry: root }
     }
 
     /// All metrics as text.

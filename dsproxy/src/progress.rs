@@ -6,7 +6,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use chrono::{DateTime, Utc};
@@ -15,6 +15,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use crate::{
     maps::MapKind,
     model::{IpFamily, ObjectName},
+    sync_times::SyncTimes,
 };
 
 /// An update that is not taken up for longer than this makes the node unhealthy: twice kube-proxy's default
@@ -75,6 +76,7 @@ pub struct Progress {
     failures: AtomicU64,
     full: Mutex<BTreeMap<MapKind, u64>>,
     sync_duration: Histogram,
+    sync_times: SyncTimes,
 }
 
 impl Default for Progress {
@@ -87,6 +89,7 @@ impl Default for Progress {
             full: Mutex::default(),
             // From 100 us, a change of one endpoint, to 13 s, a cold start of a very large cluster.
             sync_duration: Histogram::new(exponential_buckets(0.0001, 2.0, 18)),
+            sync_times: SyncTimes::default(),
         }
     }
 }
@@ -123,8 +126,10 @@ impl Progress {
         if snapshot.failed.is_empty() {
             state.updated = Some(Utc::now());
         }
+        let complete = snapshot.synced && snapshot.failed.is_empty();
         state.snapshot = snapshot;
         drop(state);
+        self.sync_times.synced(took, complete, SystemTime::now());
         self.passes.fetch_add(1, Ordering::Relaxed);
         self.sync_duration.observe(took.as_secs_f64());
     }
@@ -149,6 +154,11 @@ impl Progress {
     /// How long taking up changes took each time, in seconds.
     pub fn sync_duration(&self) -> Histogram {
         self.sync_duration.clone()
+    }
+
+    /// The same and more, in kube-proxy's terms.
+    pub fn sync_times(&self) -> &SyncTimes {
+        &self.sync_times
     }
 
     /// How often the reconciler has done what it could.

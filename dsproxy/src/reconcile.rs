@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use dsproxy_common::service::BackendState;
@@ -21,7 +21,7 @@ use crate::{
     model::{IpFamily, ObjectName},
     progress::{Progress, Snapshot},
     resolve::ResolvedPort,
-    source::Event,
+    source::{Delta, Event},
 };
 
 #[cfg(test)]
@@ -125,13 +125,13 @@ impl<S: MapStore> Reconciler<S> {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => {
-                        self.cluster.apply(event);
+                        self.apply(event);
                         if self.cluster.is_synced() {
                             self.progress.received(Instant::now());
                         }
                         time::sleep(COALESCE).await;
                         while let Ok(event) = events.try_recv() {
-                            self.cluster.apply(event);
+                            self.apply(event);
                         }
                         self.reconcile(Instant::now());
                     }
@@ -145,7 +145,28 @@ impl<S: MapStore> Reconciler<S> {
 
     /// Takes in one event without acting on it.
     pub fn apply(&mut self, event: Event) {
+        self.count(&event);
         self.cluster.apply(event);
+    }
+
+    fn count(&self, event: &Event) {
+        let (times, now) = (self.progress.sync_times(), SystemTime::now());
+        match event {
+            Event::Services(Delta::Snapshot(services)) => times.services_changed(services.len() as u64, now),
+            Event::Services(Delta::Apply(_) | Delta::Delete(_)) => times.services_changed(1, now),
+            Event::EndpointSlices(Delta::Snapshot(slices)) => {
+                for family in IpFamily::ALL {
+                    let of_family = slices.iter().filter(|slice| slice.family == family).count();
+                    times.slices_changed(family, of_family as u64, now);
+                }
+            }
+            Event::EndpointSlices(Delta::Apply(slice)) => times.slices_changed(slice.family, 1, now),
+            Event::EndpointSlices(Delta::Delete(name)) => {
+                if let Some(family) = self.cluster.family_of(name) {
+                    times.slices_changed(family, 1, now);
+                }
+            }
+        }
     }
 
     /// The maps.

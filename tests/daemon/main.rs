@@ -1,6 +1,7 @@
 //! The daemon as a whole, against an API server, with real traffic: outages, bad input, full maps. Needs root, and the
 //! daemon's binary; `cargo xtask test` sees to both.
 
+mod configuration;
 mod control_plane;
 mod full_maps;
 mod health;

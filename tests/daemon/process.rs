@@ -5,7 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -139,6 +139,23 @@ impl<'lab> Daemon<'lab> {
     /// `GET path` of the health server: status and body.
     pub(crate) fn health(&self, path: &str) -> (u16, String) {
         self.get(HEALTH_PORT, path).unwrap_or_else(|error| panic!("{path}: {error}:\n{}", self.log()))
+    }
+
+    /// `GET path` of the metrics server: status and body.
+    pub(crate) fn beside_metrics(&self, path: &str) -> (u16, String) {
+        self.get(METRICS_PORT, path).unwrap_or_else(|error| panic!("{path}: {error}:\n{}", self.log()))
+    }
+
+    /// Waits until it has ended by itself, and says how.
+    pub(crate) fn end(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().expect("it runs");
+        let ended = eventually("the end", PATIENCE, || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            other => Err(format!("{other:?}")),
+        });
+        let status = ended.unwrap_or_else(|error| panic!("{error}:\n{}", self.log()));
+        self.child = None;
+        status
     }
 
     /// The value of the metric sample that is called `sample`, labels included; none when there is none.

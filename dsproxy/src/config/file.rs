@@ -36,13 +36,15 @@ pub enum FileError {
 /// What is wrong with the content.
 #[derive(Debug, Error)]
 pub enum ContentError {
-    /// No YAML, or a value of the wrong type; the parser names the line.
-    #[error("{field}: {}", without_field(source, field))]
+    /// No YAML, or a value of the wrong type.
+    #[error("{}", told(field, *line, problem))]
     Malformed {
         /// The field, as in `iptables.syncPeriod`; `.` is the whole.
         field: String,
+        /// Its line, from 1, when it is found.
+        line: Option<usize>,
         /// What is wrong with it.
-        source: serde_yaml::Error,
+        problem: serde_yaml::Error,
     },
     /// Another kind of file.
     #[error("it is of the apiVersion {api_version:?} and the kind {kind:?}; what can be read is {API_VERSION}, {KIND}")]
@@ -57,12 +59,17 @@ pub enum ContentError {
     Value(#[from] serde_json::Error),
 }
 
-/// The parser names the section, or its field, before what is wrong with it.
-fn without_field(error: &serde_yaml::Error, field: &str) -> String {
-    let text = error.to_string();
-    match text.split_once(": ") {
-        Some((section, rest)) if field.starts_with(section) => rest.to_owned(),
-        _ => text,
+/// The parser names the section with its line, and perhaps the field, where it can be said better.
+fn told(field: &str, line: Option<usize>, problem: &serde_yaml::Error) -> String {
+    let text = problem.to_string();
+    let reason = match text.split_once(": ") {
+        Some((section, rest)) if field.starts_with(section) => rest,
+        _ => &text,
+    };
+    match (line, reason.rsplit_once(" at line ")) {
+        (Some(line), Some((reason, _))) => format!("{field} (line {line}): {reason}"),
+        (Some(line), None) => format!("{field} (line {line}): {reason}"),
+        (None, _) => format!("{field}: {reason}"),
     }
 }
 
@@ -121,8 +128,10 @@ impl File {
             let name = path.to_string().replace("?.", "");
             unknown.push(UnknownField { line: line_of(text, &name), name });
         });
-        let configuration = configuration
-            .map_err(|source| ContentError::Malformed { field: track.path().to_string().replace("?.", ""), source })?;
+        let configuration = configuration.map_err(|problem| {
+            let field = track.path().to_string().replace("?.", "");
+            ContentError::Malformed { line: line_of(text, &field), field, problem }
+        })?;
         let KubeProxyConfiguration { api_version, kind, .. } = &configuration;
         if api_version.as_deref() != Some(API_VERSION) || kind.as_deref() != Some(KIND) {
             return Err(ContentError::Kind {
