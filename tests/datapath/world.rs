@@ -8,19 +8,24 @@ use std::{
 };
 
 use dsproxy::{
-    maps::{Capacities, FrontendAddress},
+    maps::{Capacities, FrontendAddress, Write},
     model::ObjectName,
-    resolve::{Distribution, ResolvedFamily, ResolvedPort, ServicePortName},
+    resolve::{
+        Distribution, Reach, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend, ResolvedPort, ServicePortName,
+    },
 };
 use dsproxy_common::{
     IpFamily, Protocol,
     count::{Reason, ServiceCounters},
     flow::FlowState,
+    service::FrontendKind,
+    settings::Settings,
 };
 use dsproxy_tests::{
     packet::{Link, Packet, difference, verify},
     prog::{Counted, Datapath, Hook, Outcome, SkBuff, Verdict, of_family, slot},
 };
+use ipnet::IpNet;
 
 /// Enough for every test; small maps load faster.
 pub(crate) const CAPACITIES: Capacities =
@@ -36,7 +41,7 @@ pub(crate) struct World {
     pub(crate) family: IpFamily,
     pub(crate) link: Link,
     served: BTreeMap<ServicePortName, ResolvedPort>,
-    lifetimes: [u32; FlowState::COUNT],
+    settings: Settings,
 }
 
 /// Runs `body` for each family and kind of device, each time with nothing served and no connections.
@@ -63,13 +68,57 @@ pub(crate) struct Served {
     target_port: u16,
     active: Vec<u16>,
     draining: Vec<u16>,
+    /// Which of them are on this node.
+    local: Vec<u16>,
     distribution: Distribution,
+    kind: FrontendKind,
+    inside: Reach,
+    outside: Reach,
+    affinity: Option<u32>,
+    source_ranges: Option<Vec<IpNet>>,
 }
 
 impl Served {
     pub(crate) fn new(number: u8, protocol: Protocol) -> Self {
-        let distribution = Distribution::List;
-        Self { number, protocol, target_port: TARGET_PORT, active: Vec::new(), draining: Vec::new(), distribution }
+        Self {
+            number,
+            protocol,
+            target_port: TARGET_PORT,
+            active: Vec::new(),
+            draining: Vec::new(),
+            local: Vec::new(),
+            distribution: Distribution::List,
+            kind: FrontendKind::ClusterIp,
+            inside: Reach::Cluster,
+            outside: Reach::Cluster,
+            affinity: None,
+            source_ranges: None,
+        }
+    }
+
+    /// What kind its frontend is. The VIP's address stays what it is for a ClusterIP: nothing in the programs depends on it.
+    pub(crate) fn kind(self, kind: FrontendKind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// Which endpoints are on this node.
+    pub(crate) fn local(self, local: impl IntoIterator<Item = u16>) -> Self {
+        Self { local: local.into_iter().collect(), ..self }
+    }
+
+    /// Clients inside and outside the cluster reach these.
+    pub(crate) fn reach(self, inside: Reach, outside: Reach) -> Self {
+        Self { inside, outside, ..self }
+    }
+
+    /// A client stays with its endpoint for so many seconds.
+    pub(crate) fn affinity(self, seconds: u32) -> Self {
+        Self { affinity: Some(seconds), ..self }
+    }
+
+    /// Only clients in these are let through.
+    pub(crate) fn source_ranges(self, ranges: impl IntoIterator<Item = IpNet>) -> Self {
+        Self { source_ranges: Some(ranges.into_iter().collect()), ..self }
     }
 
     pub(crate) fn active(self, active: impl IntoIterator<Item = u16>) -> Self {
@@ -93,11 +142,35 @@ impl Served {
     }
 
     pub(crate) fn resolved(&self) -> ResolvedPort {
-        let Self { number, protocol, target_port, active, draining, distribution } = self;
-        let endpoints = |family, numbers: &[u16]| {
-            let mut endpoints: Vec<(IpAddr, u16)> =
-                numbers.iter().map(|number| (endpoint(family, *number).ip(), *target_port)).collect();
-            endpoints.sort_unstable();
+        let Self {
+            number,
+            protocol,
+            target_port,
+            active,
+            draining,
+            local,
+            distribution,
+            kind,
+            inside,
+            outside,
+            affinity,
+            source_ranges,
+        } = self;
+        let endpoints = |family| {
+            let numbers = active.iter().map(|number| (number, true)).chain(draining.iter().map(|number| (number, false)));
+            let mut endpoints: Vec<ResolvedEndpoint> = numbers
+                .map(|(number, takes_new)| {
+                    let is_local = local.contains(number);
+                    ResolvedEndpoint {
+                        address: endpoint(family, *number).ip(),
+                        port: *target_port,
+                        is_local,
+                        in_cluster_list: takes_new,
+                        in_local_list: takes_new && is_local,
+                    }
+                })
+                .collect();
+            endpoints.sort_unstable_by_key(|endpoint| (endpoint.address, endpoint.port));
             endpoints
         };
         ResolvedPort {
@@ -106,18 +179,41 @@ impl Served {
                 port: "".into(),
                 protocol: *protocol,
             },
+            affinity: *affinity,
             families: IpFamily::ALL
                 .into_iter()
                 .map(|family| ResolvedFamily {
                     family,
-                    frontends: vec![self.frontend(family)],
-                    active: endpoints(family, active),
-                    draining: endpoints(family, draining),
+                    frontends: vec![ResolvedFrontend {
+                        address: self.frontend(family),
+                        kind: *kind,
+                        inside: *inside,
+                        outside: *outside,
+                        checks_source: source_ranges.is_some(),
+                    }],
+                    endpoints: endpoints(family),
                     distribution: *distribution,
+                    source_ranges: source_ranges.iter().flatten().filter(|range| family_of(range) == family).copied().collect(),
                 })
                 .collect(),
         }
     }
+}
+
+fn family_of(range: &IpNet) -> IpFamily {
+    IpFamily::of(range.addr())
+}
+
+/// The node's address that masqueraded packets leave with.
+pub(crate) fn node(family: IpFamily) -> IpAddr {
+    of_family(family, Ipv4Addr::new(172, 30, 0, 1).into(), Ipv6Addr::new(0xfd00, 0x172, 0, 0, 0, 0, 0, 1).into())
+}
+
+/// A client that is no pod, by its port.
+pub(crate) fn outsider(family: IpFamily, port: u16) -> SocketAddr {
+    let v4 = Ipv4Addr::new(192, 0, 2, 9).into();
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9).into();
+    SocketAddr::new(of_family(family, v4, v6), port)
 }
 
 /// The VIP of a service by its number.
@@ -151,6 +247,8 @@ pub(crate) enum Expected {
     Forwarded(u32, Packet),
     /// From a backend: it becomes this packet.
     Replied(u32, Packet),
+    /// It becomes this packet, for this reason, and no service port's counters know of it.
+    Rewritten(Reason, Packet),
     /// It goes on as it came.
     Passed(Reason),
     /// It goes no further.
@@ -168,9 +266,11 @@ pub(crate) struct Case {
 
 impl World {
     fn new(capacities: &Capacities) -> Self {
-        let datapath = Datapath::load(capacities).expect("programs that load");
-        let lifetimes = datapath.maps().settings().expect("settings").lifetimes;
-        Self { datapath, family: IpFamily::V4, link: Link::Ethernet, served: BTreeMap::new(), lifetimes }
+        let mut datapath = Datapath::load(capacities).expect("programs that load");
+        let settings = datapath.maps().settings().expect("settings");
+        let masquerade = IpFamily::ALL.map(|family| Write::Masquerade { device: 0, address: node(family) });
+        datapath.write(&masquerade).expect("addresses that can be written");
+        Self { datapath, family: IpFamily::V4, link: Link::Ethernet, served: BTreeMap::new(), settings }
     }
 
     fn start_over(&mut self, family: IpFamily, link: Link) {
@@ -179,7 +279,7 @@ impl World {
             self.datapath.withdraw(&port).expect("a service that goes");
         }
         self.datapath.connections().clear().expect("a table that can be cleared");
-        self.datapath.set_lifetimes(self.lifetimes).expect("settings");
+        self.datapath.set_settings(&self.settings).expect("settings");
     }
 
     pub(crate) fn serve(&mut self, served: &Served) -> u32 {
@@ -193,6 +293,13 @@ impl World {
     pub(crate) fn flow(&mut self, served: &Served, port: u16) -> Flow {
         let service = self.serve(served);
         Flow { protocol: served.protocol, client: self.client(port), vip: self.vip(served.number), service }
+    }
+
+    /// Changes what the programs are told, until the world starts over.
+    pub(crate) fn configure(&mut self, change: impl FnOnce(&mut Settings)) {
+        let mut settings = self.datapath.maps().settings().expect("settings");
+        change(&mut settings);
+        self.datapath.set_settings(&settings).expect("settings");
     }
 
     pub(crate) fn withdraw(&mut self, served: &Served) {
@@ -279,6 +386,7 @@ impl World {
                 let counters = ServiceCounters { reply_packets: 1, reply_bytes: bytes, ..none };
                 (Verdict::Pass, output(packet), counted(Reason::Replied).service(*service, &counters))
             }
+            Expected::Rewritten(reason, packet) => (Verdict::Pass, output(packet), counted(*reason)),
             Expected::Passed(reason) => (Verdict::Pass, bytes::Bytes::copy_from_slice(input), counted(*reason)),
             Expected::Dropped(reason) => (Verdict::Drop, bytes::Bytes::copy_from_slice(input), counted(*reason)),
         }
@@ -313,6 +421,7 @@ impl Flow {
         match self.protocol {
             Protocol::Tcp => Packet::tcp(source, destination).flags(flags),
             Protocol::Udp => Packet::udp(source, destination),
+            Protocol::Sctp => Packet::sctp(source, destination),
         }
     }
 

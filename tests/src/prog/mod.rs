@@ -184,6 +184,15 @@ impl Datapath {
         Ok(self.maps.set_settings(&settings)?)
     }
 
+    /// Changes what the programs are told.
+    ///
+    /// # Errors
+    ///
+    /// When the settings cannot be written.
+    pub fn set_settings(&mut self, settings: &Settings) -> Result<(), ProgError> {
+        Ok(self.maps.set_settings(settings)?)
+    }
+
     /// Runs one packet through the program of `hook` and `link`.
     ///
     /// # Errors
