@@ -137,7 +137,7 @@ fn a_udp_checksum_that_comes_out_as_zero_is_written_as_all_ones() {
         let adjusted = |translated: &Packet| {
             let bytes = translated.clone().payload(&[0, 0]).on(Link::None).to_bytes();
             let checksum = Dissection::of(Link::None, &bytes).transport.and_then(|header| header.checksum);
-            checksum.expect("a checksum").found.to_be_bytes()
+            (checksum.expect("a checksum").found as u16).to_be_bytes()
         };
         let all_ones = |packet: &Packet| {
             let bytes = packet.clone().on(Link::None).to_bytes();

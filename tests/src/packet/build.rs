@@ -1,14 +1,10 @@
-//! The builder: says what a packet is, and computes every length and checksum that is not overwritten on purpose.
+//! The builder: says what a packet is. What it becomes on the wire stands in `encode`.
 
 use std::net::{IpAddr, SocketAddr};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 
-use super::{
-    Extension, Link,
-    checksum::{checksum, pseudo_header},
-    number,
-};
+use super::{Extension, Link, Message, number};
 
 /// Flags of TCP segments.
 pub mod flags {
@@ -42,28 +38,52 @@ pub enum Part {
     Transport,
 }
 
+/// What a packet has above the link layer.
 #[derive(Clone, Debug)]
-enum NetworkLayer {
-    Ip { source: IpAddr, destination: IpAddr, options: Bytes, extensions: Vec<Extension>, fragment: (u16, bool) },
+pub(super) enum NetworkLayer {
+    Ip(Ip),
     Other { ethertype: u16 },
 }
 
+/// An IP header.
 #[derive(Clone, Debug)]
-enum TransportLayer {
-    Tcp { source: u16, destination: u16, flags: u8, options: Bytes },
+pub(super) struct Ip {
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    pub(super) traffic_class: u8,
+    pub(super) hop_limit: u8,
+    /// IPv4: its lower half; IPv6: of a fragment header.
+    pub(super) identification: u32,
+    /// IPv4.
+    pub(super) dont_fragment: bool,
+    /// IPv4: the offset in bytes, and whether more fragments follow.
+    pub(super) fragment: (u16, bool),
+    /// IPv4.
+    pub(super) options: Bytes,
+    /// IPv6.
+    pub(super) extensions: Vec<Extension>,
+}
+
+/// What a packet has above the network layer.
+#[derive(Clone, Debug)]
+pub(super) enum TransportLayer {
+    Tcp { source: u16, destination: u16, sequence: u32, acknowledgement: u32, flags: u8, window: u16, options: Bytes },
     Udp { source: u16, destination: u16, checksum: bool },
+    Sctp { source: u16, destination: u16 },
+    Icmp { message: Message },
     Other { protocol: u8 },
 }
 
 /// A packet to be.
 #[derive(Clone, Debug)]
 pub struct Packet {
-    link: Link,
-    tags: Vec<Tag>,
-    network: NetworkLayer,
-    transport: TransportLayer,
-    payload: Bytes,
-    overwrites: Vec<(Part, usize, Bytes)>,
+    pub(super) link: Link,
+    pub(super) is_turned_round: bool,
+    pub(super) tags: Vec<Tag>,
+    pub(super) network: NetworkLayer,
+    pub(super) transport: TransportLayer,
+    pub(super) payload: Bytes,
+    pub(super) overwrites: Vec<(Part, usize, Bytes)>,
 }
 
 impl Packet {
@@ -72,7 +92,10 @@ impl Packet {
         let transport = TransportLayer::Tcp {
             source: source.port(),
             destination: destination.port(),
+            sequence: 1_000_000,
+            acknowledgement: 2_000_000,
             flags: flags::ACK,
+            window: 64_240,
             options: Bytes::new(),
         };
         Self::ip(source.ip(), destination.ip(), transport)
@@ -84,6 +107,17 @@ impl Packet {
         Self::ip(source.ip(), destination.ip(), transport)
     }
 
+    /// An SCTP packet whose payload is one message.
+    pub fn sctp(source: SocketAddr, destination: SocketAddr) -> Self {
+        let transport = TransportLayer::Sctp { source: source.port(), destination: destination.port() };
+        Self::ip(source.ip(), destination.ip(), transport)
+    }
+
+    /// An ICMP message of the addresses' family.
+    pub fn icmp(source: IpAddr, destination: IpAddr, message: Message) -> Self {
+        Self::ip(source, destination, TransportLayer::Icmp { message })
+    }
+
     /// A packet of another protocol: the payload follows the IP header as it is.
     pub fn other(protocol: u8, source: IpAddr, destination: IpAddr) -> Self {
         Self::ip(source, destination, TransportLayer::Other { protocol })
@@ -91,28 +125,33 @@ impl Packet {
 
     /// A frame that is not IP.
     pub fn frame(ethertype: u16, payload: &[u8]) -> Self {
-        Self {
-            link: Link::Ethernet,
-            tags: Vec::new(),
-            network: NetworkLayer::Other { ethertype },
-            transport: TransportLayer::Other { protocol: 0 },
-            payload: Bytes::copy_from_slice(payload),
-            overwrites: Vec::new(),
-        }
+        Self::of(NetworkLayer::Other { ethertype }, TransportLayer::Other { protocol: 0 })
+            .payload(payload)
+            .on(Link::Ethernet)
     }
 
     fn ip(source: IpAddr, destination: IpAddr, transport: TransportLayer) -> Self {
         assert_eq!(source.is_ipv4(), destination.is_ipv4(), "{source} and {destination} are of two families");
+        let ip = Ip {
+            source,
+            destination,
+            traffic_class: 0,
+            hop_limit: 64,
+            identification: 0xdead_1234,
+            dont_fragment: false,
+            fragment: (0, false),
+            options: Bytes::new(),
+            extensions: Vec::new(),
+        };
+        Self::of(NetworkLayer::Ip(ip), transport)
+    }
+
+    fn of(network: NetworkLayer, transport: TransportLayer) -> Self {
         Self {
             link: Link::Ethernet,
+            is_turned_round: false,
             tags: Vec::new(),
-            network: NetworkLayer::Ip {
-                source,
-                destination,
-                options: Bytes::new(),
-                extensions: Vec::new(),
-                fragment: (0, false),
-            },
+            network,
             transport,
             payload: Bytes::from_static(b"dsproxy"),
             overwrites: Vec::new(),
@@ -131,10 +170,32 @@ impl Packet {
         self
     }
 
+    /// From where other packets go, to where they come from, as far as the link layer knows.
+    pub fn turned_round(mut self) -> Self {
+        self.is_turned_round = true;
+        self
+    }
+
     /// With these flags, if it is TCP.
     pub fn flags(mut self, wanted: u8) -> Self {
         if let TransportLayer::Tcp { flags, .. } = &mut self.transport {
             *flags = wanted;
+        }
+        self
+    }
+
+    /// With these numbers for its own bytes and the other side's, if it is TCP.
+    pub fn numbers(mut self, own: u32, others: u32) -> Self {
+        if let TransportLayer::Tcp { sequence, acknowledgement, .. } = &mut self.transport {
+            (*sequence, *acknowledgement) = (own, others);
+        }
+        self
+    }
+
+    /// With this window, if it is TCP.
+    pub fn window(mut self, wanted: u16) -> Self {
+        if let TransportLayer::Tcp { window, .. } = &mut self.transport {
+            *window = wanted;
         }
         self
     }
@@ -148,37 +209,73 @@ impl Packet {
     }
 
     /// With these IPv4 options, padded to whole words.
-    pub fn ipv4_options(mut self, wanted: &[u8]) -> Self {
-        if let NetworkLayer::Ip { options, .. } = &mut self.network {
-            *options = padded(wanted);
-        }
-        self
+    pub fn ipv4_options(self, wanted: &[u8]) -> Self {
+        self.with_ip(|ip| ip.options = padded(wanted))
     }
 
     /// With one more IPv6 extension header, behind those it has.
-    pub fn extension(mut self, extension: Extension) -> Self {
-        if let NetworkLayer::Ip { extensions, .. } = &mut self.network {
-            extensions.push(extension);
-        }
-        self
+    pub fn extension(self, extension: Extension) -> Self {
+        self.with_ip(|ip| ip.extensions.push(extension))
+    }
+
+    /// With this type of service or traffic class.
+    pub fn traffic_class(self, wanted: u8) -> Self {
+        self.with_ip(|ip| ip.traffic_class = wanted)
+    }
+
+    /// With this time to live or hop limit.
+    pub fn hop_limit(self, wanted: u8) -> Self {
+        self.with_ip(|ip| ip.hop_limit = wanted)
+    }
+
+    /// With this identification, of which IPv4 has the lower half, and IPv6 all in fragments alone.
+    pub fn identification(self, wanted: u32) -> Self {
+        self.with_ip(|ip| ip.identification = wanted)
+    }
+
+    /// Not to be cut into fragments, which IPv6 has no field for.
+    pub fn dont_fragment(self) -> Self {
+        self.with_ip(|ip| ip.dont_fragment = true)
     }
 
     /// As the fragment at `offset` bytes, a multiple of eight, of either family.
-    pub fn fragment(mut self, offset: u16, more: bool) -> Self {
-        if let NetworkLayer::Ip { source, extensions, fragment, .. } = &mut self.network {
-            if source.is_ipv4() {
-                *fragment = (offset, more);
+    pub fn fragment(self, offset: u16, more: bool) -> Self {
+        self.with_ip(|ip| {
+            if ip.source.is_ipv4() {
+                ip.fragment = (offset, more);
             } else {
-                extensions.push(Extension::Fragment { offset, more });
+                ip.extensions.push(Extension::Fragment { offset, more });
             }
-        }
-        self
+        })
+    }
+
+    /// Cut into fragments of at most `size` bytes behind the IP headers, a multiple of eight. The checksum in the first is
+    /// that of the whole packet.
+    pub fn fragments(&self, size: usize) -> Vec<Self> {
+        assert!(size > 0 && size.is_multiple_of(8), "fragments of {size} bytes");
+        let whole = self.transport();
+        let count = whole.len().div_ceil(size);
+        whole
+            .chunks(size)
+            .enumerate()
+            .map(|(index, piece)| {
+                let mut packet = self.clone();
+                packet.transport = TransportLayer::Other { protocol: self.protocol() };
+                packet.payload(piece).fragment((index * size) as u16, index + 1 < count)
+            })
+            .collect()
     }
 
     /// With this payload.
     pub fn payload(mut self, payload: &[u8]) -> Self {
         self.payload = Bytes::copy_from_slice(payload);
         self
+    }
+
+    /// With at most `length` bytes of `packet` as payload, from its IP header on: what an ICMP error quotes.
+    pub fn quoting(self, packet: &Self, length: usize) -> Self {
+        let bytes = packet.clone().on(Link::None).to_bytes();
+        self.payload(&bytes[..bytes.len().min(length)])
     }
 
     /// With zero in place of the UDP checksum.
@@ -190,29 +287,29 @@ impl Packet {
     }
 
     /// From `end` instead.
-    pub fn from(mut self, end: SocketAddr) -> Self {
-        if let NetworkLayer::Ip { source, .. } = &mut self.network {
-            *source = end.ip();
-        }
-        match &mut self.transport {
-            TransportLayer::Tcp { source, .. } | TransportLayer::Udp { source, .. } => *source = end.port(),
+    pub fn from(self, end: SocketAddr) -> Self {
+        let mut packet = self.with_ip(|ip| ip.source = end.ip());
+        match &mut packet.transport {
+            TransportLayer::Tcp { source, .. }
+            | TransportLayer::Udp { source, .. }
+            | TransportLayer::Sctp { source, .. } => *source = end.port(),
+            TransportLayer::Icmp { message } => *message = message.from(end),
             TransportLayer::Other { .. } => {}
         }
-        self
+        packet
     }
 
     /// To `end` instead.
-    pub fn to(mut self, end: SocketAddr) -> Self {
-        if let NetworkLayer::Ip { destination, .. } = &mut self.network {
-            *destination = end.ip();
-        }
-        match &mut self.transport {
-            TransportLayer::Tcp { destination, .. } | TransportLayer::Udp { destination, .. } => {
-                *destination = end.port();
-            }
+    pub fn to(self, end: SocketAddr) -> Self {
+        let mut packet = self.with_ip(|ip| ip.destination = end.ip());
+        match &mut packet.transport {
+            TransportLayer::Tcp { destination, .. }
+            | TransportLayer::Udp { destination, .. }
+            | TransportLayer::Sctp { destination, .. } => *destination = end.port(),
+            TransportLayer::Icmp { message } => *message = message.to(end),
             TransportLayer::Other { .. } => {}
         }
-        self
+        packet
     }
 
     /// With `bytes` at `offset` of `part`, once all else is in place: checksums are not made right for it.
@@ -221,151 +318,22 @@ impl Packet {
         self
     }
 
-    /// Where `part` starts.
-    pub fn offset(&self, part: Part) -> usize {
-        match part {
-            Part::Network => match self.link {
-                Link::Ethernet => 14 + self.tags.len() * 4,
-                Link::None => 0,
-            },
-            Part::Transport => self.offset(Part::Network) + self.network_header(0).len(),
+    fn with_ip(mut self, change: impl FnOnce(&mut Ip)) -> Self {
+        if let NetworkLayer::Ip(ip) = &mut self.network {
+            change(ip);
         }
+        self
     }
 
-    /// How long the headers are together, without those transport options that a translation does not read.
-    pub fn headers(&self) -> usize {
-        self.offset(Part::Transport)
-            + match self.transport {
-                TransportLayer::Tcp { .. } => 20,
-                TransportLayer::Udp { .. } => 8,
-                TransportLayer::Other { .. } => 0,
-            }
-    }
-
-    /// The bytes.
-    pub fn to_bytes(&self) -> Bytes {
-        let transport = self.transport();
-        let mut packet = BytesMut::new();
-        self.put_link(&mut packet);
-        packet.put(self.network_header(transport.len()));
-        packet.put(transport);
-        for (part, offset, bytes) in &self.overwrites {
-            let at = self.offset(*part) + offset;
-            packet[at..at + bytes.len()].copy_from_slice(bytes);
+    pub(super) fn protocol(&self) -> u8 {
+        match (&self.transport, &self.network) {
+            (TransportLayer::Tcp { .. }, _) => number::TCP,
+            (TransportLayer::Udp { .. }, _) => number::UDP,
+            (TransportLayer::Sctp { .. }, _) => number::SCTP,
+            (TransportLayer::Icmp { .. }, NetworkLayer::Ip(Ip { source: IpAddr::V6(_), .. })) => number::ICMPV6,
+            (TransportLayer::Icmp { .. }, _) => number::ICMP,
+            (TransportLayer::Other { protocol }, _) => *protocol,
         }
-        packet.freeze()
-    }
-
-    fn put_link(&self, packet: &mut BytesMut) {
-        if self.link == Link::None {
-            return;
-        }
-        packet.put_slice(&[0x02, 0, 0, 0, 0, 0x02]);
-        packet.put_slice(&[0x02, 0, 0, 0, 0, 0x01]);
-        for tag in &self.tags {
-            let (ethertype, id) = match tag {
-                Tag::Customer(id) => (number::ETHERTYPE_VLAN, id),
-                Tag::Service(id) => (number::ETHERTYPE_SERVICE_VLAN, id),
-            };
-            packet.put_u16(ethertype);
-            packet.put_u16(*id);
-        }
-        packet.put_u16(match &self.network {
-            NetworkLayer::Ip { source: IpAddr::V4(_), .. } => number::ETHERTYPE_IPV4,
-            NetworkLayer::Ip { source: IpAddr::V6(_), .. } => number::ETHERTYPE_IPV6,
-            NetworkLayer::Other { ethertype } => *ethertype,
-        });
-    }
-
-    fn protocol(&self) -> u8 {
-        match self.transport {
-            TransportLayer::Tcp { .. } => number::TCP,
-            TransportLayer::Udp { .. } => number::UDP,
-            TransportLayer::Other { protocol } => protocol,
-        }
-    }
-
-    /// The IP header with all that belongs to it, in front of `length` bytes.
-    fn network_header(&self, length: usize) -> Bytes {
-        let NetworkLayer::Ip { source, destination, options, extensions, fragment: (offset, more) } = &self.network
-        else {
-            return Bytes::new();
-        };
-        let mut header = BytesMut::new();
-        match (source, destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let header_length = 20 + options.len();
-                header.put_u8(0x40 | (header_length / 4) as u8);
-                header.put_u8(0);
-                header.put_u16((header_length + length) as u16);
-                header.put_u16(0x1234);
-                header.put_u16((offset / 8) | (u16::from(*more) << 13));
-                header.put_u8(64);
-                header.put_u8(self.protocol());
-                header.put_u16(0);
-                header.put_slice(&source.octets());
-                header.put_slice(&destination.octets());
-                header.put_slice(options);
-                let sum = checksum(&[&header]);
-                header[10..12].copy_from_slice(&sum.to_be_bytes());
-            }
-            (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                let mut chain = BytesMut::new();
-                let nexts = extensions.iter().skip(1).map(|extension| extension.number()).chain([self.protocol()]);
-                for (extension, next) in extensions.iter().zip(nexts) {
-                    extension.put(&mut chain, next);
-                }
-                header.put_u32(0x6000_0000);
-                header.put_u16((chain.len() + length) as u16);
-                header.put_u8(extensions.first().map_or(self.protocol(), |extension| extension.number()));
-                header.put_u8(64);
-                header.put_slice(&source.octets());
-                header.put_slice(&destination.octets());
-                header.put(chain);
-            }
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
-                panic!("{source} and {destination} are of two families")
-            }
-        }
-        header.freeze()
-    }
-
-    /// The transport header and the payload.
-    fn transport(&self) -> Bytes {
-        let mut bytes = BytesMut::new();
-        let checksum_at = match &self.transport {
-            TransportLayer::Tcp { source, destination, flags, options } => {
-                bytes.put_u16(*source);
-                bytes.put_u16(*destination);
-                bytes.put_u32(1_000_000);
-                bytes.put_u32(2_000_000);
-                bytes.put_u8((((20 + options.len()) / 4) << 4) as u8);
-                bytes.put_u8(*flags);
-                bytes.put_u16(64_240);
-                bytes.put_u32(0);
-                bytes.put_slice(options);
-                Some(16)
-            }
-            TransportLayer::Udp { source, destination, checksum } => {
-                bytes.put_u16(*source);
-                bytes.put_u16(*destination);
-                bytes.put_u16((8 + self.payload.len()) as u16);
-                bytes.put_u16(0);
-                checksum.then_some(6)
-            }
-            TransportLayer::Other { .. } => None,
-        };
-        bytes.put_slice(&self.payload);
-        if let (Some(at), NetworkLayer::Ip { source, destination, .. }) = (checksum_at, &self.network) {
-            let pseudo = pseudo_header(*source, *destination, self.protocol(), bytes.len());
-            let sum = match (checksum(&[&pseudo, &bytes]), &self.transport) {
-                // Zero would say that there is no checksum (RFC 768).
-                (0, TransportLayer::Udp { .. }) => 0xffff,
-                (sum, _) => sum,
-            };
-            bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-        }
-        bytes.freeze()
     }
 }
 

@@ -37,25 +37,41 @@ pub(super) fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, l
     bytes
 }
 
-/// A checksum that is wrong.
+/// A checksum that is wrong, or a packet that is not whole.
 #[derive(Debug, PartialEq, Eq, Error)]
-#[error("the {layer} checksum is {found:#06x}, and {right:#06x} would be right")]
-pub struct ChecksumError {
-    /// Which header it stands in.
-    pub layer: &'static str,
-    /// What stands there.
-    pub found: u16,
-    /// What should stand there.
-    pub right: u16,
+pub enum ChecksumError {
+    /// Another one would be right.
+    #[error("the {layer} checksum{} is {found:#06x}, and {right:#06x} would be right", if *is_quoted { " of the quoted packet" } else { "" })]
+    Wrong {
+        /// Which header it stands in.
+        layer: &'static str,
+        /// Whether it stands in the packet that an ICMP error quotes.
+        is_quoted: bool,
+        /// What stands there.
+        found: u32,
+        /// What should stand there.
+        right: u32,
+    },
+    /// The packet is shorter than its IP header says.
+    #[error("the packet is cut off")]
+    CutOff,
 }
 
-/// Checks every checksum in a whole packet.
+/// Checks every checksum in a whole packet, and in what it quotes of another as far as that goes.
 ///
 /// # Errors
 ///
 /// Names the first one that is wrong.
 pub fn verify(link: Link, packet: &[u8]) -> Result<(), ChecksumError> {
-    let Dissection { network, transport, .. } = Dissection::of(link, packet);
+    let dissection = Dissection::of(link, packet);
+    if dissection.network.is_some_and(|network| network.is_cut) {
+        return Err(ChecksumError::CutOff);
+    }
+    layers(&dissection, false)?;
+    dissection.quoted.map_or(Ok(()), |quoted| layers(&quoted, true))
+}
+
+fn layers(Dissection { network, transport, .. }: &Dissection, is_quoted: bool) -> Result<(), ChecksumError> {
     let checksums = [
         ("IPv4", network.and_then(|network| network.checksum)),
         ("transport", transport.and_then(|transport| transport.checksum)),
@@ -64,7 +80,7 @@ pub fn verify(link: Link, packet: &[u8]) -> Result<(), ChecksumError> {
         if let Some(Checksum { found, right }) = checksum
             && found != right
         {
-            return Err(ChecksumError { layer, found, right });
+            return Err(ChecksumError::Wrong { layer, is_quoted, found, right });
         }
     }
     Ok(())

@@ -7,18 +7,18 @@ use std::{
 };
 
 use super::{
-    Link,
+    Link, Message,
     checksum::{checksum, pseudo_header},
-    number,
+    number, sctp,
 };
 
 /// A checksum and what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checksum {
-    /// What stands in the packet.
-    pub found: u16,
+    /// What stands in the packet. Sixteen bits, in SCTP all of them.
+    pub found: u32,
     /// What should stand there.
-    pub right: u16,
+    pub right: u32,
 }
 
 /// An IP header.
@@ -34,8 +34,10 @@ pub struct Network {
     pub checksum: Option<Checksum>,
     /// Whether this is a fragment of a packet.
     pub is_fragment: bool,
-    /// Where what follows starts, and where the packet ends by what the header says.
+    /// Where what follows starts, and where the packet ends by what the header says, or is cut off.
     pub body: (usize, usize),
+    /// Whether it is cut off.
+    pub is_cut: bool,
 }
 
 /// Which transport protocol, with what is particular to it.
@@ -48,18 +50,38 @@ pub enum TransportKind {
     },
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
+    /// ICMP or ICMPv6.
+    Icmp {
+        /// The type.
+        kind: u8,
+        /// The code.
+        code: u8,
+    },
+}
+
+impl TransportKind {
+    /// Whether it is an ICMP error, which quotes a packet.
+    pub fn is_error(self, is_v4: bool) -> bool {
+        match self {
+            Self::Icmp { kind, .. } if is_v4 => matches!(kind, 3 | 4 | 5 | 11 | 12),
+            Self::Icmp { kind, .. } => kind < 128,
+            Self::Tcp { .. } | Self::Udp | Self::Sctp => false,
+        }
+    }
 }
 
 /// A transport header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transport {
-    /// The source port.
+    /// The source port; of ICMP the identifier, should it have one.
     pub source: u16,
-    /// The destination port.
+    /// The destination port; of ICMP as the source.
     pub destination: u16,
     /// The protocol.
     pub kind: TransportKind,
-    /// The checksum; none where UDP over IPv4 goes without.
+    /// The checksum; none where UDP over IPv4 goes without, nor where not all is there that it covers.
     pub checksum: Option<Checksum>,
 }
 
@@ -74,6 +96,8 @@ pub struct Dissection {
     pub network: Option<Network>,
     /// The transport header.
     pub transport: Option<Transport>,
+    /// The packet that an ICMP error quotes, which may be cut off.
+    pub quoted: Option<Box<Self>>,
 }
 
 impl Dissection {
@@ -84,13 +108,24 @@ impl Dissection {
             Link::None => Some(0),
             Link::Ethernet => dissection.link(packet),
         };
-        dissection.network = at.and_then(|at| match packet.get(at)? >> 4 {
+        dissection.network(packet, at);
+        if let (Some(network), Some(transport)) = (dissection.network, dissection.transport)
+            && transport.kind.is_error(network.source.is_ipv4())
+            && let Some(quote) = packet.get(network.body.0 + Message::HEADER..network.body.1)
+        {
+            dissection.quoted = Some(Box::new(Self::of(Link::None, quote)));
+        }
+        dissection
+    }
+
+    /// The IP header at `at`, and what follows it.
+    fn network(&mut self, packet: &[u8], at: Option<usize>) {
+        self.network = at.and_then(|at| match packet.get(at)? >> 4 {
             4 => ipv4(packet, at),
             6 => ipv6(packet, at),
             _ => None,
         });
-        dissection.transport = dissection.network.and_then(|network| transport(packet, &network));
-        dissection
+        self.transport = self.network.and_then(|network| transport(packet, &network));
     }
 
     /// Where the IP header starts.
@@ -124,11 +159,12 @@ fn ipv4(packet: &[u8], at: usize) -> Option<Network> {
         destination,
         protocol: *header.get(9)?,
         checksum: Some(Checksum {
-            found: read_u16(header, 10)?,
-            right: checksum(&[&header[..10], &[0, 0], &header[12..]]),
+            found: read_u16(header, 10)?.into(),
+            right: checksum(&[&header[..10], &[0, 0], &header[12..]]).into(),
         }),
         is_fragment: read_u16(header, 6)? & 0x3fff != 0,
         body: (at + length, end.min(packet.len())),
+        is_cut: end > packet.len(),
     })
 }
 
@@ -150,30 +186,68 @@ fn ipv6(packet: &[u8], at: usize) -> Option<Network> {
         (protocol, body) = (next, body + size);
     }
     let end = at + 40 + usize::from(read_u16(header, 4)?);
-    Some(Network { source, destination, protocol, checksum: None, is_fragment, body: (body, end.min(packet.len())) })
+    Some(Network {
+        source,
+        destination,
+        protocol,
+        checksum: None,
+        is_fragment,
+        body: (body, end.min(packet.len())),
+        is_cut: end > packet.len(),
+    })
 }
 
 fn transport(packet: &[u8], network: &Network) -> Option<Transport> {
-    let Network { source, destination, protocol, is_fragment, body: (start, end), .. } = *network;
+    let Network { source, destination, protocol, is_fragment, is_cut, body: (start, end), .. } = *network;
     let body = packet.get(start..end)?;
-    let (kind, at) = match protocol {
-        number::TCP => (TransportKind::Tcp { flags: *body.get(13)? }, 16),
-        number::UDP => (TransportKind::Udp, 6),
+    // A piece that is not the first has no header: what stands there is anything.
+    let pseudo = pseudo_header(source, destination, protocol, body.len());
+    let (kind, checksum) = match protocol {
+        // An error quotes as little as eight bytes, in which there are no flags.
+        number::TCP => (
+            TransportKind::Tcp { flags: body.get(13).copied().unwrap_or_default() },
+            internet_checksum(&pseudo, body, 16),
+        ),
+        number::UDP => (
+            TransportKind::Udp,
+            internet_checksum(&pseudo, body, 6)
+                .filter(|sum| sum.found != 0 || source.is_ipv6())
+                .map(|sum| Checksum { right: if sum.right == 0 { 0xffff } else { sum.right }, ..sum }),
+        ),
+        number::SCTP => (TransportKind::Sctp, sctp_checksum(body)),
+        number::ICMP if source.is_ipv4() => (icmp(body)?, internet_checksum(&[], body, 2)),
+        number::ICMPV6 if source.is_ipv6() => (icmp(body)?, internet_checksum(&pseudo, body, 2)),
         _ => return None,
     };
-    let found = read_u16(body, at)?;
-    let pseudo = pseudo_header(source, destination, protocol, body.len());
-    let absent = kind == TransportKind::Udp && found == 0 && source.is_ipv4();
-    let right = match checksum(&[&pseudo, &body[..at], &[0, 0], &body[at + 2..]]) {
-        0 if kind == TransportKind::Udp => 0xffff,
-        right => right,
+    let ports = match kind {
+        TransportKind::Icmp { .. } => (read_u16(body, 4)?, read_u16(body, 4)?),
+        TransportKind::Tcp { .. } | TransportKind::Udp | TransportKind::Sctp => {
+            (read_u16(body, 0)?, read_u16(body, 2)?)
+        }
     };
     Some(Transport {
-        source: read_u16(body, 0)?,
-        destination: read_u16(body, 2)?,
+        source: ports.0,
+        destination: ports.1,
         kind,
-        checksum: (!absent && !is_fragment).then_some(Checksum { found, right }),
+        checksum: checksum.filter(|_| !is_fragment && !is_cut),
     })
+}
+
+fn icmp(body: &[u8]) -> Option<TransportKind> {
+    Some(TransportKind::Icmp { kind: *body.first()?, code: *body.get(1)? })
+}
+
+/// The checksum at `at` of `body`.
+fn internet_checksum(pseudo_header: &[u8], body: &[u8], at: usize) -> Option<Checksum> {
+    let found = read_u16(body, at)?;
+    let right = checksum(&[pseudo_header, &body[..at], &[0, 0], &body[at + 2..]]);
+    Some(Checksum { found: found.into(), right: right.into() })
+}
+
+fn sctp_checksum(body: &[u8]) -> Option<Checksum> {
+    let right = sctp::checksum(body)?;
+    let found = body.get(sctp::CHECKSUM..sctp::CHECKSUM + 4)?.try_into().ok()?;
+    Some(Checksum { found: u32::from_be_bytes(found), right: u32::from_be_bytes(right) })
 }
 
 fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
@@ -193,16 +267,18 @@ impl fmt::Display for Checksum {
 
 impl fmt::Display for Dissection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vlans, ethertype, network, transport } = self;
+        let Self { vlans, ethertype, network, transport, quoted } = self;
         if let Some(ethertype) = ethertype {
             writeln!(f, "Ethernet type {ethertype:#06x} vlans {vlans:?}")?;
         }
-        if let Some(Network { source, destination, protocol, checksum, is_fragment, body: (start, end) }) = network {
+        if let Some(network) = network {
+            let Network { source, destination, protocol, checksum, is_fragment, body: (start, end), is_cut } = network;
             write!(f, "IP {source} -> {destination} protocol {protocol} body {start}..{end}")?;
             if let Some(checksum) = checksum {
                 write!(f, " checksum {checksum}")?;
             }
-            writeln!(f, "{}", if *is_fragment { " fragment" } else { "" })?;
+            let (fragment, cut) = (if *is_fragment { " fragment" } else { "" }, if *is_cut { " cut off" } else { "" });
+            writeln!(f, "{fragment}{cut}")?;
         }
         if let Some(Transport { source, destination, kind, checksum }) = transport {
             write!(f, "{kind:?} {source} -> {destination}")?;
@@ -210,6 +286,9 @@ impl fmt::Display for Dissection {
                 Some(checksum) => writeln!(f, " checksum {checksum}")?,
                 None => writeln!(f, " no checksum")?,
             }
+        }
+        if let Some(quoted) = quoted {
+            write!(f, "about {quoted}")?;
         }
         Ok(())
     }

@@ -34,8 +34,8 @@ impl Extension {
         }
     }
 
-    /// Appends the header to `packet`; `next` is the number of what follows.
-    pub(super) fn put(self, packet: &mut BytesMut, next: u8) {
+    /// Appends the header to `packet`; `next` is the number of what follows, `identification` a fragment's.
+    pub(super) fn put(self, packet: &mut BytesMut, next: u8, identification: u32) {
         packet.put_u8(next);
         match self {
             Self::HopByHop(units) | Self::DestinationOptions(units) => {
@@ -72,7 +72,7 @@ impl Extension {
             Self::Fragment { offset, more } => {
                 packet.put_u8(0);
                 packet.put_u16(offset & !7 | u16::from(more));
-                packet.put_u32(0xdead_beef);
+                packet.put_u32(identification);
             }
         }
     }

@@ -5,12 +5,18 @@
 mod build;
 mod checksum;
 mod dissect;
+mod encode;
 mod extension;
+mod icmp;
+mod sctp;
+#[cfg(test)]
+mod tests;
 
 pub use build::{Packet, Part, Tag, flags};
 pub use checksum::{ChecksumError, verify};
 pub use dissect::{Checksum, Dissection, Network, Transport, TransportKind, difference, show};
 pub use extension::Extension;
+pub use icmp::Message;
 
 /// What stands in front of the IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
