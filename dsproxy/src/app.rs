@@ -22,6 +22,7 @@ use crate::{
     },
     host_settings, http,
     interfaces::{self, Overrides},
+    leftovers,
     maps::Contents,
     metrics::Metrics,
     progress::Progress,
@@ -51,7 +52,8 @@ pub fn run(flags: &RunFlags) -> anyhow::Result<()> {
         warn!("{warning}");
     }
     if flags.cleanup {
-        return cleanup(&assembled.config.bpffs);
+        // Neither must keep the other from being done.
+        return cleanup(&assembled.config.bpffs).and(cleanup_kube_proxy());
     }
     if flags.init_only {
         let failures = host_settings::apply(&host_settings::of_host(&assembled.config, cpus()), Path::new("/"));
@@ -107,6 +109,8 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     for failure in host_settings::apply(&host_settings::plan(&config, cpus()), Path::new("/")) {
         warn!("{failure}");
     }
+    // A large iptables takes a while to list.
+    tokio::task::spawn_blocking(warn_of_leftovers);
     let bpffs = Bpffs::ensure(&config.bpffs)?;
     let Loaded { object, maps, found } = load::load(Some(&bpffs), &config.capacities, &config.lifetimes)?;
     let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
@@ -227,6 +231,44 @@ pub fn cleanup(directory: &Path) -> anyhow::Result<()> {
         bail!("{} programs are still attached", cleanup.failures.len());
     }
     Ok(())
+}
+
+/// Removes what kube-proxy has left on this node.
+///
+/// # Errors
+///
+/// When something stays behind; the rest is removed all the same.
+pub fn cleanup_kube_proxy() -> anyhow::Result<()> {
+    let leftovers::Survey { leftovers, failures } = leftovers::remove();
+    for leftover in &leftovers {
+        println!("removed {leftover}");
+    }
+    if leftovers.is_empty() && failures.is_empty() {
+        println!("kube-proxy has left nothing");
+    }
+    for failure in &failures {
+        eprintln!("dsproxy: {failure}");
+    }
+    if !failures.is_empty() {
+        bail!("{} things of kube-proxy's may still be there", failures.len());
+    }
+    Ok(())
+}
+
+/// Names what kube-proxy has left on this node.
+fn warn_of_leftovers() {
+    let leftovers::Survey { leftovers, failures } = leftovers::find();
+    if !leftovers.is_empty() {
+        let found = leftovers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        warn!(
+            found,
+            "kube-proxy has left rules that translate packets to Services as well; when it no longer runs on this node, \
+             `dsproxy cleanup --kube-proxy` removes them"
+        );
+    }
+    for failure in failures {
+        warn!("what kube-proxy may have left on this node: {failure}");
+    }
 }
 
 /// The waits between attempts at something that keeps failing.

@@ -30,7 +30,7 @@ enum Command {
     Backends(InspectArguments),
     /// The connections in the maps
     Connections(InspectArguments),
-    /// Remove programs, maps and pins; connections through Services end
+    /// Remove programs, maps and pins, so that connections through Services end; or what kube-proxy has left
     Cleanup(CleanupArguments),
 }
 
@@ -50,6 +50,10 @@ pub struct InspectArguments {
 struct CleanupArguments {
     #[command(flatten)]
     bpffs: BpffsFlag,
+
+    /// Remove what a kube-proxy that no longer runs has left on this node, in all of its modes, and nothing of dsproxy's
+    #[arg(long)]
+    kube_proxy: bool,
 }
 
 /// The form of what is printed.
@@ -74,7 +78,8 @@ impl Arguments {
             Command::Services(arguments) => inspect::print(&arguments, inspect::services),
             Command::Backends(arguments) => inspect::print(&arguments, inspect::backends),
             Command::Connections(arguments) => inspect::print(&arguments, inspect::connections),
-            Command::Cleanup(CleanupArguments { bpffs }) => app::cleanup(&bpffs.directory),
+            Command::Cleanup(CleanupArguments { bpffs: _, kube_proxy: true }) => app::cleanup_kube_proxy(),
+            Command::Cleanup(CleanupArguments { bpffs, kube_proxy: false }) => app::cleanup(&bpffs.directory),
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod host_settings;
 pub mod http;
 pub mod inspect;
 pub mod interfaces;
+pub mod leftovers;
 pub mod log_level;
 pub mod maglev;
 pub mod maps;

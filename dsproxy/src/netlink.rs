@@ -1,10 +1,10 @@
-//! Route netlink, as far as it is needed: requests, answers, attributes and the socket of events.
+//! Netlink, as far as it is needed: requests, answers, attributes and the socket of events.
 //!
 //! Messages are taken apart attribute by attribute, by whoever knows what they mean: an attribute
 //! that a newer kernel adds, or whose length it changes, then costs nothing and hides nothing.
 //! Nothing here knows what a link, a route or a filter is.
 
-use std::io;
+use std::{io, ops::RangeInclusive};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::{
@@ -31,13 +31,13 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 #[derive(Debug, Error)]
 pub enum NetlinkError {
     /// The socket could not be made; the limits on open files are the usual reason.
-    #[error("open a route netlink socket: {0}")]
+    #[error("open a netlink socket: {0}")]
     Open(#[source] io::Error),
     /// The request could not be sent.
-    #[error("send a route netlink request: {0}")]
+    #[error("send a netlink request: {0}")]
     Send(#[source] io::Error),
     /// The answer could not be read.
-    #[error("read from the route netlink socket: {0}")]
+    #[error("read from the netlink socket: {0}")]
     Receive(#[source] io::Error),
     /// The kernel refused the request.
     #[error("the kernel refused: {source}{}", note(.message))]
@@ -87,6 +87,17 @@ impl Request {
     /// A request that is answered with an acknowledgement or an error.
     pub(crate) fn change(kind: u16, flags: u16, fixed: &[u8]) -> Self {
         Self::new(kind, NLM_F_ACK | flags, fixed)
+    }
+
+    /// A request that is one of a batch: only an error is answered.
+    pub(crate) fn batched(kind: u16, fixed: &[u8]) -> Self {
+        Self::new(kind, 0, fixed)
+    }
+
+    fn acknowledged(mut self) -> Self {
+        let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | NLM_F_ACK;
+        self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        self
     }
 
     fn new(kind: u16, flags: u16, fixed: &[u8]) -> Self {
@@ -190,15 +201,19 @@ pub(crate) fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
-/// The answer to one request, as far as it has arrived.
+/// The answer to one request, or to all of a batch, as far as it has arrived.
 struct Answer {
-    sequence: u32,
+    sequences: RangeInclusive<u32>,
     interrupted: bool,
 }
 
 impl Answer {
     fn to(sequence: u32) -> Self {
-        Self { sequence, interrupted: false }
+        Self::to_all(sequence..=sequence)
+    }
+
+    fn to_all(sequences: RangeInclusive<u32>) -> Self {
+        Self { sequences, interrupted: false }
     }
 
     /// Hands the messages of a datagram that belong to the answer to `take`. True at its end.
@@ -208,7 +223,7 @@ impl Answer {
         for message in messages(datagram) {
             let message = message?;
             // What an earlier, abandoned request left in the socket.
-            if message.sequence != self.sequence {
+            if !self.sequences.contains(&message.sequence) {
                 continue;
             }
             self.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
@@ -259,17 +274,45 @@ pub(crate) struct BlockingSocket {
 }
 
 impl BlockingSocket {
+    /// A socket of route netlink.
     pub(crate) fn open() -> Result<Self, NetlinkError> {
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Open)?;
+        Self::open_to(NETLINK_ROUTE)
+    }
+
+    /// A socket of another protocol of netlink's.
+    pub(crate) fn open_to(protocol: isize) -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(protocol).map_err(NetlinkError::Open)?;
         prepare(&mut socket)?;
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(DATAGRAM) })
     }
 
+    /// Sends requests between `begin` and `end`, all of which the kernel does, or none; waits for its word.
+    pub(crate) fn exchange_batch(
+        &mut self,
+        begin: Request,
+        mut requests: Vec<Request>,
+        end: Request,
+    ) -> Result<(), NetlinkError> {
+        let Some(last) = requests.pop() else { return Ok(()) };
+        let mut datagram = Vec::new();
+        let first = self.sequence.wrapping_add(1);
+        // Errors come in order, and the acknowledgement of the last after them.
+        for request in std::iter::once(begin).chain(requests).chain([last.acknowledged(), end]) {
+            self.sequence = self.sequence.wrapping_add(1);
+            datagram.extend(request.numbered(self.sequence));
+        }
+        self.socket.send(&datagram, 0).map_err(NetlinkError::Send)?;
+        self.receive(Answer::to_all(first..=self.sequence), |_| {})
+    }
+
     /// Sends a request and hands each message of the answer to `take`.
-    pub(crate) fn exchange(&mut self, request: Request, mut take: impl FnMut(Message<'_>)) -> Result<(), NetlinkError> {
+    pub(crate) fn exchange(&mut self, request: Request, take: impl FnMut(Message<'_>)) -> Result<(), NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1);
         self.socket.send(&request.numbered(self.sequence), 0).map_err(NetlinkError::Send)?;
-        let mut answer = Answer::to(self.sequence);
+        self.receive(Answer::to(self.sequence), take)
+    }
+
+    fn receive(&mut self, mut answer: Answer, mut take: impl FnMut(Message<'_>)) -> Result<(), NetlinkError> {
         loop {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer, 0) {

@@ -7,6 +7,7 @@ mod full_maps;
 mod health;
 mod kernel_without;
 mod layout;
+mod leftovers;
 mod outages;
 mod process;
 mod refusals;

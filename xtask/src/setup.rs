@@ -31,7 +31,14 @@ const LLVM_ROOT: &str = "/usr/lib/llvm-22";
 const LLVM_LIBRARY: &str = "/usr/lib/llvm-22/lib/libLLVM.so";
 
 /// Programs from Debian packages that are used beside the compiler: (program, package).
-const PROGRAMS: [(&str, &str); 4] = [("ip", "iproute2"), ("tc", "iproute2"), ("cc", "gcc"), ("c++", "g++")];
+const PROGRAMS: [(&str, &str); 6] = [
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("nft", "nftables"),
+    ("iptables-legacy", "iptables"),
+    ("cc", "gcc"),
+    ("c++", "g++"),
+];
 
 /// Installs whatever is missing.
 pub(crate) fn ensure() -> anyhow::Result<()> {
