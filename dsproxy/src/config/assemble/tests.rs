@@ -370,7 +370,7 @@ fn the_families_of_the_host_are_looked_at() {
         let warnings = check(arguments, host).expect("no error");
         match warned {
             Some(part) => {
-                assert!(matches!(warnings.as_slice(), [only] if only.contains(part)), "{arguments:?}: {warnings:?}")
+                assert!(matches!(warnings.as_slice(), [only] if only.contains(part)), "{arguments:?}: {warnings:?}");
             }
             None => assert_eq!(warnings, Vec::<String>::new(), "{arguments:?}"),
         }
