@@ -65,6 +65,9 @@ reasons! {
     /// Dropped, for as many refusals as may be were sent this second: the Service has no endpoint, or the ClusterIP no such
     /// port.
     RefusalLimit = "refusal-limit",
+    /// Dropped without an answer, which it may not have: it comes from an address that is no single host's, was sent to
+    /// many, or is itself a reset.
+    Unanswerable = "unanswerable",
     /// Dropped: a traffic policy wants an endpoint on this node, and those there are are on others.
     NoLocalEndpoint = "no-local-endpoint",
     /// Dropped: the client is not within the Service's source ranges.
@@ -89,6 +92,12 @@ impl Reason {
     /// How many reasons there are.
     pub const COUNT: usize = Self::ALL.len();
 
+    /// Whether the sender was answered in place of the packet, which was dropped.
+    #[inline(always)]
+    pub const fn is_answer(self) -> bool {
+        matches!(self, Self::NoEndpoint | Self::NoPort | Self::BackendGone)
+    }
+
     /// Whether the packet was dropped.
     #[inline(always)]
     pub const fn is_drop(self) -> bool {
@@ -96,6 +105,7 @@ impl Reason {
             Self::NoEndpoint
             | Self::NoPort
             | Self::RefusalLimit
+            | Self::Unanswerable
             | Self::NoLocalEndpoint
             | Self::SourceRange
             | Self::Unallocated
@@ -180,6 +190,8 @@ mod tests {
         assert_eq!(names.len(), Reason::COUNT);
         for reason in Reason::ALL {
             assert_eq!(reason.explanation().trim().starts_with("Dropped"), reason.is_drop(), "{reason:?}");
+            let says_answer = reason.explanation().contains("Dropped and answered");
+            assert_eq!(says_answer, reason.is_answer(), "{reason:?}");
         }
     }
 }

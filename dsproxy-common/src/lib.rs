@@ -15,6 +15,7 @@ pub mod fragment;
 pub mod hash;
 pub mod layout;
 mod record;
+pub mod refusal;
 pub mod service;
 pub mod settings;
 pub mod socket;

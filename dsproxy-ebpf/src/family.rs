@@ -9,11 +9,25 @@ use dsproxy_common::{
 };
 
 use crate::{
-    maps,
+    icmp, maps,
     packet::{Linear, Short, View},
     parse::{Transport, ipv4, ipv6},
     rewrite::End,
 };
+
+/// The hop limit or time to live of packets that are made here (IANA, IP parameters).
+pub(crate) const HOP_LIMIT: u8 = 64;
+
+/// An IP header that is to be written.
+pub(crate) struct Header<'k, A> {
+    pub(crate) source: &'k A,
+    pub(crate) destination: &'k A,
+    pub(crate) protocol: u8,
+    /// The type of service or traffic class.
+    pub(crate) class: u8,
+    /// How many bytes follow it.
+    pub(crate) length: u16,
+}
 
 /// The maps of one family.
 pub(crate) struct Maps<A: 'static> {
@@ -43,12 +57,14 @@ pub(crate) trait Family: Sized + 'static {
     /// Which family it is.
     const FAMILY: IpFamily = <Self::Address as Address>::FAMILY;
 
-    /// The protocol number of its ICMP, and the types of its echo messages.
-    const ICMP: u8;
-    const ECHO_REQUEST: u8;
-    const ECHO_REPLY: u8;
-    /// Whether the checksum of its ICMP covers the addresses.
-    const ICMP_COVERS_ADDRESSES: bool;
+    /// Its IP header without options or extensions, in bytes.
+    const HEADER: usize;
+
+    /// Whether the IP header has a checksum of its own.
+    const HAS_HEADER_CHECKSUM: bool;
+
+    /// Its ICMP.
+    const ICMP: icmp::Numbers;
 
     /// The smallest network that holds all ClusterIPs.
     fn services(settings: &Settings) -> &Network<Self::Address>;
@@ -63,6 +79,15 @@ pub(crate) trait Family: Sized + 'static {
     /// checksum, if it has one, is made right.
     fn write_address(linear: Linear, l3: usize, end: End, address: Self::Address, difference: u16)
     -> Result<(), Short>;
+
+    /// How many bytes the packet has from its IP header at `l3` on, if the header says so.
+    fn length(linear: Linear, l3: usize) -> Result<Option<usize>, Short>;
+
+    /// Puts an IP header at `l3`, its checksum, if it has one, right.
+    fn write_header(linear: Linear, l3: usize, header: &Header<'_, Self::Address>) -> Result<(), Short>;
+
+    /// Whether `address` is a single host's, as far as can be told from it.
+    fn is_host(address: &Self::Address) -> bool;
 }
 
 /// IPv4.
@@ -74,11 +99,9 @@ pub(crate) enum V6 {}
 impl Family for V4 {
     type Address = Addr4;
 
-    // RFC 792.
-    const ICMP: u8 = 1;
-    const ECHO_REQUEST: u8 = 8;
-    const ECHO_REPLY: u8 = 0;
-    const ICMP_COVERS_ADDRESSES: bool = false;
+    const HEADER: usize = ipv4::HEADER;
+    const HAS_HEADER_CHECKSUM: bool = true;
+    const ICMP: icmp::Numbers = icmp::V4;
 
     #[inline(always)]
     fn services(settings: &Settings) -> &Network<Addr4> {
@@ -123,16 +146,29 @@ impl Family for V4 {
         header.write::<u16, { ipv4::CHECKSUM }>(checksum::update(checksum, difference));
         Ok(())
     }
+
+    #[inline(always)]
+    fn length(linear: Linear, l3: usize) -> Result<Option<usize>, Short> {
+        ipv4::length(linear, l3)
+    }
+
+    #[inline(always)]
+    fn write_header(linear: Linear, l3: usize, header: &Header<'_, Addr4>) -> Result<(), Short> {
+        ipv4::write_header(linear, l3, header)
+    }
+
+    #[inline(always)]
+    fn is_host(address: &Addr4) -> bool {
+        ipv4::is_host(address)
+    }
 }
 
 impl Family for V6 {
     type Address = Addr6;
 
-    // RFC 4443.
-    const ICMP: u8 = 58;
-    const ECHO_REQUEST: u8 = 128;
-    const ECHO_REPLY: u8 = 129;
-    const ICMP_COVERS_ADDRESSES: bool = true;
+    const HEADER: usize = ipv6::HEADER;
+    const HAS_HEADER_CHECKSUM: bool = false;
+    const ICMP: icmp::Numbers = icmp::V6;
 
     #[inline(always)]
     fn services(settings: &Settings) -> &Network<Addr6> {
@@ -175,5 +211,20 @@ impl Family for V6 {
             End::Destination => header.write_address::<_, { ipv6::DESTINATION }>(address),
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn length(linear: Linear, l3: usize) -> Result<Option<usize>, Short> {
+        ipv6::length(linear, l3)
+    }
+
+    #[inline(always)]
+    fn write_header(linear: Linear, l3: usize, header: &Header<'_, Addr6>) -> Result<(), Short> {
+        ipv6::write_header(linear, l3, header)
+    }
+
+    #[inline(always)]
+    fn is_host(address: &Addr6) -> bool {
+        ipv6::is_host(address)
     }
 }

@@ -7,15 +7,20 @@
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::needless_pass_by_value, reason = "the program attribute hands the context over by value")]
 
+mod answer;
 mod clock;
 mod count;
 mod family;
+mod icmp;
+mod icmp_error;
 mod lookup;
 mod maps;
 mod packet;
 mod parse;
 mod pick;
 mod pipeline;
+mod refuse;
+mod reset;
 mod rewrite;
 mod track;
 mod verifier;
@@ -28,7 +33,7 @@ use aya_ebpf::{
 };
 use dsproxy_common::count::Reason;
 
-use crate::{parse::link::Link, pipeline::Side};
+use crate::{packet::PacketContext as _, parse::link::Link, pipeline::Side};
 
 /// Packets of a pod that enter the stack.
 #[classifier]
@@ -78,11 +83,18 @@ pub fn node_egress_ip(context: TcContext) -> i32 {
     action(&context, pipeline::egress(&context, Link::None, Side::Node))
 }
 
-/// What is not dropped goes on to whatever program is attached after ours, and from there to the stack.
+/// What is not dropped goes on to whatever program is attached after ours, and from there to the stack. An answer in place of
+/// the packet goes back.
 #[inline(always)]
 fn action(context: &TcContext, reason: Reason) -> i32 {
     log(context, reason);
-    if reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
+    if reason.is_answer() {
+        context.send_back()
+    } else if reason.is_drop() {
+        TC_ACT_SHOT
+    } else {
+        TC_ACT_UNSPEC
+    }
 }
 
 /// One line a packet, for debugging; no instruction of it is there without the feature.

@@ -13,12 +13,13 @@ use dsproxy_common::{
     flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
     fragment::{Fragment, FragmentKey},
     layout::capacity,
+    refusal::Budget,
     service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceName, SourceRange},
     settings::Settings,
     socket::{SocketEntry, SocketKey},
 };
 
-use crate::track::connection::Connection;
+use crate::{refuse::Quote, track::connection::Connection};
 
 /// Memory follows use: only user space adds entries, so no program ever waits for an allocation.
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
@@ -64,6 +65,11 @@ pub(crate) static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, SERVICES> = Per
 /// Not read by any program: it is for whoever looks at the maps without the daemon.
 #[btf_map]
 pub(crate) static SERVICE_NAMES: HashMap<u32, ServiceName, SERVICES, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(crate) static REFUSALS: PerCpuArray<Budget, 1> = PerCpuArray::new();
+/// Not kept from one packet to the next.
+#[btf_map]
+pub(crate) static QUOTE: PerCpuArray<Quote, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub(crate) static FRONTENDS_V4: Frontends<Addr4> = HashMap::new();

@@ -2,8 +2,13 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_csum_update, bpf_l4_csum_replace},
+    bindings::{
+        __sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    helpers::{
+        bpf_csum_diff, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 use dsproxy_common::{Address, IpFamily, Port, checksum};
@@ -50,6 +55,26 @@ pub(crate) trait PacketContext {
     fn pull(&self, length: u32) -> Result<(), Refused>;
     /// Makes the transport checksum at `offset` right after `change`.
     fn update_transport_checksum(&self, offset: usize, change: &TransportChange) -> Result<(), Refused>;
+    /// Whether the link layer brought the packet to more than one host.
+    fn was_sent_to_many(&self) -> bool;
+    /// Makes the packet `length` bytes long at its end, all of it linear. It is no aggregate of segments any more.
+    fn resize(&self, length: u32) -> Result<(), Refused>;
+    /// Takes `count` bytes out behind the link-layer header.
+    fn cut(&self, count: u32) -> Result<(), Refused>;
+    /// Copies `length` bytes at `offset` to `to`.
+    ///
+    /// # Safety
+    ///
+    /// There must be room for them.
+    unsafe fn copy_out(&self, offset: usize, to: *mut u8, length: usize) -> Result<(), Refused>;
+    /// Copies `length` bytes at `from` into the packet at `offset`.
+    ///
+    /// # Safety
+    ///
+    /// They must be readable.
+    unsafe fn copy_in(&self, offset: usize, from: *const u8, length: usize) -> Result<(), Refused>;
+    /// The verdict that sends the packet out of the device it came by.
+    fn send_back(&self) -> i32;
 }
 
 /// The linear part of a packet.
@@ -180,6 +205,60 @@ impl PacketContext for TcContext {
         }
         Ok(())
     }
+
+    #[inline(always)]
+    fn was_sent_to_many(&self) -> bool {
+        // PACKET_BROADCAST and PACKET_MULTICAST (include/uapi/linux/if_packet.h).
+        // SAFETY: the context that the kernel gave us.
+        matches!(unsafe { (*self.as_ptr().cast::<__sk_buff>()).pkt_type }, 1 | 2)
+    }
+
+    #[inline(always)]
+    fn resize(&self, length: u32) -> Result<(), Refused> {
+        // SAFETY: a helper that takes integers and the context that the kernel gave us.
+        made(unsafe { bpf_skb_change_tail(self.as_ptr().cast(), length, 0) })
+    }
+
+    #[inline(always)]
+    fn cut(&self, count: u32) -> Result<(), Refused> {
+        // SAFETY: as in `resize`.
+        made(unsafe { bpf_skb_adjust_room(self.as_ptr().cast(), -count.cast_signed(), BPF_ADJ_ROOM_MAC, 0) })
+    }
+
+    #[inline(always)]
+    unsafe fn copy_out(&self, offset: usize, to: *mut u8, length: usize) -> Result<(), Refused> {
+        // SAFETY: given by the caller.
+        made(unsafe { bpf_skb_load_bytes(self.as_ptr().cast_const(), offset as u32, to.cast(), length as u32) })
+    }
+
+    #[inline(always)]
+    unsafe fn copy_in(&self, offset: usize, from: *const u8, length: usize) -> Result<(), Refused> {
+        let flags = BPF_F_INVALIDATE_HASH.into();
+        // SAFETY: given by the caller.
+        made(unsafe { bpf_skb_store_bytes(self.as_ptr().cast(), offset as u32, from.cast(), length as u32, flags) })
+    }
+
+    #[inline(always)]
+    fn send_back(&self) -> i32 {
+        // SAFETY: as in `was_sent_to_many` and `resize`.
+        unsafe { bpf_redirect((*self.as_ptr().cast::<__sk_buff>()).ifindex, 0) as i32 }
+    }
+}
+
+#[inline(always)]
+fn made(result: i64) -> Result<(), Refused> {
+    if result == 0 { Ok(()) } else { Err(Refused) }
+}
+
+/// The sum of `seed` and the words in `length` bytes at `bytes`, a multiple of four.
+///
+/// # Safety
+///
+/// The bytes must be readable.
+#[inline(always)]
+pub(crate) unsafe fn sum(bytes: *const u8, length: u32, seed: u32) -> u32 {
+    // SAFETY: given by the caller; the helper only reads.
+    unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, bytes.cast_mut().cast(), length, seed) as u32 }
 }
 
 /// Leaves it to the kernel to make the transport checksum at `offset` right after a change of an address.

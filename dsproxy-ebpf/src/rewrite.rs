@@ -36,11 +36,11 @@ pub(crate) fn rewrite<F: Family, C: PacketContext>(
     let written = F::write_address(linear, packet.l3, end, address, difference).and_then(|()| match packet.content {
         Content::Tcp | Content::Udp => transport::write_port(linear, packet.l4, end, port),
         Content::Echo => {
-            let difference = if F::ICMP_COVERS_ADDRESSES { difference } else { 0 };
+            let difference = if F::ICMP.has_pseudo_header { difference } else { 0 };
             transport::write_identifier(linear, packet.l4, port, difference)
         }
         // Neither ports nor checksum: who asks for another port is refused in user space.
-        Content::Sctp | Content::Other => Ok(()),
+        Content::Sctp | Content::Error | Content::Other => Ok(()),
     });
     written.map_err(|Short { .. }| Reason::RewriteFailed)?;
 

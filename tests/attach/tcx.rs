@@ -153,7 +153,8 @@ fn stray_programs_of_ours_are_reaped_after_the_new_ones_are_in_place() {
     node.run(move || {
         let mut stray = load();
         for interface in ["veth0", "veth1"] {
-            for (name, direction) in [("pod_ingress_ethernet", Direction::Ingress), ("pod_egress_ethernet", Direction::Egress)]
+            for (name, direction) in
+                [("pod_ingress_ethernet", Direction::Ingress), ("pod_egress_ethernet", Direction::Egress)]
             {
                 let program: &mut SchedClassifier =
                     stray.program_mut(name).expect("there").try_into().expect("a classifier");
@@ -235,7 +236,10 @@ fn devices_without_a_link_layer_header_run_the_ip_programs() {
         }
         let report = attacher.sync(&wanted);
         assert_eq!((report.attached, report.failures.len()), (2, 0), "{report:?}");
-        assert_eq!(tcx("tun0", Direction::Ingress), [("node_ingress_ip".to_owned(), id_of(&object, "node_ingress_ip"))]);
+        assert_eq!(
+            tcx("tun0", Direction::Ingress),
+            [("node_ingress_ip".to_owned(), id_of(&object, "node_ingress_ip"))]
+        );
         assert_eq!(tcx("tun0", Direction::Egress), [("egress_ip".to_owned(), id_of(&object, "egress_ip"))]);
         assert_eq!(attacher.sync(&BTreeMap::new()).detached, 2);
         assert!(tcx("tun0", Direction::Ingress).is_empty());

@@ -18,10 +18,8 @@ fn every_program_passes_the_verifier() {
     let release = kernel_release().expect("a kernel that tells its release");
     let mut datapath = Datapath::load(&CAPACITIES)
         .unwrap_or_else(|error| panic!("kernel {release} does not take the programs: {error}"));
-    let mut names: Vec<_> = Hook::ALL
-        .into_iter()
-        .flat_map(|hook| Link::ALL.map(|link| program_name(hook, link)))
-        .collect();
+    let mut names: Vec<_> =
+        Hook::ALL.into_iter().flat_map(|hook| Link::ALL.map(|link| program_name(hook, link))).collect();
     names.sort_unstable();
     let mut known = PROGRAMS;
     known.sort_unstable();

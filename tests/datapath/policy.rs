@@ -19,7 +19,12 @@ use ipnet::IpNet;
 use crate::world::{Expected, Served, World, everywhere, outsider};
 
 /// Where packets from `clients` to `served` go, by hook.
-fn reached(world: &World, served: &Served, hook: Hook, clients: impl Iterator<Item = SocketAddr>) -> BTreeSet<SocketAddr> {
+fn reached(
+    world: &World,
+    served: &Served,
+    hook: Hook,
+    clients: impl Iterator<Item = SocketAddr>,
+) -> BTreeSet<SocketAddr> {
     let vip = served.frontend(world.family);
     let vip = SocketAddr::new(vip.address, vip.port);
     clients
@@ -86,10 +91,8 @@ fn a_source_that_is_said_to_be_a_pods_is_inside_whatever_device_it_comes_by() {
 #[test]
 fn without_an_endpoint_on_this_node_nobody_is_answered_who_wants_one() {
     everywhere(|world| {
-        let served = Served::new(1, Protocol::Tcp)
-            .kind(FrontendKind::NodePort)
-            .active([1])
-            .reach(Reach::Cluster, Reach::Local);
+        let served =
+            Served::new(1, Protocol::Tcp).kind(FrontendKind::NodePort).active([1]).reach(Reach::Cluster, Reach::Local);
         let flow = world.flow(&served, 40_000);
         let syn = Packet::tcp(outsider(world.family, 40_000), flow.vip).flags(flags::SYN);
         world.send("from outside", Hook::NodeIngress, &syn, &Expected::Dropped(Reason::NoLocalEndpoint));

@@ -10,9 +10,7 @@ use std::{
 use dsproxy::{
     maps::{Capacities, FrontendAddress, Write},
     model::ObjectName,
-    resolve::{
-        Distribution, Reach, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend, ResolvedPort, ServicePortName,
-    },
+    resolve::{Distribution, Reach, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend, ResolvedPort, ServicePortName},
 };
 use dsproxy_common::{
     IpFamily, Protocol,
@@ -157,7 +155,8 @@ impl Served {
             source_ranges,
         } = self;
         let endpoints = |family| {
-            let numbers = active.iter().map(|number| (number, true)).chain(draining.iter().map(|number| (number, false)));
+            let numbers =
+                active.iter().map(|number| (number, true)).chain(draining.iter().map(|number| (number, false)));
             let mut endpoints: Vec<ResolvedEndpoint> = numbers
                 .map(|(number, takes_new)| {
                     let is_local = local.contains(number);
@@ -193,7 +192,12 @@ impl Served {
                     }],
                     endpoints: endpoints(family),
                     distribution: *distribution,
-                    source_ranges: source_ranges.iter().flatten().filter(|range| family_of(range) == family).copied().collect(),
+                    source_ranges: source_ranges
+                        .iter()
+                        .flatten()
+                        .filter(|range| family_of(range) == family)
+                        .copied()
+                        .collect(),
                 })
                 .collect(),
         }

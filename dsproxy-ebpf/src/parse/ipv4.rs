@@ -1,16 +1,22 @@
 //! The IPv4 header (RFC 791, section 3.1).
 
-use dsproxy_common::{Addr4, count::Reason, flow::FlowKey};
+use dsproxy_common::{Addr4, Address as _, checksum, count::Reason, flow::FlowKey};
 
 use super::Transport;
-use crate::packet::{Linear, Short, View};
+use crate::{
+    family::{HOP_LIMIT, Header},
+    packet::{Linear, Short, View},
+};
 
 /// The header without options, in bytes.
 pub(crate) const HEADER: usize = 20;
 /// Where its fields stand.
 const VERSION_AND_LENGTH: usize = 0;
+const TYPE_OF_SERVICE: usize = 1;
 const TOTAL_LENGTH: usize = 2;
+const IDENTIFICATION: usize = 4;
 const FRAGMENT: usize = 6;
+const TIME_TO_LIVE: usize = 8;
 const PROTOCOL: usize = 9;
 pub(crate) const CHECKSUM: usize = 10;
 pub(crate) const SOURCE: usize = 12;
@@ -39,4 +45,47 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Resu
         offset: l3 + length,
         end: (total != 0).then_some(l3 + total),
     }))
+}
+
+/// How long the packet is by its header, if that says so.
+#[inline(always)]
+pub(crate) fn length(linear: Linear, l3: usize) -> Result<Option<usize>, Short> {
+    let total = View::<HEADER>::at(linear, l3)?.read::<u16, TOTAL_LENGTH>();
+    Ok((total != 0).then_some(usize::from(u16::from_be(total))))
+}
+
+/// Puts a header without options at `l3`. The packet is not to be cut into fragments, so it needs no identification
+/// (RFC 6864, section 4.1).
+#[inline(always)]
+pub(crate) fn write_header(linear: Linear, l3: usize, header: &Header<'_, Addr4>) -> Result<(), Short> {
+    const VERSION_4_FIVE_WORDS: u8 = 0x45;
+    const DONT_FRAGMENT: u16 = 0x4000;
+    let Header { source, destination, protocol, class, length } = *header;
+    let total = (HEADER as u16).wrapping_add(length).to_be();
+    let sum = u64::from(u16::from_ne_bytes([VERSION_4_FIVE_WORDS, class]))
+        + u64::from(total)
+        + u64::from(DONT_FRAGMENT.to_be())
+        + u64::from(u16::from_ne_bytes([HOP_LIMIT, protocol]))
+        + u64::from(source.words()[0])
+        + u64::from(destination.words()[0]);
+    let view = View::<HEADER>::at(linear, l3)?;
+    view.write::<u8, VERSION_AND_LENGTH>(VERSION_4_FIVE_WORDS);
+    view.write::<u8, TYPE_OF_SERVICE>(class);
+    view.write::<u16, TOTAL_LENGTH>(total);
+    view.write::<u16, IDENTIFICATION>(0);
+    view.write::<u16, FRAGMENT>(DONT_FRAGMENT.to_be());
+    view.write::<u8, TIME_TO_LIVE>(HOP_LIMIT);
+    view.write::<u8, PROTOCOL>(protocol);
+    view.write::<u16, CHECKSUM>(!checksum::fold(sum));
+    view.write_address::<_, SOURCE>(*source);
+    view.write_address::<_, DESTINATION>(*destination);
+    Ok(())
+}
+
+/// Whether the address is a single host's, as far as one can tell: not "this" network, loopback, multicast, or reserved, the
+/// broadcast address among the latter (RFC 1122, section 3.2.1.3).
+#[inline(always)]
+pub(crate) fn is_host(address: &Addr4) -> bool {
+    let [first, ..] = address.words()[0].to_ne_bytes();
+    !matches!(first, 0 | 127 | 224..)
 }

@@ -1,9 +1,10 @@
 //! The IPv6 header and the extension headers between it and the transport header (RFC 8200).
 
-use dsproxy_common::{Addr6, Protocol, count::Reason, flow::FlowKey};
+use dsproxy_common::{Addr6, Address as _, Protocol, count::Reason, flow::FlowKey};
 
 use super::{LONGEST_HEADERS, Transport};
 use crate::{
+    family::{HOP_LIMIT, Header},
     packet::{Linear, Short, View},
     verifier,
 };
@@ -14,6 +15,7 @@ pub(crate) const HEADER: usize = 40;
 const VERSION: usize = 0;
 const PAYLOAD_LENGTH: usize = 4;
 const NEXT_HEADER: usize = 6;
+const HOP_LIMIT_FIELD: usize = 7;
 pub(crate) const SOURCE: usize = 8;
 pub(crate) const DESTINATION: usize = 24;
 
@@ -54,11 +56,7 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Resu
             Err(reason) => return Ok(Err(reason)),
         }
     }
-    // A length of zero stands for "see the packet" in segments larger than 64 KiB (RFC 2675; BIG TCP, kernel 5.19).
-    let end = match u16::from_be(header.read::<u16, PAYLOAD_LENGTH>()) {
-        0 => None,
-        length => Some(l3 + HEADER + usize::from(length)),
-    };
+    let end = said_length(&header).map(|length| l3 + length);
     Ok(Ok(Transport { protocol, offset, end }))
 }
 
@@ -97,4 +95,42 @@ fn skip_extensions(linear: Linear, mut next: u8, mut offset: usize) -> Result<Re
         };
         skipped += 1;
     }
+}
+
+/// How long the packet is by its header, if that says so.
+#[inline(always)]
+pub(crate) fn length(linear: Linear, l3: usize) -> Result<Option<usize>, Short> {
+    Ok(said_length(&View::<HEADER>::at(linear, l3)?))
+}
+
+/// A length of zero stands for "see the packet" in segments larger than 64 KiB (RFC 2675; BIG TCP, kernel 5.19).
+#[inline(always)]
+fn said_length(header: &View<HEADER>) -> Option<usize> {
+    match u16::from_be(header.read::<u16, PAYLOAD_LENGTH>()) {
+        0 => None,
+        length => Some(HEADER + usize::from(length)),
+    }
+}
+
+/// Puts a header without extensions at `l3`.
+#[inline(always)]
+pub(crate) fn write_header(linear: Linear, l3: usize, header: &Header<'_, Addr6>) -> Result<(), Short> {
+    let Header { source, destination, protocol, class, length } = *header;
+    let view = View::<HEADER>::at(linear, l3)?;
+    view.write::<u32, VERSION>((6 << 28 | u32::from(class) << 20).to_be());
+    view.write::<u16, PAYLOAD_LENGTH>(length.to_be());
+    view.write::<u8, NEXT_HEADER>(protocol);
+    view.write::<u8, HOP_LIMIT_FIELD>(HOP_LIMIT);
+    view.write_address::<_, SOURCE>(*source);
+    view.write_address::<_, DESTINATION>(*destination);
+    Ok(())
+}
+
+/// Whether the address is a single host's: not unspecified, loopback, or multicast (RFC 4291, section 2.4).
+#[inline(always)]
+pub(crate) fn is_host(address: &Addr6) -> bool {
+    let words = address.words();
+    let is_nobody_or_itself = words[0] == 0 && words[1] == 0 && words[2] == 0 && u32::from_be(words[3]) <= 1;
+    let [first, ..] = words[0].to_ne_bytes();
+    first != 0xff && !is_nobody_or_itself
 }

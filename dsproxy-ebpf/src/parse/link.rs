@@ -76,3 +76,19 @@ fn raw(linear: Linear) -> Result<Result<(IpFamily, usize), Reason>, Short> {
         _ => Err(Reason::NotIp),
     })
 }
+
+/// Swaps source and destination of the link-layer header in front of the IP header at `l3`, if there is one.
+#[inline(always)]
+pub(crate) fn turn_round(linear: Linear, l3: usize) -> Result<(), Short> {
+    if l3 < ETHERNET_HEADER {
+        return Ok(());
+    }
+    let header = View::<ETHERNET_HEADER>::at(linear, 0)?;
+    let destination = (header.read::<u32, 0>(), header.read::<u16, 4>());
+    let source = (header.read::<u32, 6>(), header.read::<u16, 10>());
+    header.write::<u32, 0>(source.0);
+    header.write::<u16, 4>(source.1);
+    header.write::<u32, 6>(destination.0);
+    header.write::<u16, 10>(destination.1);
+    Ok(())
+}

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Headers in front of the transport header that are longer than this together are left to the stack.
-const LONGEST_HEADERS: usize = 0x1fff;
+pub(crate) const LONGEST_HEADERS: usize = 0x1fff;
 
 /// What an IP header leads to.
 pub(crate) struct Transport {
@@ -37,6 +37,8 @@ pub(crate) enum Content {
     /// An ICMP or ICMPv6 echo request or reply. Its identifier stands where the side that asks has its port: a request's
     /// source port, a reply's destination port.
     Echo,
+    /// An ICMP or ICMPv6 error that quotes a packet. The key has its own addresses and no ports.
+    Error,
     /// Anything else: only the addresses and the protocol of the key say something.
     Other,
 }

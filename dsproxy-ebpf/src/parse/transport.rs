@@ -9,6 +9,7 @@ use dsproxy_common::{
 use super::{Content, Headers, Transport};
 use crate::{
     family::Family,
+    icmp,
     packet::{Linear, Short, View},
     rewrite::End,
 };
@@ -19,10 +20,14 @@ const DESTINATION_PORT: usize = 2;
 const PORTS: usize = 4;
 
 /// TCP without options, in bytes, and where its other fields stand (RFC 9293, section 3.1).
-const TCP_HEADER: usize = 20;
-const TCP_DATA_OFFSET: usize = 12;
-const TCP_FLAGS: usize = 13;
-const TCP_CHECKSUM: usize = 16;
+pub(crate) const TCP_HEADER: usize = 20;
+pub(crate) const TCP_SEQUENCE: usize = 4;
+pub(crate) const TCP_ACKNOWLEDGEMENT: usize = 8;
+pub(crate) const TCP_DATA_OFFSET: usize = 12;
+pub(crate) const TCP_FLAGS: usize = 13;
+pub(crate) const TCP_WINDOW: usize = 14;
+pub(crate) const TCP_CHECKSUM: usize = 16;
+pub(crate) const TCP_URGENT: usize = 18;
 
 /// The UDP header, in bytes, and where its checksum stands (RFC 768).
 const UDP_HEADER: usize = 8;
@@ -31,11 +36,8 @@ const UDP_CHECKSUM: usize = 6;
 /// The common header of SCTP, in bytes (RFC 9260, section 3.1).
 const SCTP_HEADER: usize = 12;
 
-/// The header of an echo message, in bytes, and where its fields stand (RFC 792; RFC 4443, section 4.1).
-const ECHO_HEADER: usize = 8;
-const ICMP_TYPE: usize = 0;
-pub(crate) const ICMP_CHECKSUM: usize = 2;
-const ECHO_IDENTIFIER: usize = 4;
+/// Where the identifier of an echo message stands (RFC 792; RFC 4443, section 4.1).
+const ECHO_IDENTIFIER: usize = icmp::REST;
 
 /// Where the checksum of a transport header stands in it that covers a pseudo-header; SCTP has none, nor has IPv4's ICMP.
 #[inline(always)]
@@ -43,7 +45,7 @@ pub(crate) const fn checksum_offset(content: Content) -> Option<usize> {
     match content {
         Content::Tcp => Some(TCP_CHECKSUM),
         Content::Udp => Some(UDP_CHECKSUM),
-        Content::Sctp | Content::Echo | Content::Other => None,
+        Content::Sctp | Content::Echo | Content::Error | Content::Other => None,
     }
 }
 
@@ -59,7 +61,7 @@ pub(super) fn parse<F: Family>(
         Some(Protocol::Tcp) => (Content::Tcp, TCP_HEADER),
         Some(Protocol::Udp) => (Content::Udp, UDP_HEADER),
         Some(Protocol::Sctp) => (Content::Sctp, SCTP_HEADER),
-        None if protocol == F::ICMP => (Content::Echo, ECHO_HEADER),
+        None if protocol == F::ICMP.protocol => (Content::Echo, icmp::HEADER),
         None => return Ok(Ok(Headers { l4: offset, content: Content::Other, segment: Segment::NOT_TCP })),
     };
     // What stands behind the end is the padding of a short frame.
@@ -72,31 +74,44 @@ pub(super) fn parse<F: Family>(
             if usize::from(header.read::<u8, TCP_DATA_OFFSET>() >> 4) * 4 < TCP_HEADER {
                 return Ok(Err(Reason::Malformed));
             }
-            read_ports(&header, key);
+            (key.source_port, key.destination_port) = ports(&header);
             (content, Segment::tcp(header.read::<u8, TCP_FLAGS>()))
         }
         Content::Udp | Content::Sctp => {
-            read_ports(&View::<UDP_HEADER>::at(linear, offset)?, key);
+            (key.source_port, key.destination_port) = ports(&View::<UDP_HEADER>::at(linear, offset)?);
             (content, Segment::NOT_TCP)
         }
-        Content::Echo | Content::Other => {
-            let header = View::<ECHO_HEADER>::at(linear, offset)?;
-            let identifier = Port::from_wire(header.read::<u16, ECHO_IDENTIFIER>());
-            match header.read::<u8, ICMP_TYPE>() {
-                kind if kind == F::ECHO_REQUEST => key.source_port = identifier,
-                kind if kind == F::ECHO_REPLY => key.destination_port = identifier,
-                _ => return Ok(Err(Reason::OtherProtocol)),
+        Content::Echo | Content::Error | Content::Other => {
+            let header = View::<{ icmp::HEADER }>::at(linear, offset)?;
+            if F::ICMP.is_error(header.read::<u8, { icmp::TYPE }>()) {
+                (Content::Error, Segment::NOT_TCP)
+            } else {
+                let Some(ports) = echo_ports::<F, _>(&header) else { return Ok(Err(Reason::OtherProtocol)) };
+                (key.source_port, key.destination_port) = ports;
+                (Content::Echo, Segment::NOT_TCP)
             }
-            (Content::Echo, Segment::NOT_TCP)
         }
     };
     Ok(Ok(Headers { l4: offset, content, segment }))
 }
 
+/// Source and destination port of TCP, UDP or SCTP.
 #[inline(always)]
-fn read_ports<A, const N: usize>(header: &View<N>, key: &mut FlowKey<A>) {
-    key.source_port = Port::from_wire(header.read::<u16, SOURCE_PORT>());
-    key.destination_port = Port::from_wire(header.read::<u16, DESTINATION_PORT>());
+pub(crate) fn ports<const N: usize>(header: &View<N>) -> (Port, Port) {
+    let (source, destination) = (header.read::<u16, SOURCE_PORT>(), header.read::<u16, DESTINATION_PORT>());
+    (Port::from_wire(source), Port::from_wire(destination))
+}
+
+/// The identifier of an echo message as the port of the side that asks: a request's source, a reply's destination. None if it is
+/// another message.
+#[inline(always)]
+pub(crate) fn echo_ports<F: Family, const N: usize>(header: &View<N>) -> Option<(Port, Port)> {
+    let identifier = Port::from_wire(header.read::<u16, ECHO_IDENTIFIER>());
+    match header.read::<u8, { icmp::TYPE }>() {
+        kind if kind == F::ICMP.echo_request => Some((identifier, Port::default())),
+        kind if kind == F::ICMP.echo_reply => Some((Port::default(), identifier)),
+        _ => None,
+    }
 }
 
 /// Puts `port` at one end of the transport header at `offset`.
@@ -113,10 +128,57 @@ pub(crate) fn write_port(linear: Linear, offset: usize, end: End, port: Port) ->
 /// Puts `identifier` into the echo message at `offset`, whose checksum is to change by `difference` beside.
 #[inline(always)]
 pub(crate) fn write_identifier(linear: Linear, offset: usize, identifier: Port, difference: u16) -> Result<(), Short> {
-    let header = View::<ECHO_HEADER>::at(linear, offset)?;
+    let header = View::<{ icmp::HEADER }>::at(linear, offset)?;
+    let difference = checksum::add(difference, replace_identifier(&header, identifier));
+    update_checksum::<{ icmp::CHECKSUM }, _>(&header, difference);
+    Ok(())
+}
+
+/// Puts `identifier` into an echo message, and gives the difference it makes.
+#[inline(always)]
+pub(crate) fn replace_identifier<const N: usize>(header: &View<N>, identifier: Port) -> u16 {
     let old = header.read::<u16, ECHO_IDENTIFIER>();
     header.write::<u16, ECHO_IDENTIFIER>(identifier.wire());
-    let checksum = checksum::update(header.read::<u16, ICMP_CHECKSUM>(), difference);
-    header.write::<u16, ICMP_CHECKSUM>(checksum::update(checksum, checksum::word_difference(old, identifier.wire())));
-    Ok(())
+    checksum::word_difference(old, identifier.wire())
+}
+
+/// Puts `port` at one end and, unless it is zero, `other_port` at the other, and gives the difference they make.
+#[inline(always)]
+pub(crate) fn replace_ports<const N: usize>(header: &View<N>, end: End, port: Port, other_port: Port) -> u16 {
+    let (old_source, old_destination) = ports(header);
+    let or = |port: Port, old: Port| if port == Port::default() { old } else { port };
+    let (source, destination) = match end {
+        End::Source => (port, or(other_port, old_destination)),
+        End::Destination => (or(other_port, old_source), port),
+    };
+    header.write::<u16, SOURCE_PORT>(source.wire());
+    header.write::<u16, DESTINATION_PORT>(destination.wire());
+    checksum::add(
+        checksum::word_difference(old_source.wire(), source.wire()),
+        checksum::word_difference(old_destination.wire(), destination.wire()),
+    )
+}
+
+/// Updates the checksum at `OFFSET` for `difference`, and gives the difference that this makes in turn.
+#[inline(always)]
+pub(crate) fn update_checksum<const OFFSET: usize, const N: usize>(header: &View<N>, difference: u16) -> u16 {
+    let old = header.read::<u16, OFFSET>();
+    let new = checksum::update(old, difference);
+    header.write::<u16, OFFSET>(new);
+    checksum::word_difference(old, new)
+}
+
+/// As `update_checksum`, for UDP: zero says that there is no checksum, and stays (RFC 768).
+#[inline(always)]
+pub(crate) fn update_udp_checksum<const N: usize>(header: &View<N>, difference: u16) -> u16 {
+    let old = header.read::<u16, UDP_CHECKSUM>();
+    if old == 0 {
+        return 0;
+    }
+    let new = match checksum::update(old, difference) {
+        0 => u16::MAX,
+        new => new,
+    };
+    header.write::<u16, UDP_CHECKSUM>(new);
+    checksum::word_difference(old, new)
 }

@@ -11,7 +11,7 @@ use super::Side;
 use crate::{
     clock, count,
     family::Family,
-    lookup, maps,
+    icmp_error, lookup, maps,
     packet::PacketContext,
     parse::{self, Content, Packet},
     rewrite::{End, rewrite},
@@ -26,6 +26,10 @@ pub(super) fn leave<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
         return Err(Reason::OtherProtocol);
     }
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotReply)?;
+    if packet.content == Content::Error {
+        let places = (packet.l3, packet.l4);
+        return icmp_error::leave::<F, C>(context, places, &mut key, settings);
+    }
     let masquerades = side == Side::Node && settings.flags & SettingFlags::MASQUERADE_EGRESS != 0;
     if !masquerades && !lookup::may_be_of_backend::<F>(packet.key) {
         return Err(Reason::NotReply);
@@ -87,7 +91,7 @@ fn leaves_cluster<F: Family>(packet: &Packet<'_, F::Address>) -> bool {
         Content::Tcp => packet.segment.opens(),
         Content::Udp | Content::Sctp => true,
         Content::Echo => packet.key.source_port != Port::default(),
-        Content::Other => false,
+        Content::Error | Content::Other => false,
     };
     opens
         && lookup::network::<F>(packet.key.source) & NetworkFlags::POD != 0

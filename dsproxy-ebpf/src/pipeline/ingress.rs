@@ -13,10 +13,12 @@ use super::Side;
 use crate::{
     clock, count,
     family::Family,
-    lookup, maps,
+    icmp_error, lookup, maps,
     packet::PacketContext,
     parse::{self, Content, Packet},
     pick::{self, Candidates},
+    refuse::refuse,
+    reset::reset,
     rewrite::{End, rewrite},
     track::{self, Found, connection, masquerade},
 };
@@ -29,13 +31,33 @@ pub(super) fn enter<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
     let mut key = FlowKey::default();
     let packet = parse::packet::<F, C>(context, l3, &mut key)?;
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotService)?;
+    if packet.content == Content::Error {
+        let places = (packet.l3, packet.l4);
+        return icmp_error::enter::<F, C>(context, places, &mut key, settings);
+    }
+    match translate::<F, C>(context, &packet, side, settings) {
+        Err(reason @ (Reason::NoEndpoint | Reason::NoPort)) => {
+            Err(refuse::<F, C>(context, &packet, reason, clock::now(), settings))
+        }
+        Err(Reason::BackendGone) => Err(reset::<F, C>(context, &packet, Reason::BackendGone, clock::now(), settings)),
+        outcome => outcome,
+    }
+}
+
+#[inline(always)]
+fn translate<F: Family, C: PacketContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    side: Side,
+    settings: &Settings,
+) -> Result<Reason, Reason> {
     if packet.content == Content::Other {
         return Err(unknown::<F>(packet.key, settings, Reason::OtherProtocol));
     }
     if masquerade::may_be_answer(packet.key, settings)
         && let Some(found) = track::snat::<F>(packet.key)
     {
-        return to_client::<F, C>(context, &packet, found, settings);
+        return to_client::<F, C>(context, packet, found, settings);
     }
     if packet.content == Content::Echo {
         return Err(unknown::<F>(packet.key, settings, Reason::OtherProtocol));
@@ -45,12 +67,12 @@ pub(super) fn enter<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
     }
     let now = clock::now();
     if let Some(found) = track::forward::<F>(packet.key)
-        && let Some(outcome) = follow::<F, C>(context, &packet, found, now, settings)
+        && let Some(outcome) = follow::<F, C>(context, packet, found, now, settings)
     {
         return outcome;
     }
     match lookup::frontend::<F>(packet.key) {
-        Some(frontend) => open::<F, C>(context, &packet, &frontend, side, now, settings),
+        Some(frontend) => open::<F, C>(context, packet, &frontend, side, now, settings),
         None => Err(unknown::<F>(packet.key, settings, Reason::NotService)),
     }
 }
