@@ -5,6 +5,7 @@ mod change;
 mod cleanup;
 mod cluster;
 mod commands;
+mod matrix;
 mod restart;
 mod serve;
 mod topology;

@@ -45,6 +45,16 @@ impl DualStack {
         }
     }
 
+    /// An address that a load balancer or somebody else has given out, in 198.51.100.0/24 and 2001:db8:51::/64.
+    pub const fn external(host: u16) -> Self {
+        Self { v4: Ipv4Addr::new(198, 51, 100, host as u8), v6: Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, host) }
+    }
+
+    /// The address with the host part `host` on the network outside: 192.0.2.0/24 and 2001:db8::/64.
+    pub(crate) const fn outside(host: u16) -> Self {
+        Self { v4: Ipv4Addr::new(192, 0, 2, host as u8), v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host) }
+    }
+
     /// The node address with the host part `host` on the wire.
     pub(crate) fn node(host: u8) -> Self {
         Self {

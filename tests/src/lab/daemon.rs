@@ -1,4 +1,4 @@
-//! The daemon under test, run as a user runs it: its binary, in node A's network namespace.
+//! The daemon under test, run as a user runs it: its binary, in a node's network namespace.
 
 use std::{
     env, fs,
@@ -52,6 +52,8 @@ impl Attach {
 /// What the daemon is started with besides its manifests.
 #[derive(Clone, Debug, Default)]
 pub struct DaemonOptions {
+    /// On which node; without it, on node A.
+    pub side: Option<Side>,
     /// `--attach`.
     pub attach: Attach,
     /// Further arguments of `run`.
@@ -88,15 +90,16 @@ impl<'lab> Daemon<'lab> {
 
     /// The same with any directory of manifests.
     pub fn start_on(lab: &'lab Lab, manifests: &Path, options: DaemonOptions) -> Result<Self, LabError> {
-        let bpffs = lab.directory().join("bpffs");
+        let side = options.side.unwrap_or(Side::A);
+        let bpffs = lab.directory().join(format!("bpffs-{}", side.role()));
         fs::create_dir_all(&bpffs).map_err(|source| LabError::file("create", &bpffs, source))?;
         let mut daemon = Self {
             lab,
-            namespace: lab.node(Side::A).namespace().clone(),
+            namespace: lab.node(side).namespace().clone(),
             binary: daemon_binary()?,
             manifests: manifests.to_owned(),
             bpffs,
-            log: lab.directory().join("dsproxy.log"),
+            log: lab.directory().join(format!("dsproxy-{}.log", side.role())),
             options,
             child: None,
         };

@@ -2,8 +2,10 @@
 //! that answers with its name and what it was sent.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use dsproxy_common::IpFamily;
@@ -23,6 +25,14 @@ pub struct EchoServer {
     /// Closing it ends the server; the second channel closes when every socket is closed.
     stop: Option<oneshot::Sender<()>>,
     stopped: Option<std::sync::mpsc::Receiver<()>>,
+    peers: Peers,
+}
+
+/// The addresses that clients were seen with, as far as nobody has asked for them.
+type Peers = Arc<Mutex<BTreeSet<SocketAddr>>>;
+
+fn note(peers: &Peers, peer: SocketAddr) {
+    peers.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
 }
 
 impl EchoServer {
@@ -46,11 +56,13 @@ impl EchoServer {
         let (stop, mut told_to_stop) = oneshot::channel::<()>();
         let (sockets_closed, stopped) = std::sync::mpsc::channel();
         let served_as = name.to_owned();
+        let peers = Peers::default();
+        let seen = Arc::clone(&peers);
         runtime::handle().spawn(async move {
             let mut tasks = JoinSet::new();
             for (tcp, udp) in sockets {
-                tasks.spawn(serve_tcp(tcp, served_as.clone()));
-                tasks.spawn(serve_udp(udp, served_as.clone()));
+                tasks.spawn(serve_tcp(tcp, served_as.clone(), Arc::clone(&seen)));
+                tasks.spawn(serve_udp(udp, served_as.clone(), Arc::clone(&seen)));
             }
             tokio::select! {
                 _ = &mut told_to_stop => {}
@@ -61,7 +73,12 @@ impl EchoServer {
             tasks.shutdown().await;
             drop(sockets_closed);
         });
-        Ok(Self { name: name.to_owned(), stop: Some(stop), stopped: Some(stopped) })
+        Ok(Self { name: name.to_owned(), stop: Some(stop), stopped: Some(stopped), peers })
+    }
+
+    /// The addresses that clients were seen with since this was last asked.
+    pub fn take_peers(&self) -> BTreeSet<SocketAddr> {
+        std::mem::take(&mut *self.peers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The name it answers with.
@@ -89,13 +106,14 @@ fn listen(address: SocketAddr) -> io::Result<(StdTcpListener, StdUdpSocket)> {
     Ok((tcp, udp))
 }
 
-async fn serve_tcp(listener: StdTcpListener, name: String) -> io::Result<()> {
+async fn serve_tcp(listener: StdTcpListener, name: String, peers: Peers) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let (stream, _) = accepted?;
+                let (stream, peer) = accepted?;
+                note(&peers, peer);
                 connections.spawn(echo(stream, format!("{name}\n")));
             }
             // Finished connections are taken out so that they do not pile up.
@@ -116,12 +134,13 @@ async fn echo(mut stream: TcpStream, greeting: String) -> io::Result<()> {
     }
 }
 
-async fn serve_udp(socket: StdUdpSocket, name: String) -> io::Result<()> {
+async fn serve_udp(socket: StdUdpSocket, name: String, peers: Peers) -> io::Result<()> {
     let socket = UdpSocket::from_std(socket)?;
     let mut buffer = vec![0; 1 << 16];
     loop {
         match socket.recv_from(&mut buffer).await {
             Ok((length, client)) => {
+                note(&peers, client);
                 let mut answer = format!("{name}\n").into_bytes();
                 answer.extend_from_slice(&buffer[..length]);
                 // A client that is gone is no reason to stop serving the others.

@@ -12,7 +12,10 @@ use std::{
 use dsproxy_common::{IpFamily, Protocol};
 use k8s_openapi::{
     api::{
-        core::v1::{Service, ServicePort, ServiceSpec},
+        core::v1::{
+            ClientIPConfig, LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceSpec, ServiceStatus,
+            SessionAffinityConfig,
+        },
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
@@ -35,6 +38,19 @@ pub struct ServiceManifest {
     cluster_ips: Vec<IpAddr>,
     ports: Vec<Port>,
     backends: Vec<Backend>,
+    reach: Reach,
+}
+
+/// By what else than its ClusterIPs a Service is reached, and by whom.
+#[derive(Clone, Debug, Default)]
+struct Reach {
+    kind: Option<&'static str>,
+    load_balancer_ips: Vec<IpAddr>,
+    external_ips: Vec<IpAddr>,
+    source_ranges: Vec<String>,
+    internal_local: bool,
+    external_local: bool,
+    affinity: Option<i32>,
 }
 
 /// An endpoint of a Service, in both families.
@@ -48,6 +64,8 @@ pub struct Backend {
     pub serving: bool,
     /// Is being shut down.
     pub terminating: bool,
+    /// The name of its node.
+    pub node: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
@@ -56,12 +74,13 @@ struct Port {
     protocol: Protocol,
     number: u16,
     target: u16,
+    node_port: Option<u16>,
 }
 
 impl From<DualStack> for Backend {
     /// An endpoint that is ready.
     fn from(addresses: DualStack) -> Self {
-        Self { addresses, ready: true, serving: true, terminating: false }
+        Self { addresses, ready: true, serving: true, terminating: false, node: None }
     }
 }
 
@@ -74,7 +93,54 @@ impl ServiceManifest {
             cluster_ips: Vec::new(),
             ports: Vec::new(),
             backends: Vec::new(),
+            reach: Reach::default(),
         }
+    }
+
+    /// Serves the last port on the nodes' own port `number` as well.
+    pub fn node_port(mut self, number: u16) -> Self {
+        self.reach.kind.get_or_insert("NodePort");
+        if let Some(port) = self.ports.last_mut() {
+            port.node_port = Some(number);
+        }
+        self
+    }
+
+    /// Makes it a load balancer's, whose addresses are these.
+    pub fn load_balancer(mut self, addresses: DualStack) -> Self {
+        self.reach.kind = Some("LoadBalancer");
+        self.reach.load_balancer_ips = vec![addresses.v4.into(), addresses.v6.into()];
+        self
+    }
+
+    /// Lets only clients in these ranges reach the load balancer's addresses.
+    pub fn source_ranges(mut self, ranges: &[&str]) -> Self {
+        self.reach.source_ranges = ranges.iter().map(|range| (*range).to_owned()).collect();
+        self
+    }
+
+    /// Sets `externalIPs`.
+    pub fn external_ips(mut self, addresses: DualStack) -> Self {
+        self.reach.external_ips = vec![addresses.v4.into(), addresses.v6.into()];
+        self
+    }
+
+    /// Sets `internalTrafficPolicy: Local`.
+    pub fn internal_local(mut self) -> Self {
+        self.reach.internal_local = true;
+        self
+    }
+
+    /// Sets `externalTrafficPolicy: Local`.
+    pub fn external_local(mut self) -> Self {
+        self.reach.external_local = true;
+        self
+    }
+
+    /// Sets `sessionAffinity: ClientIP` with a timeout in seconds.
+    pub fn affinity(mut self, seconds: i32) -> Self {
+        self.reach.affinity = Some(seconds);
+        self
     }
 
     /// Makes it dual-stack, IPv4 first.
@@ -90,7 +156,13 @@ impl ServiceManifest {
 
     /// Adds a port `number` of the VIP that endpoints serve on `target`.
     pub fn port(mut self, protocol: Protocol, number: u16, target: u16) -> Self {
-        self.ports.push(Port { name: format!("{protocol}-{number}").to_lowercase(), protocol, number, target });
+        self.ports.push(Port {
+            name: format!("{protocol}-{number}").to_lowercase(),
+            protocol,
+            number,
+            target,
+            node_port: None,
+        });
         self
     }
 
@@ -118,11 +190,22 @@ impl ServiceManifest {
     }
 
     fn service(&self) -> Service {
+        let reach = &self.reach;
+        let policy = |local: bool| if local { "Local" } else { "Cluster" }.to_owned();
         let texts: Vec<String> = self.cluster_ips.iter().map(IpAddr::to_string).collect();
         Service {
             metadata: self.metadata(self.name.clone(), BTreeMap::new()),
             spec: Some(ServiceSpec {
-                type_: Some("ClusterIP".to_owned()),
+                type_: Some(reach.kind.unwrap_or("ClusterIP").to_owned()),
+                external_ips: (!reach.external_ips.is_empty())
+                    .then(|| reach.external_ips.iter().map(IpAddr::to_string).collect()),
+                load_balancer_source_ranges: (!reach.source_ranges.is_empty()).then(|| reach.source_ranges.clone()),
+                internal_traffic_policy: Some(policy(reach.internal_local)),
+                external_traffic_policy: reach.kind.map(|_| policy(reach.external_local)),
+                session_affinity: Some(if reach.affinity.is_some() { "ClientIP" } else { "None" }.to_owned()),
+                session_affinity_config: reach.affinity.map(|seconds| SessionAffinityConfig {
+                    client_ip: Some(ClientIPConfig { timeout_seconds: Some(seconds) }),
+                }),
                 cluster_ip: texts.first().cloned(),
                 cluster_ips: Some(texts),
                 ip_families: Some(self.cluster_ips.iter().map(|address| IpFamily::of(*address).to_string()).collect()),
@@ -141,13 +224,29 @@ impl ServiceManifest {
                             protocol: Some(port.protocol.to_string()),
                             port: port.number.into(),
                             target_port: Some(IntOrString::Int(port.target.into())),
+                            node_port: port.node_port.map(Into::into),
                             ..ServicePort::default()
                         })
                         .collect(),
                 ),
                 ..ServiceSpec::default()
             }),
-            ..Service::default()
+            status: Some(ServiceStatus {
+                load_balancer: Some(LoadBalancerStatus {
+                    ingress: Some(
+                        reach
+                            .load_balancer_ips
+                            .iter()
+                            .map(|address| LoadBalancerIngress {
+                                ip: Some(address.to_string()),
+                                ip_mode: Some("VIP".to_owned()),
+                                ..LoadBalancerIngress::default()
+                            })
+                            .collect(),
+                    ),
+                }),
+                ..ServiceStatus::default()
+            }),
         }
     }
 
@@ -168,6 +267,7 @@ impl ServiceManifest {
                         serving: Some(backend.serving),
                         terminating: Some(backend.terminating),
                     }),
+                    node_name: backend.node.map(str::to_owned),
                     ..Endpoint::default()
                 })
                 .collect(),

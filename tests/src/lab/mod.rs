@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   pod ──veth── node-a ──wire── node-b ──veth── pod
-//!   pod ──veth──┘  │  (the daemon runs in node-a)
+//!   pod ──veth──┘  │  └──veth── outside (a host that is none of the cluster, where a test wants one)
 //!   pod ──veth── bridge
 //! ```
 //!
@@ -39,7 +39,7 @@ pub use load::{Load, LoadReport, Steady, SteadyReport};
 pub use manifests::{Backend, Manifests, ServiceManifest};
 pub use name::LabName;
 pub use namespace::Namespace;
-pub use node::{Node, Pod, Wiring};
+pub use node::{Node, Outside, Pod, Wiring};
 pub use runtime::remove_on_signals;
 pub use session::{ExchangeError, TcpSession, UdpSession};
 pub use wait::eventually;
@@ -64,9 +64,9 @@ pub struct Lab {
 /// Which node of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The node on which the daemon runs.
+    /// The node on which the daemon runs, unless a test says otherwise.
     A,
-    /// The other node, which knows nothing of Services.
+    /// The other node, which knows nothing of Services unless a daemon is started on it as well.
     B,
 }
 
@@ -116,6 +116,12 @@ impl Lab {
     /// Adds a pod, also while traffic flows. `role` names its namespace and must be unique in the lab.
     pub fn add_pod(&self, side: Side, wiring: Wiring, role: &str) -> Result<Pod, LabError> {
         self.node(side).add_pod(self.name, wiring, role)
+    }
+
+    /// Adds a host outside the cluster; once.
+    pub fn add_outside(&self) -> Result<Outside, LabError> {
+        let [a, b] = &self.nodes;
+        node::add_outside(self.name, a, b)
     }
 
     /// Starts `command` in `namespace`; the process ends with the lab at the latest.

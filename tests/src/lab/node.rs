@@ -52,7 +52,8 @@ impl Side {
         }
     }
 
-    fn role(self) -> &'static str {
+    /// The node's name.
+    pub fn role(self) -> &'static str {
         match self {
             Self::A => "node-a",
             Self::B => "node-b",
@@ -179,6 +180,61 @@ pub(crate) fn join(a: &Node, b: &Node) -> Result<(), LabError> {
         a.namespace.name(),
         &[format!("route add default via {}", b.addresses.v4), format!("route add default via {}", b.addresses.v6)],
     )
+}
+
+/// A host outside the cluster: node A routes between it and everything else.
+#[derive(Clone, Debug)]
+pub struct Outside {
+    namespace: Namespace,
+    addresses: DualStack,
+}
+
+impl Outside {
+    /// Its namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Its addresses.
+    pub fn addresses(&self) -> DualStack {
+        self.addresses
+    }
+}
+
+/// Adds a host outside, on a network of its own behind node A.
+pub(crate) fn add_outside(lab: LabName, a: &Node, b: &Node) -> Result<Outside, LabError> {
+    /// Node A's device towards it.
+    const DEVICE: &str = "eth1";
+
+    let outside = Outside { namespace: Namespace::create(lab, "outside")?, addresses: DualStack::outside(9) };
+    let (gateway, network) = (DualStack::outside(1), DualStack::outside(0));
+    iproute::batch(
+        a.namespace.name(),
+        &[
+            format!("link add {DEVICE} type veth peer name eth0 netns {}", outside.namespace.name()),
+            format!("link set {DEVICE} up"),
+            format!("addr add {}/24 dev {DEVICE}", gateway.v4),
+            format!("addr add {}/64 dev {DEVICE} nodad", gateway.v6),
+        ],
+    )?;
+    iproute::batch(
+        outside.namespace.name(),
+        &[
+            "link set eth0 up".to_owned(),
+            format!("addr add {}/24 dev eth0", outside.addresses.v4),
+            format!("addr add {}/64 dev eth0 nodad", outside.addresses.v6),
+            format!("route add default via {}", gateway.v4),
+            format!("route add default via {}", gateway.v6),
+        ],
+    )?;
+    iproute::batch(
+        b.namespace.name(),
+        &[
+            format!("route add {}/24 via {}", network.v4, a.addresses.v4),
+            format!("route add {}/64 via {}", network.v6, a.addresses.v6),
+        ],
+    )?;
+    Ok(outside)
 }
 
 fn connect_routed(node: &str, pod: &Pod) -> Result<(), LabError> {
