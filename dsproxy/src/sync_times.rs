@@ -15,6 +15,9 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 use crate::model::IpFamily;
 
+/// Times that wait while something cannot be written; those beyond are not told.
+const MOST_TRIGGERS: usize = 1024;
+
 /// Changes of one kind of object.
 #[derive(Debug, Default)]
 pub struct Changes {
@@ -59,6 +62,11 @@ pub struct SyncTimes {
     queued: AtomicU64,
     synced: AtomicU64,
     duration: Histogram,
+    /// Since when the daemon runs. What happened before was not its to follow.
+    started: SystemTime,
+    /// When what is pending happened, by family.
+    triggers: [Mutex<Vec<SystemTime>>; 2],
+    programming: [Histogram; 2],
     answers: Mutex<BTreeMap<(Question, u16), u64>>,
 }
 
@@ -71,9 +79,18 @@ impl Default for SyncTimes {
             synced: AtomicU64::default(),
             // kube-proxy's: from 1 ms to 16 s.
             duration: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            started: SystemTime::now(),
+            triggers: Default::default(),
+            programming: [programming_histogram(), programming_histogram()],
             answers: Mutex::default(),
         }
     }
+}
+
+/// kube-proxy's buckets: up to a minute in steps of a second, up to two of 5, up to five of 30.
+fn programming_histogram() -> Histogram {
+    let minutes = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
+    Histogram::new([0.25, 0.5].into_iter().chain(minutes.map(f64::from)))
 }
 
 impl SyncTimes {
@@ -89,6 +106,14 @@ impl SyncTimes {
         self.queued.store(milliseconds(now), Ordering::Relaxed);
     }
 
+    /// A change of a slice of this family was made for what happened `at` that time.
+    pub fn triggered(&self, family: IpFamily, at: SystemTime) {
+        let mut triggers = of(&self.triggers, family).lock().unwrap_or_else(PoisonError::into_inner);
+        if at > self.started && triggers.len() < MOST_TRIGGERS {
+            triggers.push(at);
+        }
+    }
+
     /// All changes have been taken up, which took so long; `complete` when all of them are in the maps.
     pub fn synced(&self, took: Duration, complete: bool, now: SystemTime) {
         self.duration.observe(took.as_secs_f64());
@@ -96,6 +121,12 @@ impl SyncTimes {
             self.synced.store(milliseconds(now), Ordering::Relaxed);
             for changes in [&self.services].into_iter().chain(&self.endpoints) {
                 changes.pending.store(0, Ordering::Relaxed);
+            }
+            for (triggers, programming) in self.triggers.iter().zip(&self.programming) {
+                for at in triggers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+                    // Clocks of two machines: what seems to come from the future took no time.
+                    programming.observe(now.duration_since(at).unwrap_or_default().as_secs_f64());
+                }
             }
         }
     }
@@ -113,11 +144,12 @@ impl SyncTimes {
 
     /// Changes of EndpointSlices of a family.
     pub fn endpoints(&self, family: IpFamily) -> &Changes {
-        let [v4, v6] = &self.endpoints;
-        match family {
-            IpFamily::V4 => v4,
-            IpFamily::V6 => v6,
-        }
+        of(&self.endpoints, family)
+    }
+
+    /// The time from what happened to an endpoint until the maps had it, in seconds, by family.
+    pub fn programming(&self, family: IpFamily) -> &Histogram {
+        of(&self.programming, family)
     }
 
     /// When a change last came, in seconds since 1970; 0 if never.
@@ -138,6 +170,14 @@ impl SyncTimes {
     /// How often a question was answered with which status.
     pub fn answers(&self) -> BTreeMap<(Question, u16), u64> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn of<T>(both: &[T; 2], family: IpFamily) -> &T {
+    let [v4, v6] = both;
+    match family {
+        IpFamily::V4 => v4,
+        IpFamily::V6 => v6,
     }
 }
 
@@ -172,6 +212,35 @@ mod tests {
         times.synced(Duration::from_millis(5), true, at(13));
         assert_eq!(counts(), ((3, 0), (0, 0), (2, 0)));
         assert_eq!(times.last_synced(), 13.0);
+    }
+
+    #[test]
+    fn what_happened_is_timed_once_the_maps_have_it() {
+        let times = SyncTimes::default();
+        let after = |seconds| times.started + Duration::from_secs(seconds);
+        times.triggered(IpFamily::V6, after(10));
+        times.triggered(IpFamily::V6, after(20));
+        times.triggered(IpFamily::V6, times.started - Duration::from_secs(1));
+        times.triggered(IpFamily::V4, after(99));
+        times.synced(Duration::ZERO, false, after(21));
+        for (now, expected) in [(22, "sum 14 count 2"), (40, "sum 14 count 2")] {
+            times.synced(Duration::ZERO, true, after(now));
+            assert_eq!(told(times.programming(IpFamily::V6)), expected);
+            assert_eq!(told(times.programming(IpFamily::V4)), "sum 0 count 1", "from the future");
+        }
+    }
+
+    /// Sum and count of a histogram, which shows them to a scrape alone.
+    fn told(histogram: &Histogram) -> String {
+        let mut registry = prometheus_client::registry::Registry::default();
+        registry.register("h", "help", histogram.clone());
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("encoded");
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("there").trim();
+            line.parse::<f64>().expect("a number")
+        };
+        format!("sum {} count {}", value("h_sum"), value("h_count"))
     }
 
     #[test]

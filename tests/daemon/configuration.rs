@@ -120,6 +120,7 @@ fn kube_proxys_metrics_are_there_under_its_names() {
         assert_eq!(metric("sync_proxy_rules_service_changes_pending"), 0.0);
         assert_eq!(metric("sync_proxy_rules_endpoint_changes_pending"), 0.0);
         assert!(metric("sync_proxy_rules_duration_seconds_count") >= 2.0);
+        assert_eq!(metric("network_programming_duration_seconds_count"), 0.0, "manifests do not say when");
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
         for name in ["sync_proxy_rules_last_timestamp_seconds", "sync_proxy_rules_last_queued_timestamp_seconds"] {
             assert!((now - metric(name)).abs() < 600.0, "{name}: {}", metric(name));

@@ -47,6 +47,16 @@ fn sync(encoder: &mut DescriptorEncoder<'_>, times: &SyncTimes) -> Result<(), fm
     for family in &of_families {
         times.duration().encode(duration.encode_family(family)?)?;
     }
+    let mut programming = encoder.encode_descriptor(
+        "network_programming_duration",
+        "The time from what happened to an endpoint until the maps had it",
+        seconds,
+        MetricType::Histogram,
+    )?;
+    for family in IpFamily::ALL {
+        let label = [("ip_family", family.to_string())];
+        times.programming(family).encode(programming.encode_family(&label)?)?;
+    }
     for (name, help, value) in [
         ("sync_proxy_rules_last_timestamp", "The last time when the maps held everything", times.last_synced()),
         ("sync_proxy_rules_last_queued_timestamp", "The last time when a change came", times.last_queued()),
