@@ -6,91 +6,20 @@ use std::{
     time::Duration,
 };
 
-use thiserror::Error;
-
 use super::{
-    Config, ConntrackConfig, LocalDetection, LogConfig, LogFormat, NodeIps, NodePortAddresses, PortRange, SourceConfig,
+    Config, ConfigError, ConntrackConfig, LocalDetection, LogConfig, LogFormat, NodeIps, NodePortAddresses,
+    SourceConfig,
     duration::GoDuration,
+    effective::in_terms_of_kube_proxy,
     file::File,
     flags::{OwnFlags, RunFlags, TimeoutFlags},
     kube_proxy::{Conntrack, KubeProxyConfiguration},
     kube_proxy_flags::{HEALTHZ_PORT, KubeProxyFlags, METRICS_PORT},
+    places::{FIELDS, FLAGS, Places},
     values::{self, ValueError},
     without_effect::{Form, without_effect},
 };
-use crate::{
-    cluster_cidr::{CidrError, ClusterCidrs},
-    datapath::load::Lifetimes,
-    model::IpFamily,
-};
-
-/// Why a configuration makes no sense.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// Addresses of pods that are none.
-    #[error("{place} {value}: {source}")]
-    ClusterCidr {
-        /// The flag or field.
-        place: &'static str,
-        /// As written.
-        value: String,
-        /// What is wrong with it.
-        source: CidrError,
-    },
-    /// Another value.
-    #[error("{place}: {source}")]
-    Value {
-        /// The flag or field.
-        place: &'static str,
-        /// What is wrong with it.
-        source: ValueError,
-    },
-    /// A number out of bounds.
-    #[error("{place} {value}: write a number from {least} to {most}")]
-    Number {
-        /// The flag or field.
-        place: &'static str,
-        /// As written.
-        value: i64,
-        /// The least that makes sense.
-        least: i64,
-        /// The most that makes sense.
-        most: i64,
-    },
-    /// A way to know pods that lacks what it knows them by.
-    #[error("{place} {mode} needs {lacking}")]
-    Detection {
-        /// The flag or field.
-        place: &'static str,
-        /// The way.
-        mode: &'static str,
-        /// The flag or field to write.
-        lacking: &'static str,
-    },
-    /// Masqueraded packets would leave with NodePorts.
-    #[error("--snat-ports {snat} and --node-port-range {node_ports} overlap; name ports that are not both")]
-    PortsOverlap {
-        /// The one.
-        snat: PortRange,
-        /// The other.
-        node_ports: PortRange,
-    },
-    /// Pods are known by addresses of a family that the host does not have.
-    #[error("{place} {cidrs} has no CIDR of {family}, the only family of this host; add one, or choose another {mode}")]
-    OtherFamily {
-        /// The flag or field.
-        place: &'static str,
-        /// The addresses.
-        cidrs: ClusterCidrs,
-        /// The family of the host.
-        family: IpFamily,
-        /// The flag or field of the way to know pods.
-        mode: &'static str,
-    },
-    /// A value that cannot be held.
-    #[error("read the configuration: {0}")]
-    Json(#[from] serde_json::Error),
-}
+use crate::{cluster_cidr::ClusterCidrs, datapath::load::Lifetimes, model::IpFamily};
 
 /// What was assembled.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,55 +32,6 @@ pub struct Assembled {
     pub kube_proxy: KubeProxyConfiguration,
     /// What the user should hear of, a line each.
     pub warnings: Vec<String>,
-}
-
-/// How the places of a value are called: by flag or by field.
-struct Places {
-    cluster_cidr: &'static str,
-    node_port_addresses: &'static str,
-    healthz: &'static str,
-    metrics: &'static str,
-    bind_address: &'static str,
-    detection: &'static str,
-    bridge: &'static str,
-    prefix: &'static str,
-    oom_score_adj: &'static str,
-    max_per_core: &'static str,
-    min: &'static str,
-}
-
-const FLAGS: Places = Places {
-    cluster_cidr: "--cluster-cidr",
-    node_port_addresses: "--nodeport-addresses",
-    healthz: "--healthz-bind-address",
-    metrics: "--metrics-bind-address",
-    bind_address: "--bind-address",
-    detection: "--detect-local-mode",
-    bridge: "--pod-bridge-interface",
-    prefix: "--pod-interface-name-prefix",
-    oom_score_adj: "--oom-score-adj",
-    max_per_core: "--conntrack-max-per-core",
-    min: "--conntrack-min",
-};
-
-const FIELDS: Places = Places {
-    cluster_cidr: "clusterCIDR",
-    node_port_addresses: "nodePortAddresses",
-    healthz: "healthzBindAddress",
-    metrics: "metricsBindAddress",
-    bind_address: "bindAddress",
-    detection: "detectLocalMode",
-    bridge: "detectLocal.bridgeInterface",
-    prefix: "detectLocal.interfaceNamePrefix",
-    oom_score_adj: "oomScoreAdj",
-    max_per_core: "conntrack.maxPerCore",
-    min: "conntrack.min",
-};
-
-impl Places {
-    fn of(config: &Config) -> &'static Self {
-        if config.file.is_some() { &FIELDS } else { &FLAGS }
-    }
 }
 
 /// Makes the configuration from the flags and, when `--config` names one, the file.
@@ -192,53 +72,6 @@ pub fn assemble(flags: &RunFlags, file: Option<&File>) -> Result<Assembled, Conf
     let config = config(flags, &said, file.is_some(), places, &mut warnings)?;
     let kube_proxy = in_terms_of_kube_proxy(&said, &config);
     Ok(Assembled { config, log, kube_proxy, warnings })
-}
-
-/// Looks at the configuration beside the families that the host has, and says what does not fit. A host of both
-/// families can be told about one.
-///
-/// # Errors
-///
-/// When pods could not be known at all.
-pub fn check_families(config: &Config, host: &[IpFamily]) -> Result<Vec<String>, ConfigError> {
-    let places = Places::of(config);
-    let mut warnings = Vec::new();
-    let only = match host {
-        [only] => Some(*only),
-        _ => None,
-    };
-    if let (Some(family), Some(cidrs)) = (only, config.cluster_cidr) {
-        let missing = match family {
-            IpFamily::V4 => cidrs.v4.is_none(),
-            IpFamily::V6 => cidrs.v6.is_none(),
-        };
-        if missing && config.local_detection == LocalDetection::ClusterCidr {
-            return Err(ConfigError::OtherFamily { place: places.cluster_cidr, cidrs, family, mode: places.detection });
-        }
-    }
-    if let (None, Some(cidrs)) = (only, config.cluster_cidr) {
-        let missing = if cidrs.v4.is_none() { Some(IpFamily::V4) } else { cidrs.v6.is_none().then_some(IpFamily::V6) };
-        if let Some(family) = missing {
-            warnings.push(format!(
-                "{} has no CIDR of {family}: pods are not known by addresses of it",
-                places.cluster_cidr
-            ));
-        }
-    }
-    if let Some(family) = config.node_port_addresses.family_left_out().filter(|family| host.contains(family)) {
-        let place = places.node_port_addresses;
-        warnings.push(format!("{place} has no CIDR of {family}: NodePorts are served at all addresses of it"));
-    }
-    for (place, address) in
-        [(places.healthz, config.healthz_bind_address), (places.metrics, config.metrics_bind_address)]
-    {
-        // "Any IPv6 address" is any address of whatever there is.
-        let other = address.filter(|address| address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED));
-        if let Some(address) = other.filter(|address| !host.contains(&IpFamily::of(address.ip()))) {
-            warnings.push(format!("{place} {address} is of a family that this host does not have"));
-        }
-    }
-    Ok(warnings)
 }
 
 /// kube-proxy's flags that were given, but for those that count beside a file.
@@ -507,34 +340,6 @@ fn number(
         return Err(ConfigError::Number { place, value: number, least, most });
     }
     Ok(value)
-}
-
-/// What was said, with the defaults of what is obeyed.
-fn in_terms_of_kube_proxy(said: &KubeProxyConfiguration, config: &Config) -> KubeProxyConfiguration {
-    let listen = |address: Option<SocketAddr>| Some(address.map(|address| address.to_string()).unwrap_or_default());
-    let count = |count: u32| Some(i32::try_from(count).unwrap_or(i32::MAX));
-    let time = |seconds: Option<u64>| Some(GoDuration::from_secs(seconds.unwrap_or_default()));
-    let ConntrackConfig { max_per_core, min, tcp_established, tcp_close_wait, tcp_be_liberal, udp, udp_stream } =
-        config.conntrack;
-    KubeProxyConfiguration {
-        hostname_override: config.hostname_override.clone(),
-        bind_address: said.bind_address.clone().or(Some(Ipv4Addr::UNSPECIFIED.to_string())),
-        healthz_bind_address: listen(config.healthz_bind_address),
-        metrics_bind_address: listen(config.metrics_bind_address),
-        bind_address_hard_fail: Some(config.bind_address_hard_fail),
-        detect_local_mode: Some(config.local_detection.mode().to_owned()),
-        oom_score_adj: Some(config.oom_score_adj),
-        conntrack: Some(Conntrack {
-            max_per_core: count(max_per_core),
-            min: count(min),
-            tcp_established_timeout: time(tcp_established),
-            tcp_close_wait_timeout: time(tcp_close_wait),
-            tcp_be_liberal: Some(tcp_be_liberal),
-            udp_timeout: time(udp),
-            udp_stream_timeout: time(udp_stream),
-        }),
-        ..said.clone()
-    }
 }
 
 #[cfg(test)]

@@ -28,16 +28,22 @@ use crate::{
 mod assemble;
 mod display;
 pub mod duration;
+mod effective;
+mod error;
+mod families;
 pub mod file;
 pub mod flags;
 pub mod follow;
 pub mod host;
 pub mod kube_proxy;
 pub mod kube_proxy_flags;
+mod places;
 pub mod values;
 mod without_effect;
 
-pub use assemble::{Assembled, ConfigError, assemble, check_families};
+pub use assemble::{Assembled, assemble};
+pub use error::ConfigError;
+pub use families::check_families;
 pub use flags::{LogFormat, RunFlags};
 pub use values::{GoneBackend, LocalDetection, NodeIps, NodePortAddresses, PortRange, SocketLb};
 

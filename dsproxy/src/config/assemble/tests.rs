@@ -1,7 +1,7 @@
 use clap::Parser;
 
 use super::*;
-use crate::config::{GoneBackend, SocketLb};
+use crate::config::{GoneBackend, SocketLb, check_families};
 
 #[derive(Debug, Parser)]
 struct Command {
