@@ -28,6 +28,9 @@ const REACH: u32 = 512;
 /// The part of a transport header that every error quotes (RFC 792; RFC 4443 wants more).
 const LEAST_QUOTED: usize = 8;
 
+/// A TCP header as far as its checksum, in bytes.
+const TCP_SUMMED: usize = transport::TCP_CHECKSUM + 2;
+
 /// Where an error and what it quotes stand in the packet.
 struct Places {
     /// The IP header of the error.
@@ -199,8 +202,8 @@ fn rename<F: Family>(
     let quoted = match Protocol::from_number(quoted_protocol) {
         Some(Protocol::Udp) => transport::update_udp_checksum(&header, with_pseudo_header),
         // Not part of what the least of errors quote.
-        Some(Protocol::Tcp) if quoted_l4 + transport::TCP_HEADER <= end_of_error => {
-            match View::<{ transport::TCP_HEADER }>::at(linear, quoted_l4) {
+        Some(Protocol::Tcp) if quoted_l4 + TCP_SUMMED <= end_of_error => {
+            match View::<TCP_SUMMED>::at(linear, quoted_l4) {
                 Ok(header) => transport::update_checksum::<{ transport::TCP_CHECKSUM }, _>(&header, with_pseudo_header),
                 Err(Short { .. }) => 0,
             }
