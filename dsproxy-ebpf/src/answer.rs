@@ -10,12 +10,12 @@ use crate::{
 };
 
 /// Whether `packet` may have an answer (RFC 1122, section 3.2.2; RFC 4443, section 2.4, e): it was sent by one host and
-/// to one. That it is no fragment but the first and no ICMP error is known by its being parsed to its ports.
+/// to one, and it is no later fragment. ICMP errors are never refused.
 #[inline(always)]
 pub(crate) fn is_allowed<F: Family, C: PacketContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
     // Without a link-layer header there is nobody else on the link.
     let was_sent_to_many = packet.l3 > 0 && context.was_sent_to_many();
-    !was_sent_to_many && F::is_host(&packet.key.source)
+    !was_sent_to_many && !packet.piece.is_later() && F::is_host(&packet.key.source)
 }
 
 /// Takes one answer out of this CPU's budget of them.

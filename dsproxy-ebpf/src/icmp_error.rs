@@ -131,9 +131,12 @@ fn parse<F: Family, C: PacketContext>(
     context.pull(reach).map_err(|crate::packet::Refused| Reason::Malformed)?;
     let linear = context.linear();
     let quoted = l4 + icmp::HEADER;
-    let Ok(Ok(Transport { protocol, offset, .. })) = F::parse(linear, quoted, key) else {
+    let Ok(Ok(Transport { protocol, offset, piece, .. })) = F::parse(linear, quoted, key) else {
         return Err(Reason::OtherProtocol);
     };
+    if piece.is_later() {
+        return Err(Reason::OtherProtocol);
+    }
     let quoted_l4 = verifier::forget(offset, context.length(), LONGEST_HEADERS).ok_or(Reason::OtherProtocol)?;
     let length = F::length(linear, l3).ok().flatten();
     let end = length.map_or(context.length() as usize, |length| l3 + length);

@@ -34,6 +34,8 @@ pub(crate) fn rewrite<F: Family, C: PacketContext>(
     // All that is written directly comes before the helper, which invalidates what the verifier knows of the packet.
     let linear = context.linear();
     let written = F::write_address(linear, packet.l3, end, address, difference).and_then(|()| match packet.content {
+        // What follows the IP header is payload.
+        _ if packet.piece.is_later() => Ok(()),
         Content::Tcp | Content::Udp => transport::write_port(linear, packet.l4, end, port),
         Content::Echo => {
             let difference = if F::ICMP.has_pseudo_header { difference } else { 0 };
@@ -44,6 +46,9 @@ pub(crate) fn rewrite<F: Family, C: PacketContext>(
     });
     written.map_err(|Short { .. }| Reason::RewriteFailed)?;
 
+    if packet.piece.is_later() {
+        return Ok(());
+    }
     let Some(offset) = transport::checksum_offset(packet.content) else { return Ok(()) };
     let change = TransportChange {
         family: F::FAMILY,

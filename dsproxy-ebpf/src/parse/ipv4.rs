@@ -2,7 +2,7 @@
 
 use dsproxy_common::{Addr4, Address as _, checksum, count::Reason, flow::FlowKey};
 
-use super::Transport;
+use super::{Transport, fragment::Piece};
 use crate::{
     family::{HOP_LIMIT, Header},
     packet::{Linear, Short, View},
@@ -22,8 +22,9 @@ pub(crate) const CHECKSUM: usize = 10;
 pub(crate) const SOURCE: usize = 12;
 pub(crate) const DESTINATION: usize = 16;
 
-/// "More fragments" and the offset: all zero in a packet that is whole.
+/// "More fragments" and the offset: all zero in a packet that is whole, the offset in the first fragment of others.
 const FRAGMENT_MASK: u16 = 0x3fff;
+const FRAGMENT_OFFSET_MASK: u16 = 0x1fff;
 
 #[inline(always)]
 pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Result<Result<Transport, Reason>, Short> {
@@ -35,15 +36,22 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Resu
     if version_and_length >> 4 != 4 || length < HEADER || (total != 0 && total < length) {
         return Ok(Err(Reason::Malformed));
     }
-    if u16::from_be(header.read::<u16, FRAGMENT>()) & FRAGMENT_MASK != 0 {
-        return Ok(Err(Reason::EarlyFragment));
-    }
+    let fragment = u16::from_be(header.read::<u16, FRAGMENT>());
+    let identification = || header.read::<u16, IDENTIFICATION>().into();
+    let piece = if fragment & FRAGMENT_MASK == 0 {
+        Piece::WHOLE
+    } else if fragment & FRAGMENT_OFFSET_MASK == 0 {
+        Piece::first(identification())
+    } else {
+        Piece::later(identification())
+    };
     header.read_address::<_, SOURCE>(&mut key.source);
     header.read_address::<_, DESTINATION>(&mut key.destination);
     Ok(Ok(Transport {
         protocol: header.read::<u8, PROTOCOL>(),
         offset: l3 + length,
         end: (total != 0).then_some(l3 + total),
+        piece,
     }))
 }
 

@@ -2,7 +2,7 @@
 
 use dsproxy_common::{Addr6, Address as _, Protocol, count::Reason, flow::FlowKey};
 
-use super::{LONGEST_HEADERS, Transport};
+use super::{LONGEST_HEADERS, Transport, fragment::Piece};
 use crate::{
     family::{HOP_LIMIT, Header},
     packet::{Linear, Short, View},
@@ -31,11 +31,13 @@ const EXTENSION: usize = 2;
 const EXTENSION_NEXT: usize = 0;
 const EXTENSION_LENGTH: usize = 1;
 
-/// The fragment header, in bytes, and its field for the offset and "more fragments": both zero in a packet that is
-/// whole.
+/// The fragment header, in bytes, and its fields: offset and "more fragments" are both zero in a packet that is whole, the
+/// offset in the first fragment of others.
 const FRAGMENT_HEADER: usize = 8;
 const FRAGMENT_OFFSET: usize = 2;
+const FRAGMENT_IDENTIFICATION: usize = 4;
 const FRAGMENT_MASK: u16 = 0xfff9;
+const FRAGMENT_OFFSET_MASK: u16 = 0xfff8;
 
 /// More headers than RFC 8200 (section 4.1) knows an order for are left to the stack.
 const MAX_EXTENSIONS: usize = 6;
@@ -50,23 +52,30 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Resu
     header.read_address::<_, DESTINATION>(&mut key.destination);
     let mut protocol = header.read::<u8, NEXT_HEADER>();
     let mut offset = l3 + HEADER;
+    let mut piece = Piece::WHOLE;
     if Protocol::from_number(protocol).is_none() {
         match skip_extensions(linear, protocol, offset)? {
-            Ok(found) => (protocol, offset) = found,
+            Ok(found) => (protocol, offset, piece) = found,
             Err(reason) => return Ok(Err(reason)),
         }
     }
     let end = said_length(&header).map(|length| l3 + length);
-    Ok(Ok(Transport { protocol, offset, end }))
+    Ok(Ok(Transport { protocol, offset, end, piece }))
 }
 
-/// The first header that is no known extension, and where it stands.
+/// The first header that is no known extension, and where it stands. In a fragment that is not the first there is none: what
+/// follows the fragment header is anything.
 #[inline(always)]
-fn skip_extensions(linear: Linear, mut next: u8, mut offset: usize) -> Result<Result<(u8, usize), Reason>, Short> {
+fn skip_extensions(
+    linear: Linear,
+    mut next: u8,
+    mut offset: usize,
+) -> Result<Result<(u8, usize, Piece), Reason>, Short> {
+    let mut piece = Piece::WHOLE;
     let mut skipped = 0;
     loop {
         if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS) {
-            return Ok(Ok((next, offset)));
+            return Ok(Ok((next, offset, piece)));
         }
         if skipped == MAX_EXTENSIONS {
             return Ok(Err(Reason::OtherProtocol));
@@ -78,8 +87,14 @@ fn skip_extensions(linear: Linear, mut next: u8, mut offset: usize) -> Result<Re
                 // An "atomic" fragment (RFC 6946) is a whole packet.
                 FRAGMENT => {
                     let fragment = View::<FRAGMENT_HEADER>::at(linear, offset)?;
-                    if u16::from_be(fragment.read::<u16, FRAGMENT_OFFSET>()) & FRAGMENT_MASK != 0 {
-                        return Ok(Err(Reason::EarlyFragment));
+                    let place = u16::from_be(fragment.read::<u16, FRAGMENT_OFFSET>());
+                    let identification = fragment.read::<u32, FRAGMENT_IDENTIFICATION>();
+                    if place & FRAGMENT_OFFSET_MASK != 0 {
+                        let next = extension.read::<u8, EXTENSION_NEXT>();
+                        return Ok(Ok((next, offset, Piece::later(identification))));
+                    }
+                    if place & FRAGMENT_MASK != 0 {
+                        piece = Piece::first(identification);
                     }
                     FRAGMENT_HEADER
                 }

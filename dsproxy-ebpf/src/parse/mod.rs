@@ -1,5 +1,7 @@
-//! Bytes -> `Packet`: link layer, IP header and what follows it, transport header. Nothing is looked up or changed.
+//! Bytes -> `Packet`: link layer, IP header and what follows it, transport header. Nothing is changed, and nothing looked up but
+//! the ports of fragments.
 
+pub(crate) mod fragment;
 pub(crate) mod ipv4;
 pub(crate) mod ipv6;
 pub(crate) mod link;
@@ -10,6 +12,7 @@ use dsproxy_common::{
     flow::{FlowKey, Segment},
 };
 
+use self::fragment::Piece;
 use crate::{
     family::Family,
     packet::{Linear, PacketContext, Short},
@@ -26,6 +29,8 @@ pub(crate) struct Transport {
     pub(crate) offset: usize,
     /// Where the packet ends by what the IP header says, if it says anything.
     pub(crate) end: Option<usize>,
+    /// Of a later fragment the protocol is known, but there is no transport header.
+    pub(crate) piece: Piece,
 }
 
 /// What a packet carries.
@@ -49,8 +54,9 @@ pub(crate) struct Packet<'k, A> {
     pub(crate) key: &'k FlowKey<A>,
     /// Where the IP header stands, in bytes from the start of the packet.
     pub(crate) l3: usize,
-    /// Where the transport header stands.
+    /// Where the transport header stands, unless this is a later fragment.
     pub(crate) l4: usize,
+    pub(crate) piece: Piece,
     pub(crate) content: Content,
     /// The flags of a TCP segment.
     pub(crate) segment: Segment,
@@ -84,14 +90,16 @@ pub(crate) fn packet<'k, F: Family, C: PacketContext>(
             }
         }
     };
-    let Headers { l4, content, segment } = parsed?;
+    let Headers { l4, piece, content, segment } = parsed?;
     let l4 = verifier::forget(l4, context.length(), LONGEST_HEADERS).ok_or(Reason::Malformed)?;
-    Ok(Packet { key, l3, l4, content, segment })
+    let piece = piece.forgotten(context.length()).ok_or(Reason::Malformed)?;
+    Ok(Packet { key, l3, l4, piece, content, segment })
 }
 
 /// What the headers say beside the key.
 struct Headers {
     l4: usize,
+    piece: Piece,
     content: Content,
     segment: Segment,
 }

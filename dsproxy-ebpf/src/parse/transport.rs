@@ -6,7 +6,7 @@ use dsproxy_common::{
     flow::{FlowKey, Segment},
 };
 
-use super::{Content, Headers, Transport};
+use super::{Content, Headers, Transport, fragment};
 use crate::{
     family::Family,
     icmp,
@@ -55,15 +55,23 @@ pub(super) fn parse<F: Family>(
     transport: &Transport,
     key: &mut FlowKey<F::Address>,
 ) -> Result<Result<Headers, Reason>, Short> {
-    let Transport { protocol, offset, end } = *transport;
+    let Transport { protocol, offset, end, piece } = *transport;
     key.protocol = protocol.into();
     let (content, length) = match Protocol::from_number(protocol) {
         Some(Protocol::Tcp) => (Content::Tcp, TCP_HEADER),
         Some(Protocol::Udp) => (Content::Udp, UDP_HEADER),
         Some(Protocol::Sctp) => (Content::Sctp, SCTP_HEADER),
         None if protocol == F::ICMP.protocol => (Content::Echo, icmp::HEADER),
-        None => return Ok(Ok(Headers { l4: offset, content: Content::Other, segment: Segment::NOT_TCP })),
+        None => return Ok(Ok(Headers { l4: offset, piece, content: Content::Other, segment: Segment::NOT_TCP })),
     };
+    if piece.is_later() {
+        if !fragment::recall::<F>(key, piece) {
+            return Ok(Err(Reason::EarlyFragment));
+        }
+        // It says as little of its connection as a segment in the middle.
+        let segment = if content == Content::Tcp { Segment::tcp(0) } else { Segment::NOT_TCP };
+        return Ok(Ok(Headers { l4: offset, piece, content, segment }));
+    }
     // What stands behind the end is the padding of a short frame.
     if end.is_some_and(|end| end < offset + length) {
         return Ok(Err(Reason::Malformed));
@@ -92,7 +100,7 @@ pub(super) fn parse<F: Family>(
             }
         }
     };
-    Ok(Ok(Headers { l4: offset, content, segment }))
+    Ok(Ok(Headers { l4: offset, piece, content, segment }))
 }
 
 /// Source and destination port of TCP, UDP or SCTP.

@@ -13,7 +13,7 @@ use crate::{
     family::Family,
     icmp_error, lookup, maps,
     packet::PacketContext,
-    parse::{self, Content, Packet},
+    parse::{self, Content, Packet, fragment},
     rewrite::{End, rewrite},
     track::{self, Found, connection, masquerade},
 };
@@ -30,6 +30,18 @@ pub(super) fn leave<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
         let places = (packet.l3, packet.l4);
         return icmp_error::leave::<F, C>(context, places, &mut key, settings);
     }
+    let outcome = translate::<F, C>(context, &packet, side, settings);
+    fragment::remember::<F>(packet.piece, packet.key, &outcome);
+    outcome
+}
+
+#[inline(always)]
+fn translate<F: Family, C: PacketContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    side: Side,
+    settings: &Settings,
+) -> Result<Reason, Reason> {
     let masquerades = side == Side::Node && settings.flags & SettingFlags::MASQUERADE_EGRESS != 0;
     if !masquerades && !lookup::may_be_of_backend::<F>(packet.key) {
         return Err(Reason::NotReply);
@@ -42,21 +54,21 @@ pub(super) fn leave<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
                 return Err(Reason::NotReply);
             }
             match EgressKind::from_number(held.kind) {
-                EgressKind::Reply => return to_vip::<F, C>(context, &packet, (found, &held), now, settings),
+                EgressKind::Reply => return to_vip::<F, C>(context, packet, (found, &held), now, settings),
                 EgressKind::Masquerade => {
                     masquerade::seen_forward::<F>(packet.key, (found, &held), packet.segment, now, settings);
-                    rewrite::<F, C>(context, &packet, End::Source, held.address, held.port)?;
+                    rewrite::<F, C>(context, packet, End::Source, held.address, held.port)?;
                     return Ok(Reason::Masqueraded);
                 }
                 EgressKind::Unsettled => held.service,
             }
         }
-        None if masquerades && leaves_cluster::<F>(&packet) => NO_SERVICE,
+        None if masquerades && leaves_cluster::<F>(packet) => NO_SERVICE,
         None => return Err(Reason::NotReply),
     };
     let (address, port) =
         masquerade::settle::<F>(packet.key, service, context.device(), packet.segment, now, settings)?;
-    rewrite::<F, C>(context, &packet, End::Source, address, port)?;
+    rewrite::<F, C>(context, packet, End::Source, address, port)?;
     Ok(Reason::Masqueraded)
 }
 

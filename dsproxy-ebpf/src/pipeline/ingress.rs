@@ -15,7 +15,7 @@ use crate::{
     family::Family,
     icmp_error, lookup, maps,
     packet::PacketContext,
-    parse::{self, Content, Packet},
+    parse::{self, Content, Packet, fragment},
     pick::{self, Candidates},
     refuse::refuse,
     reset::reset,
@@ -35,7 +35,9 @@ pub(super) fn enter<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
         let places = (packet.l3, packet.l4);
         return icmp_error::enter::<F, C>(context, places, &mut key, settings);
     }
-    match translate::<F, C>(context, &packet, side, settings) {
+    let outcome = translate::<F, C>(context, &packet, side, settings);
+    fragment::remember::<F>(packet.piece, packet.key, &outcome);
+    match outcome {
         Err(reason @ (Reason::NoEndpoint | Reason::NoPort)) => {
             Err(refuse::<F, C>(context, &packet, reason, clock::now(), settings))
         }
