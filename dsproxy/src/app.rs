@@ -112,7 +112,7 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     // A large iptables takes a while to list.
     tokio::task::spawn_blocking(warn_of_leftovers);
     let bpffs = Bpffs::ensure(&config.bpffs)?;
-    let Loaded { object, maps, found } = load::load(Some(&bpffs), &config.capacities, &config.lifetimes)?;
+    let Loaded { object, maps, found } = load::load(Some(&bpffs), &config.capacities, &config.datapath_settings())?;
     let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
     info!(found, frontends = contents.frontends.len(), backends = contents.backends.len(), "maps ready");
     #[cfg(feature = "packet-log")]

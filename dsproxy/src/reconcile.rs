@@ -410,13 +410,21 @@ impl<S: MapStore> Reconciler<S> {
 /// Whether a write leaves room in a map for something that failed for want of it.
 fn makes_room(write: &Write) -> bool {
     match write {
-        Write::RemoveFrontend { .. } | Write::Name { name: None, .. } => true,
+        Write::RemoveFrontend { .. }
+        | Write::RemoveSourceRange { .. }
+        | Write::RemoveNetwork { .. }
+        | Write::RemoveMasquerade { .. }
+        | Write::Name { name: None, .. } => true,
         Write::Backend { record, .. } => record.state == BackendState::Gone,
         Write::Name { name: Some(_), .. }
         | Write::ResetCounters { .. }
         | Write::Slots { .. }
         | Write::FilterWord { .. }
-        | Write::Frontend { .. } => false,
+        | Write::Frontend { .. }
+        | Write::SourceRange { .. }
+        | Write::Network { .. }
+        | Write::ServiceNetwork { .. }
+        | Write::Masquerade { .. } => false,
     }
 }
 

@@ -5,6 +5,9 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
+use dsproxy_common::service::FrontendKind;
+use ipnet::IpNet;
+
 use crate::{
     maps::FrontendAddress,
     model::{Endpoint, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServicePort},
@@ -40,7 +43,7 @@ impl ServicePortName {
 impl ResolvedPort {
     /// Where it is reached, in all families.
     pub fn frontends(&self) -> impl Iterator<Item = FrontendAddress> {
-        self.families.iter().flat_map(|family| &family.frontends).copied()
+        self.families.iter().flat_map(|family| &family.frontends).map(|frontend| frontend.address)
     }
 }
 
@@ -49,6 +52,8 @@ impl ResolvedPort {
 pub struct ResolvedPort {
     /// Its identity.
     pub name: ServicePortName,
+    /// How long a client stays with its endpoint, in seconds.
+    pub affinity: Option<u32>,
     /// What it is in each family that the Service has an address of.
     pub families: Vec<ResolvedFamily>,
 }
@@ -58,14 +63,86 @@ pub struct ResolvedPort {
 pub struct ResolvedFamily {
     /// The family.
     pub family: IpFamily,
-    /// Where it is reached.
-    pub frontends: Vec<FrontendAddress>,
-    /// The endpoints that new connections go to, sorted.
-    pub active: Vec<(IpAddr, u16)>,
-    /// The endpoints that keep the connections they have, sorted.
-    pub draining: Vec<(IpAddr, u16)>,
+    /// Where it is reached, sorted by address and port, each once.
+    pub frontends: Vec<ResolvedFrontend>,
+    /// The endpoints, sorted by address and port, each once.
+    pub endpoints: Vec<ResolvedEndpoint>,
     /// How a new connection finds its endpoint.
     pub distribution: Distribution,
+    /// The clients that are let through to frontends that check their source; none: everybody.
+    pub source_ranges: Vec<IpNet>,
+}
+
+/// One address and port of a service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResolvedFrontend {
+    /// Where it is.
+    pub address: FrontendAddress,
+    /// What makes it a frontend.
+    pub kind: FrontendKind,
+    /// Which endpoints clients inside the cluster reach.
+    pub inside: Reach,
+    /// Which endpoints all other clients reach.
+    pub outside: Reach,
+    /// Whether only clients within the source ranges are let through.
+    pub checks_source: bool,
+}
+
+impl ResolvedFrontend {
+    /// A ClusterIP without a traffic policy.
+    pub const fn cluster_ip(address: FrontendAddress) -> Self {
+        let reach = Reach::Cluster;
+        Self { address, kind: FrontendKind::ClusterIp, inside: reach, outside: reach, checks_source: false }
+    }
+}
+
+/// Which endpoints of a service port clients reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reach {
+    /// Those of the whole cluster.
+    Cluster,
+    /// Those on this node.
+    Local,
+}
+
+impl Reach {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Cluster, Self::Local];
+}
+
+/// One endpoint of a service port. In neither list it drains: it keeps the connections that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResolvedEndpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port, host byte order.
+    pub port: u16,
+    /// Whether it is on this node.
+    pub is_local: bool,
+    /// Whether it takes new connections as one of the whole cluster's.
+    pub in_cluster_list: bool,
+    /// Whether it takes new connections as one of this node's.
+    pub in_local_list: bool,
+}
+
+impl ResolvedEndpoint {
+    /// An endpoint on another node that takes new connections, or just keeps those it has.
+    pub const fn remote((address, port): (IpAddr, u16), in_cluster_list: bool) -> Self {
+        Self { address, port, is_local: false, in_cluster_list, in_local_list: false }
+    }
+
+    /// Whether it takes new connections as one that `reach` names.
+    pub const fn is_in(&self, reach: Reach) -> bool {
+        match reach {
+            Reach::Cluster => self.in_cluster_list,
+            Reach::Local => self.in_local_list,
+        }
+    }
+
+    /// Whether it takes new connections at all.
+    pub const fn is_active(&self) -> bool {
+        self.in_cluster_list || self.in_local_list
+    }
 }
 
 /// What stands in the slots of a service port.
@@ -88,6 +165,7 @@ pub fn resolve<'a>(service: &Service, slices: &(impl Iterator<Item = &'a Endpoin
                 port: Arc::clone(&port.name),
                 protocol: port.protocol,
             },
+            affinity: None,
             families: service
                 .cluster_ips
                 .iter()
@@ -113,16 +191,18 @@ fn resolve_family<'a>(
     let any_ready = endpoints.values().any(ready);
     let takes_connections =
         |conditions: &Conditions| if any_ready { ready(conditions) } else { last_resort(conditions) };
-    let select = |wanted: &dyn Fn(&Conditions) -> bool| {
-        endpoints.iter().filter(|(_, conditions)| wanted(conditions)).map(|(endpoint, _)| *endpoint).collect()
-    };
+    let endpoints = endpoints
+        .iter()
+        // Whatever still answers keeps its flows, whether it takes new ones or not.
+        .filter(|(_, conditions)| takes_connections(conditions) || conditions.serving)
+        .map(|(endpoint, conditions)| ResolvedEndpoint::remote(*endpoint, takes_connections(conditions)));
+    let address = FrontendAddress { address: vip, port: port.port, protocol: port.protocol };
     ResolvedFamily {
         family,
-        frontends: vec![FrontendAddress { address: vip, port: port.port, protocol: port.protocol }],
-        active: select(&takes_connections),
-        // Whatever still answers keeps its flows, whether it takes new ones or not.
-        draining: select(&|conditions| conditions.serving && !takes_connections(conditions)),
+        frontends: vec![ResolvedFrontend::cluster_ip(address)],
+        endpoints: endpoints.collect(),
         distribution: if service.reached_from_outside { Distribution::Maglev } else { Distribution::List },
+        source_ranges: Vec::new(),
     }
 }
 

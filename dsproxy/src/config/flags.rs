@@ -171,21 +171,32 @@ pub struct SizeFlags {
     /// Slots of each family: one a backend, or a hundred or more in a Maglev table
     #[arg(long, value_name = "N", default_value_t = Capacities::default().slots, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_slots: u32,
-    /// Connections of each family; when the table is full, the least recently used gives way
+    /// Confirmed TCP connections of each family; when the table is full, the least recently used gives way
     #[arg(long, value_name = "N", default_value_t = Capacities::default().connections, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
+    /// Connections of each family that are opening or not TCP
+    #[arg(long, value_name = "N", default_value_t = Capacities::default().brief_connections, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_brief_connections: u32,
+    /// Clients of each family that are remembered for session affinity
+    #[arg(long, value_name = "N", default_value_t = Capacities::default().affinities, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_affinities: u32,
+    /// Source ranges of load balancers of each family
+    #[arg(long, value_name = "N", default_value_t = Capacities::default().source_ranges, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_source_ranges: u32,
 }
 
 impl SizeFlags {
     /// The sizes.
     pub fn capacities(&self) -> Capacities {
-        let Self { max_services, max_frontends, max_backends, max_slots, max_connections } = *self;
         Capacities {
-            services: max_services,
-            frontends: max_frontends,
-            backends: max_backends,
-            slots: max_slots,
-            connections: max_connections,
+            services: self.max_services,
+            frontends: self.max_frontends,
+            backends: self.max_backends,
+            slots: self.max_slots,
+            connections: self.max_connections,
+            brief_connections: self.max_brief_connections,
+            affinities: self.max_affinities,
+            source_ranges: self.max_source_ranges,
         }
     }
 }

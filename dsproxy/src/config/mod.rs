@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod assemble;
+mod datapath;
 mod display;
 pub mod duration;
 mod effective;

@@ -2,6 +2,8 @@
 
 use std::{
     fs, io,
+    net::{Ipv4Addr, Ipv6Addr, UdpSocket},
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +16,7 @@ use aya::{
 use dsproxy_common::{
     IpFamily,
     flow::FlowState,
-    layout::{self, FamilyMapNames, family_maps},
+    layout::{self, family_maps},
     settings::Settings,
 };
 use nix::time::{ClockId, clock_getres};
@@ -24,7 +26,7 @@ use tracing::warn;
 use super::bpffs::Bpffs;
 use crate::maps::{
     Capacities, MapError, MapStore as _,
-    kernel::{KernelMaps, OpenError},
+    kernel::{KernelMaps, OpenError, network_record},
 };
 
 /// The kernel programs, as the build script compiled them.
@@ -79,6 +81,9 @@ pub enum LoadError {
     /// The kernel does not tell how long its clock tick is.
     #[error("find the length of the kernel's clock tick: {0}")]
     Clock(nix::Error),
+    /// The kernel does not tell which network namespace this is.
+    #[error("ask for the cookie of this network namespace: {0}")]
+    Namespace(io::Error),
 }
 
 /// Everything that loading gives.
@@ -123,6 +128,32 @@ impl Default for Lifetimes {
     }
 }
 
+/// What the programs go by, beside what they are to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatapathSettings {
+    /// How long connections count without a packet.
+    pub lifetimes: Lifetimes,
+    /// `SettingFlags`.
+    pub flags: u32,
+    /// The first and the last port that masqueraded packets leave with.
+    pub snat_ports: [u16; 2],
+    /// How many refusals a CPU sends in a second.
+    pub refusals_per_second: u32,
+}
+
+impl Default for DatapathSettings {
+    fn default() -> Self {
+        Self {
+            lifetimes: Lifetimes::default(),
+            flags: 0,
+            // The dynamic ports (RFC 6335, section 6), beyond those of NodePorts and of Linux's own choice for the most part.
+            snat_ports: [49_152, 65_535],
+            // As the kernel's own for ICMP (net.ipv4.icmp_msgs_per_sec).
+            refusals_per_second: 1000,
+        }
+    }
+}
+
 /// Loads the programs with the maps pinned on `bpffs`, or without any pins.
 ///
 /// Maps that are pinned there already are used as they are, so the data path that serves now goes on.
@@ -130,7 +161,7 @@ impl Default for Lifetimes {
 /// # Errors
 ///
 /// When the kernel refuses, or the pinned maps have another layout.
-pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, lifetimes: &Lifetimes) -> Result<Loaded, LoadError> {
+pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, wanted: &DatapathSettings) -> Result<Loaded, LoadError> {
     let directory = bpffs.map(map_directory);
     let found = directory.as_ref().is_some_and(|directory| map_names().any(|name| directory.join(name).exists()));
     if let Some(directory) = &directory {
@@ -164,7 +195,10 @@ pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, lifetimes: &Lifetime
             "the maps keep the sizes they were made with; `dsproxy cleanup` before a start makes them anew"
         );
     }
-    maps.set_settings(&settings(lifetimes)?)?;
+    let jiffies_per_second = jiffies_per_second().map_err(LoadError::Clock)?;
+    let host_namespace = namespace_cookie().map_err(LoadError::Namespace)?;
+    let before = Some(maps.settings()?).filter(|before| before.jiffies_per_second != 0);
+    maps.set_settings(&settings(wanted, jiffies_per_second, host_namespace, before.as_ref()))?;
     for name in PROGRAMS {
         let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
         let failed = |source| LoadError::Program { name, source };
@@ -198,7 +232,8 @@ fn map_names() -> impl Iterator<Item = &'static str> {
 }
 
 fn sizes(capacities: &Capacities) -> Vec<(&'static str, u32)> {
-    let Capacities { services, frontends, backends, slots, connections } = *capacities;
+    let Capacities { services, frontends, backends, slots, connections, brief_connections, affinities, source_ranges } =
+        *capacities;
     let mut sizes = vec![(layout::SERVICE_COUNTERS, services), (layout::SERVICE_NAMES, services)];
     for family in IpFamily::ALL {
         let names = family_maps(family);
@@ -207,23 +242,45 @@ fn sizes(capacities: &Capacities) -> Vec<(&'static str, u32)> {
             (names.slots, slots),
             (names.backends, backends),
             (names.forward, connections),
-            (names.reply, connections),
+            (names.egress, connections),
+            (names.forward_brief, brief_connections),
+            (names.egress_brief, brief_connections),
+            (names.snat, connections),
+            (names.affinity, affinities),
+            (names.ranges, source_ranges),
+            (names.networks, capacities.networks()),
         ]);
     }
     sizes
 }
 
-fn settings(lifetimes: &Lifetimes) -> Result<Settings, LoadError> {
-    let jiffies_per_second = jiffies_per_second().map_err(LoadError::Clock)?;
+/// What the programs are told. Where ClusterIPs are stays as it was `before`, for that follows the Services.
+fn settings(
+    wanted: &DatapathSettings,
+    jiffies_per_second: u32,
+    host_namespace: u64,
+    before: Option<&Settings>,
+) -> Settings {
+    let DatapathSettings { lifetimes, flags, snat_ports, refusals_per_second } = *wanted;
     let jiffies = |time: Duration| {
         let jiffies = time.as_secs().saturating_mul(jiffies_per_second.into());
         // Half the range of the clock: beyond that an age could not be told from a younger one.
         u32::try_from(jiffies).unwrap_or(u32::MAX).min(u32::MAX / 2)
     };
-    let Lifetimes { opening, established, half_closed, closing, reset, stateless } = *lifetimes;
-    let mut settings = Settings { jiffies_per_second, lifetimes: [0; FlowState::COUNT] };
+    let Lifetimes { opening, established, half_closed, closing, reset, stateless } = lifetimes;
+    let mut settings = Settings {
+        jiffies_per_second,
+        lifetimes: [0; FlowState::COUNT],
+        flags,
+        snat_ports,
+        refusals_per_second,
+        services_v4: before.map_or_else(|| network_record(None), |before| before.services_v4),
+        services_v6: before.map_or_else(|| network_record(None), |before| before.services_v6),
+        host_namespace,
+    };
     for (state, time) in [
         (FlowState::Opening, opening),
+        (FlowState::Answered, opening),
         (FlowState::Established, established),
         (FlowState::ClientClosed, half_closed),
         (FlowState::BackendClosed, half_closed),
@@ -233,7 +290,26 @@ fn settings(lifetimes: &Lifetimes) -> Result<Settings, LoadError> {
     ] {
         settings.lifetimes[usize::from(state.number())] = jiffies(time);
     }
-    Ok(settings)
+    settings
+}
+
+/// The cookie of the network namespace that this process is in (`SO_NETNS_COOKIE`, since Linux 5.14).
+fn namespace_cookie() -> io::Result<u64> {
+    let socket =
+        UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+    let mut cookie = 0u64;
+    let mut length = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`, and how many to `length`; both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The kernel's HZ: its coarse clocks advance by one tick at a time, and say so.
@@ -257,5 +333,32 @@ fn chain(error: &dyn std::error::Error) -> String {
     match lines.as_slice() {
         [first, .., one, two, last] if lines.len() > 6 => format!("{first} ... {one} | {two} | {last}"),
         _ => lines.join(" | "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dsproxy_common::settings::SettingFlags;
+
+    use super::*;
+
+    #[test]
+    fn settings_are_in_jiffies_and_keep_where_cluster_ips_are() {
+        let wanted = DatapathSettings { flags: SettingFlags::MASQUERADE_ALL, ..DatapathSettings::default() };
+        let first = settings(&wanted, 250, 7, None);
+        assert_eq!(first.lifetimes[usize::from(FlowState::Opening.number())], 120 * 250);
+        assert_eq!(first.lifetimes[usize::from(FlowState::Answered.number())], 120 * 250);
+        assert_eq!(first.lifetimes[usize::from(FlowState::Reset.number())], 10 * 250);
+        assert!(first.lifetimes.iter().all(|jiffies| *jiffies > 0), "{first:?}");
+        assert_eq!((first.flags, first.snat_ports, first.host_namespace), (1, [49_152, 65_535], 7));
+        assert!(!first.services_v4.has(&Ipv4Addr::new(10, 96, 0, 1).into()), "nobody before there are Services");
+        let services = network_record(Some("10.96.0.0/12".parse().expect("network")));
+        let second = settings(&wanted, 1000, 7, Some(&Settings { services_v4: services, ..first }));
+        assert_eq!((second.jiffies_per_second, second.services_v4), (1000, services));
+    }
+
+    #[test]
+    fn this_namespace_has_a_cookie() {
+        assert_ne!(namespace_cookie().expect("Linux 5.14 or later"), 0);
     }
 }

@@ -8,13 +8,42 @@ use std::{
     net::IpAddr,
 };
 
-use dsproxy_common::{IpFamily, service::BackendState};
+use dsproxy_common::{
+    IpFamily,
+    service::{BackendFlags, BackendState},
+};
 
 use super::PlanError;
-use crate::maps::{BackendRecord, MapKind};
+use crate::{
+    maps::{BackendRecord, MapKind},
+    resolve::ResolvedEndpoint,
+};
 
 /// An endpoint of a service port.
 type Endpoint = (IpAddr, u16);
+
+/// The flags that tell which lists a backend is in.
+const LISTS: u8 = BackendFlags::IN_CLUSTER_LIST | BackendFlags::IN_LOCAL_LIST;
+
+/// How the record of a backend is to stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    state: BackendState,
+    flags: u8,
+}
+
+impl Standing {
+    /// That of a wanted endpoint.
+    pub(super) fn of(endpoint: &ResolvedEndpoint) -> Self {
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        Self {
+            state: if endpoint.is_active() { BackendState::Active } else { BackendState::Draining },
+            flags: flag(endpoint.is_local, BackendFlags::LOCAL)
+                | flag(endpoint.in_cluster_list, BackendFlags::IN_CLUSTER_LIST)
+                | flag(endpoint.in_local_list, BackendFlags::IN_LOCAL_LIST),
+        }
+    }
+}
 
 /// The ids of one family.
 #[derive(Debug)]
@@ -65,23 +94,19 @@ impl Backends {
         self.in_use
     }
 
-    /// Where `endpoint` of `service` stands; one that never was is as good as gone.
-    pub(super) fn state(&self, service: u32, endpoint: &Endpoint) -> BackendState {
-        let id = self.by_service.get(&service).and_then(|known| known.get(endpoint));
-        id.and_then(|id| self.record(*id)).map_or(BackendState::Gone, |record| record.state)
+    /// The record of `endpoint` of `service`, unless that is gone.
+    pub(super) fn held(&self, service: u32, endpoint: &Endpoint) -> Option<BackendRecord> {
+        let id = self.by_service.get(&service)?.get(endpoint)?;
+        self.record(*id).filter(|record| record.state != BackendState::Gone)
     }
 
     /// What it takes for `service` to have just the endpoints `wanted`.
-    pub(super) fn plan(
-        &self,
-        service: u32,
-        wanted: &BTreeMap<Endpoint, BackendState>,
-    ) -> Result<BackendPlan, PlanError> {
+    pub(super) fn plan(&self, service: u32, wanted: &BTreeMap<Endpoint, Standing>) -> Result<BackendPlan, PlanError> {
         let none = BTreeMap::new();
         let known = self.by_service.get(&service).unwrap_or(&none);
         let mut plan = BackendPlan { ids: BTreeMap::new(), before: Vec::new(), after: Vec::new() };
         let mut free = self.free(service, wanted);
-        for (endpoint, state) in wanted {
+        for (endpoint, Standing { state, flags }) in wanted {
             let id = match known.get(endpoint) {
                 Some(id) => *id,
                 None => free.next().ok_or(PlanError::Full { map: MapKind::Backends, capacity: self.capacity })?,
@@ -95,15 +120,17 @@ impl Backends {
                 None => 1,
             };
             let (address, port) = *endpoint;
-            let record = BackendRecord { address, port, generation, service, state: *state };
+            let record = BackendRecord { address, port, generation, service, state: *state, flags: *flags };
             // A record is not written in one piece: first no connection may take it for what it was.
             if let Some(held) = held.filter(|held| !names_it(held)) {
-                plan.before.push((id, BackendRecord { generation, state: BackendState::Gone, ..held }));
+                plan.before.push((id, gone(BackendRecord { generation, ..held })));
             }
-            if held != Some(record) {
-                // An endpoint that stops taking connections does so when the slots no longer name it.
-                let demoted = held.is_some_and(|held| names_it(&held) && held.state == BackendState::Active);
-                if demoted { &mut plan.after } else { &mut plan.before }.push((id, record));
+            let meanwhile = held.filter(names_it).map_or(record, |held| meanwhile(held, record));
+            if held != Some(meanwhile) {
+                plan.before.push((id, meanwhile));
+            }
+            if meanwhile != record {
+                plan.after.push((id, record));
             }
         }
         let unwanted = known.iter().filter(|(endpoint, _)| !wanted.contains_key(endpoint)).map(|(_, id)| *id);
@@ -125,16 +152,12 @@ impl Backends {
     fn going(&self, ids: impl Iterator<Item = u32>) -> impl Iterator<Item = (u32, BackendRecord)> {
         ids.filter_map(|id| Some((id, self.record(id)?)))
             .filter(|(_, record)| record.state != BackendState::Gone)
-            .map(|(id, record)| (id, BackendRecord { state: BackendState::Gone, ..record }))
+            .map(|(id, record)| (id, gone(record)))
     }
 
     /// The ids to give out, in order: never used, then gone for longest. Not those of endpoints of `service` that
     /// are wanted again.
-    fn free<'a>(
-        &'a self,
-        service: u32,
-        wanted: &'a BTreeMap<Endpoint, BackendState>,
-    ) -> impl Iterator<Item = u32> + 'a {
+    fn free<'a>(&'a self, service: u32, wanted: &'a BTreeMap<Endpoint, Standing>) -> impl Iterator<Item = u32> + 'a {
         let fresh = u32::try_from(self.records.len()).unwrap_or(u32::MAX)..self.capacity;
         let gone = self.gone.values().copied();
         fresh.chain(gone.filter(move |id| {
@@ -197,4 +220,18 @@ impl Backends {
             self.gone.remove(&place);
         }
     }
+}
+
+/// The record of an endpoint while frontends go from slots that name it as `held` to slots that name it as `wanted`: it takes
+/// connections as either.
+fn meanwhile(held: BackendRecord, wanted: BackendRecord) -> BackendRecord {
+    if held.state != BackendState::Active {
+        return wanted;
+    }
+    BackendRecord { state: BackendState::Active, flags: wanted.flags | held.flags & LISTS, ..wanted }
+}
+
+/// `record` once its endpoint has gone.
+fn gone(record: BackendRecord) -> BackendRecord {
+    BackendRecord { state: BackendState::Gone, flags: record.flags & !LISTS, ..record }
 }

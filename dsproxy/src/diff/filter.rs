@@ -1,6 +1,6 @@
-//! The frontend filter as user space keeps it: which bits are set, for how many frontends, and when a bit may go.
+//! A filter as user space keeps it: which bits are set, for how many frontends or backends, and when a bit may go.
 //!
-//! A bit outlives its frontends by a day: TCP connections through a Service that was deleted go on, as they do with
+//! A bit outlives what it was set for by a day: TCP connections through a Service that was deleted go on, as they do with
 //! kube-proxy, and the bit is what leads their packets to the connection table.
 
 use std::{
@@ -9,19 +9,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dsproxy_common::{Addr4, Addr6, Port, filter::FilterBit, service::FrontendKey};
+use dsproxy_common::{Addr4, Addr6, Port, Protocol, filter::FilterBit, service::FrontendKey};
 
 use crate::maps::FrontendAddress;
 
-/// How long a bit stays set without a frontend: as long as an idle established connection counts.
+/// How long a bit stays set for nothing: as long as an idle established connection counts.
 pub const RETIREMENT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The bit of a frontend.
 pub fn filter_bit(address: &FrontendAddress) -> FilterBit {
-    let (port, protocol) = (Port::new(address.port), address.protocol.number());
-    match address.address {
-        IpAddr::V4(vip) => FilterBit::of(&FrontendKey::<Addr4>::new(vip.into(), port, protocol)),
-        IpAddr::V6(vip) => FilterBit::of(&FrontendKey::<Addr6>::new(vip.into(), port, protocol)),
+    backend_bit(address.address, address.port, address.protocol)
+}
+
+/// The bit of a backend, whose protocol is that of its service port.
+pub fn backend_bit(address: IpAddr, port: u16, protocol: Protocol) -> FilterBit {
+    let (port, protocol) = (Port::new(port), protocol.number());
+    match address {
+        IpAddr::V4(address) => FilterBit::of(&FrontendKey::<Addr4>::new(address.into(), port, protocol)),
+        IpAddr::V6(address) => FilterBit::of(&FrontendKey::<Addr6>::new(address.into(), port, protocol)),
     }
 }
 
@@ -29,20 +34,17 @@ pub fn filter_bit(address: &FrontendAddress) -> FilterBit {
 #[derive(Debug)]
 pub(super) struct Filter {
     words: HashMap<u32, u64>,
-    frontends: HashMap<FilterBit, u32>,
+    /// How many frontends or backends a bit is set for.
+    uses: HashMap<FilterBit, u32>,
     idle: HashMap<FilterBit, Instant>,
     idle_since: BTreeSet<(Instant, FilterBit)>,
 }
 
 impl Filter {
-    /// The filter whose words that are not zero are `words`. Every bit is idle since `now` until a frontend is entered.
+    /// The filter whose words that are not zero are `words`. Every bit is idle since `now` until a use is entered.
     pub(super) fn new(words: impl Iterator<Item = (u32, u64)>, now: Instant) -> Self {
-        let mut filter = Self {
-            words: words.collect(),
-            frontends: HashMap::new(),
-            idle: HashMap::new(),
-            idle_since: BTreeSet::new(),
-        };
+        let mut filter =
+            Self { words: words.collect(), uses: HashMap::new(), idle: HashMap::new(), idle_since: BTreeSet::new() };
         for (index, word) in &filter.words {
             for position in (0..u64::BITS).filter(|position| word >> position & 1 != 0) {
                 let bit = FilterBit::at(*index, position);
@@ -65,18 +67,18 @@ impl Filter {
         self.words.insert(index, value);
     }
 
-    pub(super) fn added(&mut self, address: &FrontendAddress) {
-        let bit = filter_bit(address);
-        *self.frontends.entry(bit).or_default() += 1;
+    /// Enters a frontend or backend with this bit.
+    pub(super) fn added(&mut self, bit: FilterBit) {
+        *self.uses.entry(bit).or_default() += 1;
         self.set_idle(bit, None);
     }
 
-    pub(super) fn removed(&mut self, address: &FrontendAddress, now: Instant) {
-        let bit = filter_bit(address);
-        if let Some(count) = self.frontends.get_mut(&bit) {
+    /// Enters that one of those with this bit is gone.
+    pub(super) fn removed(&mut self, bit: FilterBit, now: Instant) {
+        if let Some(count) = self.uses.get_mut(&bit) {
             *count -= 1;
             if *count == 0 {
-                self.frontends.remove(&bit);
+                self.uses.remove(&bit);
                 self.set_idle(bit, Some(now));
             }
         }

@@ -1,31 +1,64 @@
-//! From any state, through any failures and restarts, the maps come to serve exactly what is wanted.
+//! From any state, through any failures and restarts, the maps come to serve exactly what is wanted, and on the way there
+//! nobody is served what neither was nor is wanted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
-use dsproxy_common::Protocol;
+use dsproxy_common::service::FrontendKind;
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    maps::{MapStore, memory::MemoryMaps},
+    maps::{
+        MapStore,
+        memory::{MemoryMaps, Served},
+    },
     model::ObjectName,
-    resolve::ServicePortName,
+    resolve::{Distribution, Reach, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend, ResolvedPort, ServicePortName},
 };
 
-const CAPACITIES: Capacities = Capacities { services: 8, frontends: 8, backends: 64, slots: 65_536, connections: 1 };
+const CAPACITIES: Capacities = Capacities {
+    services: 8,
+    frontends: 32,
+    backends: 64,
+    slots: 65_536,
+    connections: 1,
+    brief_connections: 1,
+    affinities: 1,
+    source_ranges: 8,
+};
 
 /// A service port: dual-stack, with endpoint numbers for each family.
 #[derive(Clone, Debug)]
 struct Wanted {
     families: Vec<IpFamily>,
     port: u16,
-    active: BTreeSet<u8>,
-    draining: BTreeSet<u8>,
+    endpoints: BTreeMap<u8, Standing>,
     distribution: Distribution,
+    affinity: Option<u32>,
+    /// A ClusterIP.
+    cluster_ip: Reaches,
+    /// And an ingress address of a load balancer, which checks its source.
+    load_balancer: Option<Reaches>,
+    source_ranges: BTreeSet<u8>,
+}
+
+/// Which endpoints clients inside and outside reach.
+type Reaches = (Reach, Reach);
+
+/// Whether an endpoint is on this node, and in which lists it is.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    is_local: bool,
+    in_cluster_list: bool,
+    in_local_list: bool,
+}
+
+impl Standing {
+    const ACTIVE: Self = Self { is_local: false, in_cluster_list: true, in_local_list: false };
 }
 
 fn name(number: u8) -> ServicePortName {
@@ -36,10 +69,11 @@ fn name(number: u8) -> ServicePortName {
     }
 }
 
-fn vip(family: IpFamily, number: u8) -> IpAddr {
+fn vip(family: IpFamily, kind: FrontendKind, number: u8) -> IpAddr {
+    let kind = kind as u8;
     match family {
-        IpFamily::V4 => Ipv4Addr::new(10, 96, 0, number).into(),
-        IpFamily::V6 => Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, number.into()).into(),
+        IpFamily::V4 => Ipv4Addr::new(10, 96, kind, number).into(),
+        IpFamily::V6 => Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, kind.into(), number.into()).into(),
     }
 }
 
@@ -51,41 +85,83 @@ fn endpoint(family: IpFamily, number: u8) -> (IpAddr, u16) {
     (address, 8080)
 }
 
+fn source_range(family: IpFamily, number: u8) -> IpNet {
+    let text = match family {
+        IpFamily::V4 => format!("192.0.{number}.0/24"),
+        IpFamily::V6 => format!("2001:db8:{number}::/48"),
+    };
+    text.parse().expect("a network")
+}
+
+impl Wanted {
+    fn frontends(&self, family: IpFamily, number: u8) -> Vec<ResolvedFrontend> {
+        let frontend = |kind, (inside, outside), checks_source| {
+            let address =
+                FrontendAddress { address: vip(family, kind, number), port: self.port, protocol: Protocol::Tcp };
+            ResolvedFrontend { address, kind, inside, outside, checks_source }
+        };
+        let load_balancer = self.load_balancer.map(|reaches| frontend(FrontendKind::LoadBalancer, reaches, true));
+        [frontend(FrontendKind::ClusterIp, self.cluster_ip, false)].into_iter().chain(load_balancer).collect()
+    }
+
+    fn count(&self, is_counted: impl Fn(&Standing) -> bool) -> usize {
+        self.endpoints.values().filter(|standing| is_counted(standing)).count() * self.families.len()
+    }
+}
+
 fn resolved(number: u8, wanted: &Wanted) -> ResolvedPort {
-    let families = wanted.families.iter().map(|family| ResolvedFamily {
-        family: *family,
-        frontends: vec![FrontendAddress { address: vip(*family, number), port: wanted.port, protocol: Protocol::Tcp }],
-        active: wanted.active.iter().map(|endpoint_number| endpoint(*family, *endpoint_number)).collect(),
-        draining: wanted
-            .draining
-            .difference(&wanted.active)
-            .map(|endpoint_number| endpoint(*family, *endpoint_number))
-            .collect(),
-        distribution: wanted.distribution,
+    let families = wanted.families.iter().map(|family| {
+        let endpoints = wanted.endpoints.iter().map(|(number, standing)| {
+            let (address, port) = endpoint(*family, *number);
+            let Standing { is_local, in_cluster_list, in_local_list } = *standing;
+            ResolvedEndpoint { address, port, is_local, in_cluster_list, in_local_list }
+        });
+        ResolvedFamily {
+            family: *family,
+            frontends: wanted.frontends(*family, number),
+            endpoints: endpoints.collect(),
+            distribution: wanted.distribution,
+            source_ranges: wanted.source_ranges.iter().map(|number| source_range(*family, *number)).collect(),
+        }
     });
-    ResolvedPort { name: name(number), families: families.collect() }
+    ResolvedPort { name: name(number), affinity: wanted.affinity, families: families.collect() }
+}
+
+fn reaches() -> impl Strategy<Value = Reaches> {
+    let reach = || prop_oneof![2 => Just(Reach::Cluster), 1 => Just(Reach::Local)];
+    (reach(), reach())
+}
+
+fn standing() -> impl Strategy<Value = Standing> {
+    (any::<bool>(), proptest::bool::weighted(0.7), any::<bool>()).prop_map(
+        |(is_local, in_cluster_list, in_local_list)| Standing {
+            is_local,
+            in_cluster_list,
+            in_local_list: in_local_list && is_local,
+        },
+    )
 }
 
 fn wanted() -> impl Strategy<Value = Wanted> {
+    let families = prop_oneof![
+        Just(vec![IpFamily::V4]),
+        Just(vec![IpFamily::V6]),
+        Just(vec![IpFamily::V4, IpFamily::V6]),
+        Just(vec![IpFamily::V6, IpFamily::V4]),
+    ];
+    let endpoints = proptest::collection::btree_map(1u8..9, standing(), 0..6);
+    let distribution = prop_oneof![3 => Just(Distribution::List), 1 => Just(Distribution::Maglev)];
+    let affinity = proptest::option::weighted(0.3, 1u32..4);
+    let source_ranges = proptest::collection::btree_set(0u8..4, 0..3);
     (
-        prop_oneof![
-            Just(vec![IpFamily::V4]),
-            Just(vec![IpFamily::V6]),
-            Just(vec![IpFamily::V4, IpFamily::V6]),
-            Just(vec![IpFamily::V6, IpFamily::V4]),
-        ],
-        80u16..82,
-        proptest::collection::btree_set(1u8..9, 0..6),
-        proptest::collection::btree_set(1u8..9, 0..3),
-        prop_oneof![3 => Just(Distribution::List), 1 => Just(Distribution::Maglev)],
+        (families, 80u16..82, endpoints, distribution, affinity),
+        (reaches(), proptest::option::of(reaches()), source_ranges),
     )
-        .prop_map(|(families, port, active, draining, distribution)| Wanted {
-            families,
-            port,
-            active,
-            draining,
-            distribution,
-        })
+        .prop_map(
+            |((families, port, endpoints, distribution, affinity), (cluster_ip, load_balancer, source_ranges))| {
+                Wanted { families, port, endpoints, distribution, affinity, cluster_ip, load_balancer, source_ranges }
+            },
+        )
 }
 
 /// What happens to the daemon.
@@ -113,6 +189,8 @@ fn siblings(port: &ResolvedPort) -> BTreeSet<FrontendAddress> {
     port.frontends().collect()
 }
 
+type State = BTreeMap<FrontendAddress, Served>;
+
 struct World {
     store: MemoryMaps,
     known: Known,
@@ -125,12 +203,21 @@ impl World {
         Self { store: MemoryMaps::new(CAPACITIES), known: Known::new(CAPACITIES, &Contents::default(), now), now }
     }
 
-    fn apply(&mut self, writes: &[Write]) -> Result<(), String> {
+    /// Applies `writes`, which lead from `old` to `new`.
+    fn apply(&mut self, writes: &[Write], old: &State, new: &State) -> Result<(), String> {
         for write in writes {
-            self.store.write(write).map_err(|error| error.to_string())?;
+            self.store.write(write).inspect_err(|_| self.known.failed(write)).map_err(|error| error.to_string())?;
             self.known.applied(write, self.now);
             // At every step what is served is whole, or the kernel programs would meet a hole.
-            self.store.served()?;
+            for (address, served) in self.store.served()? {
+                let sources = |state: &State| {
+                    let ports = state.values().filter(|other| other.name == served.name);
+                    ports.filter_map(|other| other.sources.clone()).flatten().collect::<Vec<_>>()
+                };
+                let ranges = [sources(old), sources(new)].concat();
+                check_step(&served, old.get(&address), new.get(&address), &ranges)
+                    .map_err(|error| format!("{address} after {write:?}: {error}"))?;
+            }
         }
         Ok(())
     }
@@ -141,34 +228,76 @@ impl World {
     }
 
     fn reach(&mut self, number: u8, wanted: Option<&Wanted>) -> Result<(), String> {
+        let old = self.store.served()?;
+        let mut new: State = old.clone();
+        new.retain(|_, served| served.name != name(number).to_string());
         let writes = match wanted {
             Some(wanted) => {
                 let plan = self.plan(number, wanted).map_err(|error| error.to_string())?;
                 assert!(plan.conflicts.is_empty());
+                new.extend(expected(&BTreeMap::from([(number, wanted.clone())])));
                 plan.writes
             }
             None => self.known.plan_removal(&name(number).to_string()),
         };
-        self.apply(&writes)
+        self.apply(&writes, &old, &new)
     }
 }
 
-fn expected(desired: &BTreeMap<u8, Wanted>) -> BTreeMap<FrontendAddress, (String, Vec<(IpAddr, u16)>)> {
-    let ports = desired.iter().map(|(number, wanted)| resolved(*number, wanted));
-    ports
-        .flat_map(|port| {
-            let name = port.name.to_string();
-            port.families.into_iter().flat_map(move |family| {
-                let ResolvedFamily { family: _, frontends, active, draining: _, distribution: _ } = family;
-                let name = name.clone();
-                frontends.into_iter().map(move |address| (address, (name.clone(), active.clone())))
-            })
-        })
-        .collect()
+/// Whatever is served on the way from `old` to `new` was or will be served; `ranges` are those of the service port then.
+fn check_step(served: &Served, old: Option<&Served>, new: Option<&Served>, ranges: &[IpNet]) -> Result<(), String> {
+    let either = || old.into_iter().chain(new);
+    let lists: [fn(&Served) -> &Vec<(IpAddr, u16)>; 2] = [|served| &served.inside, |served| &served.outside];
+    for list in lists {
+        let stray = list(served).iter().find(|endpoint| !either().any(|of| list(of).contains(endpoint)));
+        if let Some(stray) = stray {
+            return Err(format!("{stray:?} is not wanted"));
+        }
+        if list(served).is_empty() && !either().any(|of| list(of).is_empty()) {
+            return Err("no endpoint".to_owned());
+        }
+    }
+    match &served.sources {
+        None if !either().any(|of| of.sources.is_none()) => Err("everybody is let in".to_owned()),
+        Some(sources) => {
+            let is_open = either().any(|of| of.sources.is_none());
+            let stray = sources.iter().find(|range| !is_open && !ranges.contains(range));
+            stray.map_or(Ok(()), |range| Err(format!("{range} is let in")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn expected(desired: &BTreeMap<u8, Wanted>) -> State {
+    let mut state = State::new();
+    for (number, wanted) in desired {
+        for ResolvedFamily { family: _, frontends, endpoints, distribution: _, source_ranges } in
+            resolved(*number, wanted).families
+        {
+            let list = |reach| {
+                let list = endpoints.iter().filter(|endpoint| endpoint.is_in(reach));
+                list.map(|endpoint| (endpoint.address, endpoint.port)).collect::<Vec<_>>()
+            };
+            let drops = list(Reach::Local).is_empty() && !list(Reach::Cluster).is_empty();
+            for frontend in frontends {
+                let checks_source = frontend.checks_source && !source_ranges.is_empty();
+                let served = Served {
+                    name: name(*number).to_string(),
+                    inside: list(frontend.inside),
+                    outside: list(frontend.outside),
+                    affinity: wanted.affinity.unwrap_or_default(),
+                    flags: flags(&frontend, drops, checks_source),
+                    sources: checks_source.then(|| source_ranges.clone()),
+                };
+                state.insert(frontend.address, served);
+            }
+        }
+    }
+    state
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn any_history_ends_in_what_is_wanted(steps in proptest::collection::vec(step(), 1..30)) {
@@ -196,8 +325,8 @@ proptest! {
                 }
                 Step::Restart => {
                     world.known = Known::new(CAPACITIES, &world.store.contents(), world.now);
-                    let writes = world.known.plan_orphans();
-                    world.apply(&writes).map_err(TestCaseError::fail)?;
+                    let (writes, state) = (world.known.plan_orphans(), expected(&desired));
+                    world.apply(&writes, &state, &state).map_err(TestCaseError::fail)?;
                     let before = world.store.written();
                     for (number, wanted) in &desired {
                         world.reach(*number, Some(wanted)).map_err(TestCaseError::fail)?;
@@ -206,24 +335,26 @@ proptest! {
                 }
                 Step::Wait(time) => {
                     world.now += time;
-                    let writes = world.known.plan_filter_retirement(world.now);
-                    world.apply(&writes).map_err(TestCaseError::fail)?;
-                    for address in expected(&desired).keys() {
-                        prop_assert!(world.store.filter_has(address));
-                    }
+                    let (writes, state) = (world.known.plan_filter_retirement(world.now), expected(&desired));
+                    world.apply(&writes, &state, &state).map_err(TestCaseError::fail)?;
+                    prop_assert_eq!(world.store.served().map_err(TestCaseError::fail)?, state);
                 }
             }
         }
         // Every endpoint that is wanted takes connections or drains, as asked; all other ids are gone.
-        let count = |endpoints: &dyn Fn(&Wanted) -> usize| -> usize {
-            desired.values().map(|wanted| endpoints(wanted) * wanted.families.len()).sum()
+        let count = |is_counted: fn(&Standing) -> bool| -> usize {
+            desired.values().map(|wanted| wanted.count(is_counted)).sum()
         };
         let (active, draining) = (BackendState::Active, BackendState::Draining);
-        prop_assert_eq!(world.store.backends(active).len(), count(&|wanted| wanted.active.len()));
-        prop_assert_eq!(
-            world.store.backends(draining).len(),
-            count(&|wanted| wanted.draining.difference(&wanted.active).count())
-        );
+        let is_active = |standing: &Standing| standing.in_cluster_list || standing.in_local_list;
+        prop_assert_eq!(world.store.backends(active).len(), count(is_active));
+        prop_assert_eq!(world.store.backends(draining).len(), count(|_| true) - count(is_active));
+        // No range outlives its service port, or whoever gets the id next would inherit it.
+        let ranges = desired.values().filter(|wanted| wanted.load_balancer.is_some());
+        let ranges: usize = ranges.map(|wanted| wanted.source_ranges.len() * wanted.families.len()).sum();
+        prop_assert_eq!(world.store.contents().source_ranges.len(), ranges);
+        let filled = IpFamily::ALL.map(|family| world.known.fill(family)[3].1 as usize);
+        prop_assert_eq!(filled.iter().sum::<usize>(), ranges);
     }
 }
 
@@ -231,10 +362,68 @@ fn simple(active: impl IntoIterator<Item = u8>) -> Wanted {
     Wanted {
         families: vec![IpFamily::V4, IpFamily::V6],
         port: 80,
-        active: active.into_iter().collect(),
-        draining: BTreeSet::new(),
+        endpoints: active.into_iter().map(|number| (number, Standing::ACTIVE)).collect(),
         distribution: Distribution::List,
+        affinity: None,
+        cluster_ip: (Reach::Cluster, Reach::Cluster),
+        load_balancer: None,
+        source_ranges: BTreeSet::new(),
     }
+}
+
+#[test]
+fn equal_lists_share_a_run_and_others_do_not() {
+    let mut world = World::new();
+    let both = Standing { is_local: true, in_cluster_list: true, in_local_list: true };
+    let mut wanted = simple([]);
+    wanted.endpoints = BTreeMap::from([(1, both), (2, both)]);
+    wanted.cluster_ip = (Reach::Cluster, Reach::Local);
+    world.reach(0, Some(&wanted)).expect("room");
+    let slots_in_use = |world: &World| world.known.fill(IpFamily::V4)[2].1;
+    assert_eq!(slots_in_use(&world), 2);
+    wanted.endpoints.insert(3, Standing::ACTIVE);
+    world.reach(0, Some(&wanted)).expect("room");
+    assert_eq!(slots_in_use(&world), 4 + 2);
+    wanted.endpoints.remove(&3);
+    world.reach(0, Some(&wanted)).expect("room");
+    assert_eq!(slots_in_use(&world), 2);
+}
+
+#[test]
+fn a_policy_without_an_endpoint_here_drops_only_when_there_are_others() {
+    let mut world = World::new();
+    let mut wanted = simple([1]);
+    wanted.cluster_ip = (Reach::Cluster, Reach::Local);
+    let flags = |world: &World| {
+        let served = world.store.served().expect("whole");
+        served.values().map(|served| served.flags).collect::<BTreeSet<_>>()
+    };
+    let local = service::FrontendFlags::OUTSIDE_LOCAL;
+    world.reach(0, Some(&wanted)).expect("room");
+    assert_eq!(flags(&world), BTreeSet::from([local | service::FrontendFlags::OUTSIDE_DROPS]));
+    wanted.endpoints.clear();
+    world.reach(0, Some(&wanted)).expect("room");
+    assert_eq!(flags(&world), BTreeSet::from([local]), "nobody is anywhere: that is answered");
+}
+
+#[test]
+fn ranges_that_do_not_fit_let_nobody_else_in() {
+    let mut world = World::new();
+    let mut wanted = simple([1]);
+    wanted.load_balancer = Some((Reach::Cluster, Reach::Cluster));
+    wanted.source_ranges = (0..4).collect();
+    world.reach(0, Some(&wanted)).expect("room for eight");
+    wanted.source_ranges = (4..14).collect();
+    let error = world.plan(0, &wanted).expect_err("no room for ten more");
+    assert_eq!(error.to_string(), "the map of source ranges is full with 8 entries; --max-source-ranges sets its size");
+    let port = resolved(0, &wanted);
+    let plan = world.known.plan_reduction(&port, &siblings(&port), world.now).expect("it stands");
+    let old = world.store.served().expect("whole");
+    world.apply(&plan.writes, &old, &old).expect("nobody who was not let in before");
+    let served = world.store.served().expect("whole");
+    let load_balancers: Vec<_> = served.values().filter_map(|served| served.sources.clone()).collect();
+    assert_eq!(load_balancers, [[], []] as [[IpNet; 0]; 2], "nobody rather than everybody");
+    assert_eq!(served.len(), 4);
 }
 
 #[test]
@@ -282,17 +471,20 @@ fn the_first_to_have_a_frontend_keeps_it_until_it_goes() {
     world.reach(0, Some(&simple([1]))).expect("room");
     let mut rival = resolved(1, &simple([2]));
     for family in &mut rival.families {
-        family.frontends[0].address = vip(family.family, 0);
+        family.frontends[0].address.address = vip(family.family, FrontendKind::ClusterIp, 0);
     }
     let plan = world.known.plan(&rival, &siblings(&rival), world.now).expect("room");
     assert_eq!(plan.conflicts.len(), 2);
     assert_eq!(plan.conflicts[0].holder, "default/service-0:http/TCP");
-    world.apply(&plan.writes).expect("writes");
-    assert_eq!(world.store.served().expect("whole"), expected(&BTreeMap::from([(0, simple([1]))])));
+    let first = expected(&BTreeMap::from([(0, simple([1]))]));
+    world.apply(&plan.writes, &first, &first).expect("writes");
+    assert_eq!(world.store.served().expect("whole"), first);
     world.reach(0, None).expect("removal");
     let plan = world.known.plan(&rival, &siblings(&rival), world.now).expect("room");
     assert!(plan.conflicts.is_empty());
-    world.apply(&plan.writes).expect("writes");
-    let holders: BTreeSet<_> = world.store.served().expect("whole").into_values().map(|(name, _)| name).collect();
+    let mut second = expected(&BTreeMap::from([(0, simple([2]))]));
+    second.values_mut().for_each(|served| served.name = rival.name.to_string());
+    world.apply(&plan.writes, &second, &second).expect("writes");
+    let holders: BTreeSet<_> = world.store.served().expect("whole").into_values().map(|served| served.name).collect();
     assert_eq!(holders, BTreeSet::from(["default/service-1:http/TCP".to_owned()]));
 }

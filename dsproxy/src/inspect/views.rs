@@ -17,7 +17,7 @@ use super::{Live, View, columns::Columns};
 use crate::{
     datapath::attach,
     interfaces::{self, Overrides, Role},
-    maps::{MapStore as _, kernel::KernelMaps},
+    maps::{MapKind, MapStore as _, kernel::KernelMaps},
 };
 
 /// `dsproxy status`.
@@ -73,7 +73,6 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
     let capacities = live.maps.capacities();
     let frontends = live.maps.frontends()?;
     let backends = live.maps.backends()?;
-    let connections = live.maps.connections()?;
     let mut maps = vec![MapFill {
         map: "services",
         family: None,
@@ -84,12 +83,14 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
         let frontend_count = frontends.iter().filter(|(address, _)| address.family() == family).count();
         let in_use = |state| state != BackendState::Gone;
         let backend_count = backends.iter().filter(|(of, _, record)| *of == family && in_use(record.state)).count();
-        let connection_count = connections.iter().filter(|connection| connection.frontend.family() == family).count();
+        let made = |map| live.maps.entries(family, map);
         for (map, entries, capacity) in [
             ("frontends", frontend_count, capacities.frontends),
             ("backends", backend_count, capacities.backends),
-            ("connections", connection_count, capacities.connections),
-            ("replies", live.maps.reply_count(family)?, capacities.connections),
+            ("connections", made(MapKind::Connections)?, capacities.connections),
+            ("brief connections", made(MapKind::BriefConnections)?, capacities.brief_connections),
+            ("masqueraded connections", made(MapKind::Masqueraded)?, capacities.connections),
+            ("affinities", made(MapKind::Affinities)?, capacities.affinities),
         ] {
             maps.push(MapFill { map, family: Some(family.to_string()), entries, capacity });
         }
@@ -186,7 +187,7 @@ pub fn services(live: &Live) -> anyhow::Result<Services> {
     let mut rows = Vec::new();
     for (address, frontend) in live.maps.frontends()? {
         let family = address.family();
-        let slots = live.maps.slots(family, &frontend)?;
+        let slots = live.maps.slots(family, frontend.inside)?;
         let mut endpoints: Vec<SocketAddr> = slots
             .iter()
             .filter_map(|id| backends.get(&(family, *id)))
@@ -346,6 +347,7 @@ pub fn connections(live: &Live) -> anyhow::Result<Connections> {
             backend: connection.endpoint.map(|record| SocketAddr::new(record.address, record.port)),
             state: match connection.state {
                 FlowState::Opening => "opening",
+                FlowState::Answered => "answered",
                 FlowState::Established => "established",
                 FlowState::ClientClosed => "client-closed",
                 FlowState::BackendClosed => "backend-closed",

@@ -4,20 +4,24 @@ use std::net::IpAddr;
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, IterableMap, Map, MapData, MapError as AyaError, PerCpuArray, PerCpuValues},
+    maps::{
+        Array, HashMap, IterableMap, Map, MapData, MapError as AyaError, PerCpuArray, PerCpuValues,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
 use dsproxy_common::{
     Addr4, Addr6, Address, IpFamily, Port, Protocol,
     count::{COUNTERS, Reason, ServiceCounters, counter_index},
     filter,
-    flow::{FlowKey, FlowState, ForwardEntry, ReplyEntry},
-    layout::{self, FamilyMapNames, family_maps},
-    service::{Backend, BackendState, Frontend, FrontendKey, ServiceName},
-    settings::Settings,
+    flow::{EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry, SnatEntry},
+    layout::{self, family_maps},
+    service::{Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendKey, ServiceName, Slots, SourceRange},
+    settings::{Network, Settings},
 };
+use ipnet::IpNet;
 use thiserror::Error;
 
-use super::{BackendRecord, Capacities, Contents, FrontendAddress, MapError, MapKind, MapStore, Write};
+use super::{BackendRecord, Capacities, Contents, FilterOf, FrontendAddress, MapError, MapKind, MapStore, Write};
 
 /// All maps of the data path.
 pub struct KernelMaps {
@@ -33,10 +37,18 @@ pub struct KernelMaps {
 struct FamilyMaps<A: Address + Pod> {
     frontends: HashMap<MapData, FrontendKey<A>, Frontend>,
     filter: Array<MapData, u64>,
+    egress_filter: Array<MapData, u64>,
     slots: Array<MapData, u32>,
     backends: Array<MapData, Backend<A>>,
     forward: HashMap<MapData, FlowKey<A>, ForwardEntry>,
-    reply: HashMap<MapData, FlowKey<A>, ReplyEntry<A>>,
+    forward_brief: HashMap<MapData, FlowKey<A>, ForwardEntry>,
+    egress: HashMap<MapData, FlowKey<A>, EgressEntry<A>>,
+    egress_brief: HashMap<MapData, FlowKey<A>, EgressEntry<A>>,
+    snat: HashMap<MapData, FlowKey<A>, SnatEntry<A>>,
+    affinity: HashMap<MapData, AffinityKey<A>, Affinity>,
+    ranges: LpmTrie<MapData, SourceRange<A>, u32>,
+    networks: LpmTrie<MapData, A, u32>,
+    masquerade: HashMap<MapData, u32, A>,
 }
 
 /// Why the maps cannot be used as they are.
@@ -71,6 +83,8 @@ pub struct ConnectionRecord {
     pub backend: u32,
     /// The backend's record, while the id still means the same endpoint.
     pub endpoint: Option<BackendRecord>,
+    /// The address and port of the node that it is masqueraded with.
+    pub masquerade: Option<(IpAddr, u16)>,
     /// Where the connection stands.
     pub state: FlowState,
     /// The jiffies when a packet was last seen.
@@ -90,12 +104,16 @@ impl KernelMaps {
         let names = typed(&mut take, layout::SERVICE_NAMES)?;
         let v4 = FamilyMaps::<Addr4>::open(&mut take)?;
         let v6 = FamilyMaps::<Addr6>::open(&mut take)?;
+        let names_v4 = family_maps(IpFamily::V4);
         let capacities = Capacities {
             services: service_counters.len(),
-            frontends: max_entries(v4.frontends.map(), layout::family_maps(IpFamily::V4).frontends)?,
+            frontends: max_entries(v4.frontends.map(), names_v4.frontends)?,
             backends: v4.backends.len(),
             slots: v4.slots.len(),
-            connections: max_entries(v4.forward.map(), layout::family_maps(IpFamily::V4).forward)?,
+            connections: max_entries(v4.forward.map(), names_v4.forward)?,
+            brief_connections: max_entries(v4.forward_brief.map(), names_v4.forward_brief)?,
+            affinities: max_entries(v4.affinity.map(), names_v4.affinity)?,
+            source_ranges: max_entries(v4.ranges.map(), names_v4.ranges)?,
         };
         Ok(Self { settings, counters, service_counters, names, v4, v6, capacities })
     }
@@ -161,17 +179,18 @@ impl KernelMaps {
         Ok(frontends)
     }
 
-    /// The ids on the slots of `frontend`.
-    pub fn slots(&self, family: IpFamily, frontend: &Frontend) -> Result<Vec<u32>, MapError> {
-        let slots = match family {
+    /// The ids on `slots`.
+    pub fn slots(&self, family: IpFamily, slots: Slots) -> Result<Vec<u32>, MapError> {
+        let array = match family {
             IpFamily::V4 => &self.v4.slots,
             IpFamily::V6 => &self.v6.slots,
         };
-        if frontend.slot_count == 1 {
-            return Ok(vec![frontend.slots]);
+        let Slots { first, count } = slots;
+        if count == 1 {
+            return Ok(vec![first]);
         }
-        (frontend.slots..frontend.slots.saturating_add(frontend.slot_count))
-            .map(|slot| slots.get(&slot, 0).map_err(kernel("read", MapKind::Slots)))
+        (first..first.saturating_add(count))
+            .map(|slot| array.get(&slot, 0).map_err(kernel("read", MapKind::Slots)))
             .collect()
     }
 
@@ -189,28 +208,95 @@ impl KernelMaps {
         Ok(connections)
     }
 
-    /// How many reply entries there are for connections of `family`.
-    pub fn reply_count(&self, family: IpFamily) -> Result<usize, MapError> {
+    /// How many entries of `family` the programs have made in `map`; zero for maps that they only read.
+    pub fn entries(&self, family: IpFamily, map: MapKind) -> Result<usize, MapError> {
         match family {
-            IpFamily::V4 => self.v4.reply_count(),
-            IpFamily::V6 => self.v6.reply_count(),
+            IpFamily::V4 => self.v4.entries(map),
+            IpFamily::V6 => self.v6.entries(map),
         }
+    }
+
+    /// The source ranges of both families, by service port.
+    pub fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>, MapError> {
+        let mut ranges = self.v4.source_ranges()?;
+        ranges.extend(self.v6.source_ranges()?);
+        Ok(ranges)
+    }
+
+    /// The networks of both families, with their `NetworkFlags`.
+    pub fn networks(&self) -> Result<Vec<(IpNet, u32)>, MapError> {
+        let mut networks = self.v4.networks()?;
+        networks.extend(self.v6.networks()?);
+        Ok(networks)
+    }
+
+    /// The addresses that masqueraded packets leave with, by device; zero stands for all other devices.
+    pub fn masquerade(&self) -> Result<Vec<(u32, IpAddr)>, MapError> {
+        let mut addresses = self.v4.masquerade()?;
+        addresses.extend(self.v6.masquerade()?);
+        Ok(addresses)
     }
 
     /// Everything the diff needs to know.
     pub fn contents(&self) -> Result<Contents, MapError> {
         let frontends = self.frontends()?;
         let mut runs = std::collections::BTreeMap::new();
-        for (address, frontend) in frontends.iter().filter(|(_, frontend)| frontend.slot_count > 1) {
+        for (address, frontend) in &frontends {
             let family = address.family();
-            if let std::collections::btree_map::Entry::Vacant(run) = runs.entry((family, frontend.slots)) {
-                run.insert(self.slots(family, frontend)?);
+            for slots in [frontend.inside, frontend.outside].into_iter().filter(|slots| slots.count > 1) {
+                if let std::collections::btree_map::Entry::Vacant(run) = runs.entry((family, slots.first)) {
+                    run.insert(self.slots(family, slots)?);
+                }
             }
         }
-        let mut filter = self.v4.filter()?;
-        filter.extend(self.v6.filter()?);
-        Ok(Contents { names: self.names()?, frontends, backends: self.backends()?, runs, filter })
+        let mut filter = Vec::new();
+        for of in FilterOf::ALL {
+            filter.extend(self.v4.filter(of)?);
+            filter.extend(self.v6.filter(of)?);
+        }
+        let Settings { services_v4, services_v6, .. } = self.settings()?;
+        Ok(Contents {
+            names: self.names()?,
+            frontends,
+            backends: self.backends()?,
+            runs,
+            filter,
+            source_ranges: self.source_ranges()?,
+            networks: self.networks()?,
+            service_networks: vec![(IpFamily::V4, network_of(&services_v4)), (IpFamily::V6, network_of(&services_v6))],
+            masquerade: self.masquerade()?,
+        })
     }
+
+    fn write_family(&mut self, family: IpFamily, write: &Write) -> Result<(), MapError> {
+        match family {
+            IpFamily::V4 => self.v4.write(write, self.capacities),
+            IpFamily::V6 => self.v6.write(write, self.capacities),
+        }
+    }
+
+    fn write_service_network(&mut self, family: IpFamily, network: Option<IpNet>) -> Result<(), MapError> {
+        let mut settings = self.settings()?;
+        match family {
+            IpFamily::V4 => settings.services_v4 = network_record(network),
+            IpFamily::V6 => settings.services_v6 = network_record(network),
+        }
+        self.set_settings(&settings)
+    }
+}
+
+/// `network` as the programs compare with it; none holds nobody of interest.
+pub fn network_record<A: Address>(network: Option<IpNet>) -> Network<A> {
+    let nobody = || IpNet::from(A::default().into());
+    let network = network.unwrap_or_else(nobody).trunc();
+    let of_family = |address| A::from_ip(address).unwrap_or_default();
+    Network { address: of_family(network.addr()), mask: of_family(network.netmask()) }
+}
+
+/// The network that [`network_record`] made a record of.
+fn network_of<A: Address>(record: &Network<A>) -> Option<IpNet> {
+    let network = IpNet::with_netmask(record.address.into(), record.mask.into()).ok()?;
+    (network != IpNet::from(A::default().into())).then_some(network)
 }
 
 impl MapStore for KernelMaps {
@@ -234,16 +320,21 @@ impl MapStore for KernelMaps {
                     .map_err(|error| kernel("write", MapKind::Services)(AyaError::IoError(error)))?;
                 self.service_counters.set(*service, zero, 0).map_err(kernel("write", MapKind::Services))
             }
-            Write::Backend { family, .. } | Write::Slots { family, .. } | Write::FilterWord { family, .. } => {
-                match family {
-                    IpFamily::V4 => self.v4.write(write, capacities),
-                    IpFamily::V6 => self.v6.write(write, capacities),
-                }
+            Write::ServiceNetwork { family, network } => self.write_service_network(*family, *network),
+            Write::Backend { family, .. }
+            | Write::Slots { family, .. }
+            | Write::FilterWord { family, .. }
+            | Write::RemoveMasquerade { family, .. } => self.write_family(*family, write),
+            Write::Frontend { address, .. } | Write::RemoveFrontend { address } => {
+                self.write_family(address.family(), write)
             }
-            Write::Frontend { address, .. } | Write::RemoveFrontend { address } => match address.family() {
-                IpFamily::V4 => self.v4.write(write, capacities),
-                IpFamily::V6 => self.v6.write(write, capacities),
-            },
+            Write::SourceRange { range, .. } | Write::RemoveSourceRange { range, .. } => {
+                self.write_family(IpFamily::of(range.addr()), write)
+            }
+            Write::Network { network, .. } | Write::RemoveNetwork { network } => {
+                self.write_family(IpFamily::of(network.addr()), write)
+            }
+            Write::Masquerade { address, .. } => self.write_family(IpFamily::of(*address), write),
         }
     }
 
@@ -254,14 +345,22 @@ impl MapStore for KernelMaps {
 
 impl<A: Address + Pod> FamilyMaps<A> {
     fn open(take: &mut impl FnMut(&'static str) -> Option<Map>) -> Result<Self, OpenError> {
-        let FamilyMapNames { frontends, filter, slots, backends, forward, reply } = family_maps(A::FAMILY);
+        let names = family_maps(A::FAMILY);
         Ok(Self {
-            frontends: typed(take, frontends)?,
-            filter: typed(take, filter)?,
-            slots: typed(take, slots)?,
-            backends: typed(take, backends)?,
-            forward: typed(take, forward)?,
-            reply: typed(take, reply)?,
+            frontends: typed(take, names.frontends)?,
+            filter: typed(take, names.filter)?,
+            egress_filter: typed(take, names.egress_filter)?,
+            slots: typed(take, names.slots)?,
+            backends: typed(take, names.backends)?,
+            forward: typed(take, names.forward)?,
+            forward_brief: typed(take, names.forward_brief)?,
+            egress: typed(take, names.egress)?,
+            egress_brief: typed(take, names.egress_brief)?,
+            snat: typed(take, names.snat)?,
+            affinity: typed(take, names.affinity)?,
+            ranges: typed(take, names.ranges)?,
+            networks: typed(take, names.networks)?,
+            masquerade: typed(take, names.masquerade)?,
         })
     }
 
@@ -273,12 +372,12 @@ impl<A: Address + Pod> FamilyMaps<A> {
     /// Applies a write that is for this family; one with an address of the other has no effect, and none is made.
     fn write(&mut self, write: &Write, capacities: Capacities) -> Result<(), MapError> {
         match write {
-            Write::Name { .. } | Write::ResetCounters { .. } => Ok(()),
+            Write::Name { .. } | Write::ResetCounters { .. } | Write::ServiceNetwork { .. } => Ok(()),
             Write::Backend { family: _, id, record } => {
-                let BackendRecord { address, port, generation, service, state } = *record;
+                let BackendRecord { address, port, generation, service, state, flags } = *record;
                 let Some(address) = A::from_ip(address) else { return Ok(()) };
                 let port = Port::new(port);
-                let backend = Backend { address, generation, service, port, state: state.number(), reserved: 0 };
+                let backend = Backend { address, generation, service, port, state: state.number(), flags };
                 self.backends.set(*id, backend, 0).map_err(full("write", MapKind::Backends, capacities.backends))
             }
             Write::Slots { family: _, first, service: _, backends } => {
@@ -287,8 +386,12 @@ impl<A: Address + Pod> FamilyMaps<A> {
                 }
                 Ok(())
             }
-            Write::FilterWord { family: _, index, value } => {
-                self.filter.set(*index, value, 0).map_err(kernel("write", MapKind::Filter))
+            Write::FilterWord { family: _, filter, index, value } => {
+                let array = match filter {
+                    FilterOf::Frontends => &mut self.filter,
+                    FilterOf::Backends => &mut self.egress_filter,
+                };
+                array.set(*index, value, 0).map_err(kernel("write", MapKind::Filter))
             }
             Write::Frontend { address, frontend } => {
                 let Some(key) = Self::key(address) else { return Ok(()) };
@@ -297,6 +400,32 @@ impl<A: Address + Pod> FamilyMaps<A> {
             Write::RemoveFrontend { address } => {
                 let Some(key) = Self::key(address) else { return Ok(()) };
                 absent_is_fine(self.frontends.remove(&key)).map_err(kernel("remove from", MapKind::Frontends))
+            }
+            Write::SourceRange { service, range } => {
+                let Some(key) = range_key::<A>(*service, range) else { return Ok(()) };
+                let full = full("write", MapKind::SourceRanges, capacities.source_ranges);
+                self.ranges.insert(&key, 1, 0).map_err(full)
+            }
+            Write::RemoveSourceRange { service, range } => {
+                let Some(key) = range_key::<A>(*service, range) else { return Ok(()) };
+                absent_is_fine(self.ranges.remove(&key)).map_err(kernel("remove from", MapKind::SourceRanges))
+            }
+            Write::Network { network, flags } => {
+                let Some(key) = network_key::<A>(network) else { return Ok(()) };
+                let full = full("write", MapKind::Networks, capacities.networks());
+                self.networks.insert(&key, flags, 0).map_err(full)
+            }
+            Write::RemoveNetwork { network } => {
+                let Some(key) = network_key::<A>(network) else { return Ok(()) };
+                absent_is_fine(self.networks.remove(&key)).map_err(kernel("remove from", MapKind::Networks))
+            }
+            Write::Masquerade { device, address } => {
+                let Some(address) = A::from_ip(*address) else { return Ok(()) };
+                let full = full("write", MapKind::NodeAddresses, layout::capacity::DEVICES);
+                self.masquerade.insert(device, address, 0).map_err(full)
+            }
+            Write::RemoveMasquerade { family: _, device } => {
+                absent_is_fine(self.masquerade.remove(device)).map_err(kernel("remove from", MapKind::NodeAddresses))
             }
         }
     }
@@ -325,51 +454,133 @@ impl<A: Address + Pod> FamilyMaps<A> {
         Ok(backends)
     }
 
-    fn filter(&self) -> Result<Vec<(IpFamily, u32, u64)>, MapError> {
+    fn filter(&self, of: FilterOf) -> Result<Vec<(IpFamily, FilterOf, u32, u64)>, MapError> {
+        let array = match of {
+            FilterOf::Frontends => &self.filter,
+            FilterOf::Backends => &self.egress_filter,
+        };
         let mut words = Vec::new();
         for index in 0..filter::WORDS {
-            let word = self.filter.get(&index, 0).map_err(kernel("read", MapKind::Filter))?;
+            let word = array.get(&index, 0).map_err(kernel("read", MapKind::Filter))?;
             if word != 0 {
-                words.push((A::FAMILY, index, word));
+                words.push((A::FAMILY, of, index, word));
             }
         }
         Ok(words)
     }
 
-    fn reply_count(&self) -> Result<usize, MapError> {
-        self.reply.keys().try_fold(0, |count, key| key.map(|_| count + 1)).map_err(kernel("read", MapKind::Connections))
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>, MapError> {
+        let mut ranges = Vec::new();
+        for key in self.ranges.keys() {
+            let key = key.map_err(kernel("read", MapKind::SourceRanges))?;
+            let SourceRange { service, client } = key.data();
+            let bits = key.prefix_len().saturating_sub(u32::BITS);
+            // Longer than its address would be another version's.
+            if let Some(range) = network(client, bits) {
+                ranges.push((service, range));
+            }
+        }
+        Ok(ranges)
+    }
+
+    fn networks(&self) -> Result<Vec<(IpNet, u32)>, MapError> {
+        let mut networks = Vec::new();
+        for entry in self.networks.iter() {
+            let (key, flags) = entry.map_err(kernel("read", MapKind::Networks))?;
+            networks.extend(network(key.data(), key.prefix_len()).map(|network| (network, flags)));
+        }
+        Ok(networks)
+    }
+
+    fn masquerade(&self) -> Result<Vec<(u32, IpAddr)>, MapError> {
+        let entries = self.masquerade.iter().map(|entry| entry.map(|(device, address)| (device, address.into())));
+        entries.collect::<Result<_, _>>().map_err(kernel("read", MapKind::NodeAddresses))
+    }
+
+    fn entries(&self, map: MapKind) -> Result<usize, MapError> {
+        match map {
+            MapKind::Connections => count(map, self.forward.keys()),
+            MapKind::BriefConnections => count(map, self.forward_brief.keys()),
+            MapKind::Masqueraded => count(map, self.snat.keys()),
+            MapKind::Affinities => count(map, self.affinity.keys()),
+            MapKind::Services
+            | MapKind::Frontends
+            | MapKind::Filter
+            | MapKind::Slots
+            | MapKind::Backends
+            | MapKind::SourceRanges
+            | MapKind::Networks
+            | MapKind::NodeAddresses
+            | MapKind::Settings
+            | MapKind::Counters => Ok(0),
+        }
     }
 
     fn connections(&self) -> Result<Vec<ConnectionRecord>, MapError> {
         let mut connections = Vec::new();
-        for entry in self.forward.iter() {
-            let (key, ForwardEntry { backend, generation, service, last_seen, state }) =
-                entry.map_err(kernel("read", MapKind::Connections))?;
-            let FlowKey { source, destination, source_port, destination_port, protocol } = key;
+        let confirmed = self.forward.iter().map(|entry| entry.map_err(kernel("read", MapKind::Connections)));
+        let brief = self.forward_brief.iter().map(|entry| entry.map_err(kernel("read", MapKind::BriefConnections)));
+        for entry in confirmed.chain(brief) {
+            let (key, ForwardEntry { backend, generation, service, last_seen, state, source_port }) = entry?;
+            let FlowKey { source, destination, source_port: client_port, destination_port, protocol } = key;
             let Some(protocol) = u8::try_from(protocol).ok().and_then(Protocol::from_number) else { continue };
-            let endpoint = self.backends.get(&backend, 0).map_err(kernel("read", MapKind::Backends))?;
+            let held = self.backends.get(&backend, 0).map_err(kernel("read", MapKind::Backends))?;
+            let endpoint = (held.generation == generation).then_some(held);
+            let leaving = endpoint.map(|endpoint| FlowKey {
+                destination: endpoint.address,
+                destination_port: endpoint.port,
+                source_port: if source_port == Port::default() { client_port } else { source_port },
+                ..key
+            });
             connections.push(ConnectionRecord {
-                client: (source.into(), source_port.number()),
+                client: (source.into(), client_port.number()),
                 frontend: FrontendAddress { address: destination.into(), port: destination_port.number(), protocol },
                 service,
                 backend,
-                endpoint: (endpoint.generation == generation).then(|| record(&endpoint)),
-                state: FlowState::from_number(u16::try_from(state).unwrap_or(u16::MAX)),
+                endpoint: endpoint.as_ref().map(record),
+                masquerade: leaving.and_then(|key| self.masquerade_of(&key)),
+                state: FlowState::from_number(state),
                 last_seen,
             });
         }
         Ok(connections)
     }
+
+    /// The address and port of the node that packets of `key` leave with. An entry that cannot be read is as good as none:
+    /// the table changes while it is looked at.
+    fn masquerade_of(&self, key: &FlowKey<A>) -> Option<(IpAddr, u16)> {
+        let entry = self.egress.get(key, 0).or_else(|_| self.egress_brief.get(key, 0)).ok()?;
+        let EgressEntry { address, port, kind, .. } = entry;
+        (EgressKind::from_number(kind) == EgressKind::Masquerade).then(|| (address.into(), port.number()))
+    }
+}
+
+fn count<K>(map: MapKind, keys: impl Iterator<Item = Result<K, AyaError>>) -> Result<usize, MapError> {
+    keys.map(|key| key.map(|_| 1)).sum::<Result<_, _>>().map_err(kernel("read", map))
+}
+
+fn network<A: Address>(address: A, bits: u32) -> Option<IpNet> {
+    IpNet::new(address.into(), u8::try_from(bits).ok()?).ok()
+}
+
+fn network_key<A: Address + Pod>(network: &IpNet) -> Option<Key<A>> {
+    Some(Key::new(network.prefix_len().into(), A::from_ip(network.network())?))
+}
+
+fn range_key<A: Address + Pod>(service: u32, range: &IpNet) -> Option<Key<SourceRange<A>>> {
+    let client = A::from_ip(range.network())?;
+    Some(Key::new(u32::BITS + u32::from(range.prefix_len()), SourceRange { service, client }))
 }
 
 fn record<A: Address>(backend: &Backend<A>) -> BackendRecord {
-    let Backend { address, generation, service, port, state, reserved: _ } = *backend;
+    let Backend { address, generation, service, port, state, flags } = *backend;
     BackendRecord {
         address: address.into(),
         port: port.number(),
         generation,
         service,
         state: BackendState::from_number(state),
+        flags,
     }
 }
 

@@ -9,6 +9,7 @@ use dsproxy_common::{
     IpFamily, Protocol,
     service::{BackendState, Frontend},
 };
+use ipnet::IpNet;
 use thiserror::Error;
 
 pub mod kernel;
@@ -51,6 +52,22 @@ pub struct BackendRecord {
     pub service: u32,
     /// Whether it takes connections.
     pub state: BackendState,
+    /// `BackendFlags`.
+    pub flags: u8,
+}
+
+/// What a filter's bits stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FilterOf {
+    /// Addresses, ports and protocols of frontends.
+    Frontends,
+    /// Those of backends.
+    Backends,
+}
+
+impl FilterOf {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Frontends, Self::Backends];
 }
 
 /// One write to one map. A slice of them, applied in order, takes the data path from one state to another.
@@ -88,10 +105,12 @@ pub enum Write {
         /// The backend ids.
         backends: Vec<u32>,
     },
-    /// Writes a word of the frontend filter.
+    /// Writes a word of a filter.
     FilterWord {
         /// The family.
         family: IpFamily,
+        /// Which filter.
+        filter: FilterOf,
         /// The index of the word.
         index: u32,
         /// Its new value.
@@ -109,6 +128,53 @@ pub enum Write {
         /// Where it was reached.
         address: FrontendAddress,
     },
+    /// Lets clients within `range` through to those frontends of a service port that check their source.
+    SourceRange {
+        /// The id of the service port.
+        service: u32,
+        /// The clients.
+        range: IpNet,
+    },
+    /// Takes a source range of a service port away.
+    RemoveSourceRange {
+        /// The id of the service port.
+        service: u32,
+        /// The clients.
+        range: IpNet,
+    },
+    /// Says what is known of all addresses of a network for which no smaller network says more.
+    Network {
+        /// The addresses.
+        network: IpNet,
+        /// `NetworkFlags`.
+        flags: u32,
+    },
+    /// Leaves the addresses of a network to the larger networks that they are in.
+    RemoveNetwork {
+        /// The addresses.
+        network: IpNet,
+    },
+    /// Says where all ClusterIPs and all ranges of them are.
+    ServiceNetwork {
+        /// The family.
+        family: IpFamily,
+        /// The smallest network that holds them; none when there are none.
+        network: Option<IpNet>,
+    },
+    /// Gives the address that masqueraded packets leave a device with.
+    Masquerade {
+        /// The index of the device; zero stands for all others.
+        device: u32,
+        /// The address, whose family is that of the packets.
+        address: IpAddr,
+    },
+    /// Leaves masqueraded packets of a device with the address of all others.
+    RemoveMasquerade {
+        /// The family of the packets.
+        family: IpFamily,
+        /// The index of the device.
+        device: u32,
+    },
 }
 
 /// What the maps hold, as read back at start.
@@ -122,8 +188,16 @@ pub struct Contents {
     pub backends: Vec<(IpFamily, u32, BackendRecord)>,
     /// What stands in the slots of the runs that frontends use, by family and first slot.
     pub runs: BTreeMap<(IpFamily, u32), Vec<u32>>,
-    /// The words of the frontend filter that are not zero.
-    pub filter: Vec<(IpFamily, u32, u64)>,
+    /// The words of the filters that are not zero.
+    pub filter: Vec<(IpFamily, FilterOf, u32, u64)>,
+    /// The source ranges, by service port.
+    pub source_ranges: Vec<(u32, IpNet)>,
+    /// The networks with their `NetworkFlags`.
+    pub networks: Vec<(IpNet, u32)>,
+    /// Where the programs were told that all ClusterIPs are, in each family.
+    pub service_networks: Vec<(IpFamily, Option<IpNet>)>,
+    /// The addresses of masqueraded packets, by device.
+    pub masquerade: Vec<(u32, IpAddr)>,
 }
 
 /// How many entries the maps have. Where a map exists for each family, each of the two has as many.
@@ -137,8 +211,21 @@ pub struct Capacities {
     pub backends: u32,
     /// Slots.
     pub slots: u32,
-    /// Connections.
+    /// Connections: confirmed TCP, and of those that are masqueraded all.
     pub connections: u32,
+    /// Connections that are opening or not TCP.
+    pub brief_connections: u32,
+    /// Clients that are remembered for session affinity.
+    pub affinities: u32,
+    /// Source ranges.
+    pub source_ranges: u32,
+}
+
+impl Capacities {
+    /// How many networks there may be: every ClusterIP has a frontend at least, and the rest is for ranges.
+    pub const fn networks(&self) -> u32 {
+        self.frontends.saturating_add(1024)
+    }
 }
 
 impl Default for Capacities {
@@ -150,6 +237,9 @@ impl Default for Capacities {
             backends: capacity::BACKENDS,
             slots: capacity::SLOTS,
             connections: capacity::CONNECTIONS,
+            brief_connections: capacity::BRIEF_CONNECTIONS,
+            affinities: capacity::AFFINITIES,
+            source_ranges: capacity::RANGES,
         }
     }
 }
@@ -161,14 +251,26 @@ pub enum MapKind {
     Services,
     /// Frontends.
     Frontends,
-    /// The frontend filter.
+    /// The filters of frontends and of backends.
     Filter,
     /// Slots.
     Slots,
     /// Backends.
     Backends,
-    /// The connection table.
+    /// The table of confirmed TCP connections.
     Connections,
+    /// The table of all other connections.
+    BriefConnections,
+    /// Who is behind an address and port of the node.
+    Masqueraded,
+    /// Clients that stay with their endpoint.
+    Affinities,
+    /// Source ranges of service ports.
+    SourceRanges,
+    /// What is known of networks.
+    Networks,
+    /// The addresses that masqueraded packets leave with.
+    NodeAddresses,
     /// The settings.
     Settings,
     /// Packet counters.
@@ -185,6 +287,12 @@ impl MapKind {
             Self::Slots => "slots",
             Self::Backends => "backends",
             Self::Connections => "connections",
+            Self::BriefConnections => "brief connections",
+            Self::Masqueraded => "masqueraded connections",
+            Self::Affinities => "affinities",
+            Self::SourceRanges => "source ranges",
+            Self::Networks => "networks",
+            Self::NodeAddresses => "node addresses",
             Self::Settings => "settings",
             Self::Counters => "counters",
         }
@@ -194,11 +302,15 @@ impl MapKind {
     pub fn flag(self) -> Option<&'static str> {
         match self {
             Self::Services => Some("--max-services"),
-            Self::Frontends => Some("--max-frontends"),
+            // A network for each ClusterIP, which has a frontend at least.
+            Self::Frontends | Self::Networks => Some("--max-frontends"),
             Self::Slots => Some("--max-slots"),
             Self::Backends => Some("--max-backends"),
-            Self::Connections => Some("--max-connections"),
-            Self::Filter | Self::Settings | Self::Counters => None,
+            Self::Connections | Self::Masqueraded => Some("--max-connections"),
+            Self::BriefConnections => Some("--max-brief-connections"),
+            Self::Affinities => Some("--max-affinities"),
+            Self::SourceRanges => Some("--max-source-ranges"),
+            Self::Filter | Self::NodeAddresses | Self::Settings | Self::Counters => None,
         }
     }
 }

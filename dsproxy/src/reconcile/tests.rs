@@ -16,7 +16,16 @@ use crate::{
     source::Delta,
 };
 
-const ROOM: Capacities = Capacities { services: 64, frontends: 64, backends: 256, slots: 4096, connections: 1 };
+const ROOM: Capacities = Capacities {
+    services: 64,
+    frontends: 64,
+    backends: 256,
+    slots: 4096,
+    connections: 1,
+    brief_connections: 1,
+    affinities: 1,
+    source_ranges: 64,
+};
 
 /// What tests say of a Service: its ClusterIPs by their last number, its port, and its endpoints.
 #[derive(Clone, Debug, PartialEq)]
@@ -184,9 +193,10 @@ impl World {
     fn served_in_full(&self) -> Vec<&str> {
         let served = self.served();
         let is_served = |(name, asked): &(&String, &Asked)| {
-            asked
-                .frontends()
-                .all(|address| served.get(&address) == Some(&(port_name(name), asked.endpoints(address.family()))))
+            let is_whole = |address: &FrontendAddress, served: &Served| {
+                served.name == port_name(name) && served.inside == asked.endpoints(address.family())
+            };
+            asked.frontends().all(|address| served.get(&address).is_some_and(|served| is_whole(&address, served)))
         };
         self.asked.iter().filter(is_served).map(|(name, _)| name.as_str()).collect()
     }
@@ -435,7 +445,7 @@ fn a_conflict_in_one_family_leaves_the_other_alone() {
         let served = world.served();
         for frontend in world.asked["rival"].frontends() {
             let expected = if frontend.family() == family { "holder" } else { "rival" };
-            assert_eq!(served[&frontend].0, port_name(expected));
+            assert_eq!(served[&frontend].name, port_name(expected));
         }
         world.change([("rival", None)]);
         assert_eq!(world.snapshot().conflicts, 0, "who is gone wants nothing");
@@ -504,7 +514,7 @@ fn what_fits_is_served_and_room_is_used_within_a_second() {
 
 #[test]
 fn a_full_map_keeps_no_service_from_changing() {
-    let full = Capacities { services: 2, frontends: 2, backends: 4, slots: 4, connections: 1 };
+    let full = Capacities { services: 2, frontends: 2, backends: 4, slots: 4, ..ROOM };
     let mut world = World::new(full);
     world.change([("a", Some(Asked::dual(1, &[1, 2]))), ("b", Some(Asked::dual(2, &[3, 4])))]);
     assert_eq!(world.served_in_full(), ["a", "b"]);
@@ -533,7 +543,7 @@ fn endpoints_that_are_gone_are_not_served_for_want_of_room() {
     let (name, reason) = world.snapshot().failed.pop_first().expect("four do not fit");
     assert_eq!(name, object_name("a"));
     assert!(reason.contains("--max-backends"), "{reason}");
-    for (address, (_, endpoints)) in world.served() {
+    for (address, Served { inside: endpoints, .. }) in world.served() {
         assert_eq!(
             endpoints,
             [(endpoint(address.family(), 3), 8080)],
@@ -630,7 +640,7 @@ fn capacities() -> impl Strategy<Value = Capacities> {
             frontends,
             backends,
             slots,
-            connections: 1,
+            ..ROOM
         }),
     ]
 }
@@ -676,14 +686,14 @@ proptest! {
                 continue;
             }
             for frontend in asked.frontends() {
-                let (holder, endpoints) = &served[&frontend];
+                let Served { name: holder, inside: endpoints, .. } = &served[&frontend];
                 if *holder == port_name(name) {
                     prop_assert_eq!(endpoints, &asked.endpoints(frontend.family()));
                 }
             }
         }
         // Every frontend that somebody wants and has room for is somebody's, and none is anybody else's.
-        for (frontend, (holder, _)) in &served {
+        for (frontend, Served { name: holder, .. }) in &served {
             let wants_it = |(name, asked): (&String, &Asked)| {
                 port_name(name) == *holder && asked.frontends().any(|address| address == *frontend)
             };
@@ -698,7 +708,7 @@ proptest! {
 /// No endpoint is served under a name that never asked for it, and what is served is whole.
 fn check_what_is_served(world: &World) -> Result<(), TestCaseError> {
     let served = world.reconciler.store.served().map_err(TestCaseError::fail)?;
-    for (frontend, (holder, endpoints)) in served {
+    for (frontend, Served { name: holder, inside: endpoints, .. }) in served {
         for (address, _) in endpoints {
             prop_assert_eq!(IpFamily::of(address), frontend.family(), "{} of {}", frontend, holder);
         }

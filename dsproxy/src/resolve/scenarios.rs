@@ -14,7 +14,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::{self, Write as _},
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -23,8 +23,9 @@ use std::{
 use dsproxy_common::service::BackendState;
 use serde::Deserialize as _;
 
-use super::{Distribution, ResolvedFamily, ResolvedPort, resolve};
+use super::{Distribution, Reach, ResolvedFamily, ResolvedPort, resolve};
 use crate::{
+    diff::flags,
     maps::{
         Capacities, Contents, FrontendAddress,
         memory::{MemoryMaps, Served},
@@ -40,7 +41,16 @@ use crate::{
 
 const REWRITE: &str = "DSPROXY_REWRITE_SCENARIOS";
 
-const CAPACITIES: Capacities = Capacities { services: 64, frontends: 64, backends: 256, slots: 65_536, connections: 1 };
+const CAPACITIES: Capacities = Capacities {
+    services: 64,
+    frontends: 64,
+    backends: 256,
+    slots: 65_536,
+    connections: 1,
+    brief_connections: 1,
+    affinities: 1,
+    source_ranges: 64,
+};
 
 /// A file of steps.
 pub(crate) struct Scenario {
@@ -213,19 +223,19 @@ impl fmt::Display for Described<'_> {
         if ports.is_empty() {
             writeln!(f, "nothing")?;
         }
-        for ResolvedPort { name, families } in *ports {
+        for ResolvedPort { name, affinity: _, families } in *ports {
             writeln!(f, "{name}")?;
-            for ResolvedFamily { family, frontends, active, draining, distribution } in families {
+            for ResolvedFamily { family, frontends, endpoints, distribution, source_ranges: _ } in families {
                 let distribution = match distribution {
                     Distribution::List => "list",
                     Distribution::Maglev => "maglev",
                 };
                 for frontend in frontends {
-                    writeln!(f, "  {family} {frontend} {distribution}")?;
+                    writeln!(f, "  {family} {} {distribution}", frontend.address)?;
                 }
-                for (state, endpoints) in [("active", active), ("draining", draining)] {
-                    for (address, port) in endpoints {
-                        writeln!(f, "    {state} {}", std::net::SocketAddr::new(*address, *port))?;
+                for (state, is_active) in [("active", true), ("draining", false)] {
+                    for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_active() == is_active) {
+                        writeln!(f, "    {state} {}", SocketAddr::new(endpoint.address, endpoint.port))?;
                     }
                 }
             }
@@ -259,13 +269,31 @@ impl MapState {
 
     pub(crate) fn wanted(ports: &[ResolvedPort]) -> Self {
         let mut state = Self { served: BTreeMap::new(), active: Vec::new(), draining: Vec::new() };
-        for ResolvedPort { name, families } in ports {
-            for ResolvedFamily { family: _, frontends, active, draining, distribution: _ } in families {
+        for ResolvedPort { name, affinity, families } in ports {
+            for ResolvedFamily { family: _, frontends, endpoints, distribution: _, source_ranges } in families {
+                let list = |reach| {
+                    let list = endpoints.iter().filter(|endpoint| endpoint.is_in(reach));
+                    list.map(|endpoint| (endpoint.address, endpoint.port)).collect::<Vec<_>>()
+                };
+                let drops = list(Reach::Local).is_empty() && !list(Reach::Cluster).is_empty();
                 for frontend in frontends {
-                    state.served.insert(*frontend, (name.to_string(), active.clone()));
+                    let checks_source = frontend.checks_source && !source_ranges.is_empty();
+                    let mut sources = source_ranges.clone();
+                    sources.sort_unstable();
+                    let served = Served {
+                        name: name.to_string(),
+                        inside: list(frontend.inside),
+                        outside: list(frontend.outside),
+                        affinity: affinity.unwrap_or_default(),
+                        flags: flags(frontend, drops, checks_source),
+                        sources: checks_source.then_some(sources),
+                    };
+                    state.served.insert(frontend.address, served);
                 }
-                state.active.extend(active);
-                state.draining.extend(draining);
+                for endpoint in endpoints {
+                    let of_state = if endpoint.is_active() { &mut state.active } else { &mut state.draining };
+                    of_state.push((endpoint.address, endpoint.port));
+                }
             }
         }
         state.active.sort_unstable();

@@ -183,7 +183,7 @@ impl ApiProtocol {
         match self {
             Self::Balanced(Protocol::Tcp) => "TCP",
             Self::Balanced(Protocol::Udp) => "UDP",
-            Self::Sctp => "SCTP",
+            Self::Sctp | Self::Balanced(Protocol::Sctp) => "SCTP",
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use dsproxy::{
     maps::{Capacities, FrontendAddress},
     model::ObjectName,
-    resolve::{Distribution, ResolvedFamily, ResolvedPort, ServicePortName},
+    resolve::{Distribution, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend, ResolvedPort, ServicePortName},
 };
 use dsproxy_common::{IpFamily, Protocol};
 
@@ -19,7 +19,15 @@ pub(super) const TARGET_PORT: u16 = 8080;
 /// Maps with room for `count` Services beside the few that are measured.
 pub(super) fn capacities(count: u32, connections: u32) -> Capacities {
     let services = (count + 64).next_power_of_two();
-    Capacities { services, frontends: services, backends: 2 * services, slots: 4 * services.max(65_536), connections }
+    Capacities {
+        services,
+        frontends: services,
+        backends: 2 * services,
+        slots: 4 * services.max(65_536),
+        connections,
+        brief_connections: connections,
+        ..Capacities::default()
+    }
 }
 
 /// Service number `number` of those that are only there to be many: two endpoints in each family.
@@ -51,14 +59,18 @@ fn port(
         let (address, endpoints) = of(family);
         ResolvedFamily {
             family,
-            frontends: vec![FrontendAddress { address, port: PORT, protocol }],
-            active: endpoints.iter().map(|endpoint| (endpoint.ip(), endpoint.port())).collect(),
-            draining: Vec::new(),
+            frontends: vec![ResolvedFrontend::cluster_ip(FrontendAddress { address, port: PORT, protocol })],
+            endpoints: endpoints
+                .iter()
+                .map(|endpoint| ResolvedEndpoint::remote((endpoint.ip(), endpoint.port()), true))
+                .collect(),
             distribution,
+            source_ranges: Vec::new(),
         }
     });
     ResolvedPort {
         name: ServicePortName { service: ObjectName::new("bench", name), port: "".into(), protocol },
+        affinity: None,
         families: families.collect(),
     }
 }

@@ -17,12 +17,12 @@ use aya::{
 };
 use bytes::Bytes;
 use dsproxy::{
-    datapath::load::{Lifetimes, load},
+    datapath::load::{DatapathSettings, load},
     diff::Known,
     maps::{Capacities, Contents, FrontendAddress, MapStore as _, Write, kernel::KernelMaps},
     resolve::ResolvedPort,
 };
-use dsproxy_common::{IpFamily, flow::FlowState, service::Frontend, settings::Settings};
+use dsproxy_common::{IpFamily, flow::FlowState, service::Slots, settings::Settings};
 
 pub use connections::{Connections, Entry, slot};
 pub use counted::Counted;
@@ -63,6 +63,15 @@ pub fn program_name(hook: Hook, link: Link) -> &'static str {
     }
 }
 
+/// Where a client is, as seen from the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// In it.
+    Inside,
+    /// Elsewhere.
+    Outside,
+}
+
 /// What became of one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -89,7 +98,7 @@ impl Datapath {
     ///
     /// When the kernel refuses.
     pub fn load(capacities: &Capacities) -> Result<Self, ProgError> {
-        let loaded = load(None, capacities, &Lifetimes::default())?;
+        let loaded = load(None, capacities, &DatapathSettings::default())?;
         let known = Known::new(loaded.maps.capacities(), &Contents::default(), Instant::now());
         let connections = Connections::of(program(&loaded.object, "pod_ingress_ethernet")?)?;
         Ok(Self { object: loaded.object, maps: loaded.maps, known, connections })
@@ -154,24 +163,28 @@ impl Datapath {
         Ok(())
     }
 
-    /// The frontend at `address`, with the endpoints on its slots in their order.
+    /// The slots of the frontend at `address` for clients on `side`, with the endpoints on them in their order.
     ///
     /// # Errors
     ///
     /// When there is none, or the maps cannot be read.
-    pub fn slots(&self, address: FrontendAddress) -> Result<(Frontend, Vec<(IpAddr, u16)>), ProgError> {
+    pub fn slots(&self, address: FrontendAddress, side: Side) -> Result<(Slots, Vec<(IpAddr, u16)>), ProgError> {
         let frontends = self.maps.frontends()?;
         let (_, frontend) =
             frontends.iter().find(|(held, _)| *held == address).ok_or(ProgError::NoFrontend { address })?;
+        let slots = match side {
+            Side::Inside => frontend.inside,
+            Side::Outside => frontend.outside,
+        };
         let backends = self.maps.backends()?;
         let family = address.family();
-        let ids = self.maps.slots(family, frontend)?;
+        let ids = self.maps.slots(family, slots)?;
         let endpoints = ids
             .iter()
             .filter_map(|id| backends.iter().find(|(of, held, _)| (of, held) == (&family, id)))
             .map(|(_, _, record)| (record.address, record.port))
             .collect();
-        Ok((*frontend, endpoints))
+        Ok((slots, endpoints))
     }
 
     /// Changes how long connections count, in jiffies.

@@ -315,14 +315,14 @@ mod tests {
 
     #[test]
     fn only_our_own_marks_count() {
-        let ours = filter(2, HANDLE, BPF, "dsproxy_ingress_ip");
+        let ours = filter(2, HANDLE, BPF, "dsproxy_pod_ingress_ip");
         assert!(ours.is_in_place(Direction::Ingress));
         assert!(!ours.is_in_place(Direction::Egress), "another hook's priority");
-        let elsewhere = filter(2, 1, BPF, "dsproxy_ingress_ip");
+        let elsewhere = filter(2, 1, BPF, "dsproxy_pod_ingress_ip");
         assert!(elsewhere.is_marked() && !elsewhere.is_in_place(Direction::Ingress));
-        assert!(!filter(2, HANDLE, BPF, "ingress_ip").is_marked());
+        assert!(!filter(2, HANDLE, BPF, "pod_ingress_ip").is_marked());
         assert!(!filter(2, HANDLE, BPF, "dsproxy_other").is_marked());
-        assert!(!filter(2, HANDLE, "u32", "dsproxy_ingress_ip").is_marked());
+        assert!(!filter(2, HANDLE, "u32", "dsproxy_pod_ingress_ip").is_marked());
     }
 
     #[test]

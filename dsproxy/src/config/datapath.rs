@@ -1,0 +1,35 @@
+//! What of the configuration the kernel programs are told.
+
+use dsproxy_common::settings::SettingFlags;
+
+use super::{Config, GoneBackend, LocalDetection, SocketLb};
+use crate::datapath::load::DatapathSettings;
+
+impl Config {
+    /// The settings of the kernel programs.
+    pub fn datapath_settings(&self) -> DatapathSettings {
+        let flags = [
+            (self.masquerade_all, SettingFlags::MASQUERADE_ALL),
+            (self.masquerade_egress, SettingFlags::MASQUERADE_EGRESS),
+            (self.tcp_gone_backend == GoneBackend::Reset, SettingFlags::RESET_GONE),
+            (self.socket_lb == SocketLb::All, SettingFlags::ALL_SOCKETS),
+            (self.inside_by_network(), SettingFlags::INSIDE_BY_NETWORK),
+        ];
+        DatapathSettings {
+            lifetimes: self.lifetimes,
+            flags: flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag),
+            snat_ports: [self.snat_ports.first, self.snat_ports.last],
+            ..DatapathSettings::default()
+        }
+    }
+
+    /// Whether a pod is known by its address, whatever interface its packets come by. Where it is known by its interface
+    /// alone, what is attached there tells.
+    fn inside_by_network(&self) -> bool {
+        match self.local_detection {
+            LocalDetection::ClusterCidr => self.cluster_cidr.is_some(),
+            LocalDetection::NodeCidr => true,
+            LocalDetection::BridgeInterface(_) | LocalDetection::InterfaceNamePrefix(_) => false,
+        }
+    }
+}
