@@ -27,7 +27,7 @@ pub(crate) fn load() -> Ebpf {
     let mut loader = EbpfLoader::new();
     for family in IpFamily::ALL {
         let names = layout::family_maps(family);
-        for map in [names.frontends, names.slots, names.backends, names.forward, names.reply] {
+        for map in [names.frontends, names.slots, names.backends, names.forward, names.egress] {
             loader.map_max_entries(map, 64);
         }
     }

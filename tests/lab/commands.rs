@@ -22,7 +22,7 @@ fn the_commands_show_what_is_so() {
     for (family, session) in IpFamily::ALL.into_iter().zip(&sessions) {
         let frontend = vip.socket(family, PORT).to_string();
         let endpoint = local.socket(family, TARGET).to_string();
-        for protocol in Protocol::ALL {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
             let services = json("services");
             let wanted =
                 [("frontend", &*frontend), ("protocol", &protocol.to_string()), ("family", &family.to_string())];
@@ -33,7 +33,7 @@ fn the_commands_show_what_is_so() {
         }
         let backends = json("backends");
         let rows = rows_with(&backends, &[("endpoint", &endpoint), ("state", "active")]);
-        assert_eq!(rows.len(), Protocol::ALL.len(), "one for each port: {backends}");
+        assert_eq!(rows.len(), 2, "one for each port: {backends}");
 
         let connections = json("connections");
         let own_address = session.local_address().expect("the socket is bound").to_string();
@@ -57,7 +57,7 @@ fn the_commands_show_what_is_so() {
         let services = json("services");
         let endpoint = cluster.backend("remote").socket(family, TARGET).to_string();
         let rows = rows_with(&services, &[("frontend", &vip.socket(family, PORT).to_string())]);
-        assert_eq!(rows.len(), Protocol::ALL.len(), "{services}");
+        assert_eq!(rows.len(), 2, "{services}");
         for row in rows {
             assert_eq!(row["endpoints"], serde_json::json!([endpoint]), "{services}");
         }

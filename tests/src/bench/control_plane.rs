@@ -12,7 +12,7 @@ use std::{
 };
 
 use dsproxy::{
-    datapath::load::{Lifetimes, Loaded, load},
+    datapath::load::{DatapathSettings, Loaded, load},
     maps::{Capacities, Contents},
     model::{Endpoint, EndpointSlice, ObjectName, Service, ServicePort, SlicePort},
     progress::Progress,
@@ -62,7 +62,7 @@ pub fn cold_start(services: u32, endpoints: u32) -> Result<ColdStart, BenchError
     let resident_before = resident()?;
 
     let started = Instant::now();
-    let Loaded { object, maps, found: _ } = load(None, &Capacities::default(), &Lifetimes::default())?;
+    let Loaded { object, maps, found: _ } = load(None, &Capacities::default(), &DatapathSettings::default())?;
     let loaded = Instant::now();
     let progress = Arc::new(Progress::default());
     let mut reconciler = Reconciler::new(maps, &Contents::default(), Arc::clone(&progress), loaded);

@@ -66,7 +66,7 @@ fn load(background_services: u32, connections: u32) -> Result<Datapath, BenchErr
 fn single(protocol: Protocol) -> u32 {
     match protocol {
         Protocol::Tcp => SINGLE_TCP,
-        Protocol::Udp => SINGLE_UDP,
+        Protocol::Udp | Protocol::Sctp => SINGLE_UDP,
     }
 }
 
@@ -174,7 +174,8 @@ fn measure_all(wrapper: &mut Wrapper, probes: &mut [Probe<'_>], rounds: u32) -> 
 
 /// The probes of what is taken off, for each family and protocol.
 fn floors<'a>(repeat: u32) -> Vec<Probe<'a>> {
-    let all = IpFamily::ALL.into_iter().flat_map(|family| Protocol::ALL.map(|protocol| (family, protocol)));
+    let all =
+        IpFamily::ALL.into_iter().flat_map(|family| [Protocol::Tcp, Protocol::Udp].map(|protocol| (family, protocol)));
     all.map(|(family, protocol)| {
         let path = forward("nothing", family, protocol, Range::MANY, Reason::Forwarded);
         Probe::new(path, None, repeat).endless()
@@ -203,11 +204,11 @@ pub fn measure_packets(services: u32, effort: Effort<'_>) -> Result<Vec<Figure>,
     let (mut tcp, udp) = (load(services, CONNECTIONS)?, load(services, CONNECTIONS)?);
     let datapath = |protocol| match protocol {
         Protocol::Tcp => &tcp,
-        Protocol::Udp => &udp,
+        Protocol::Udp | Protocol::Sctp => &udp,
     };
     let mut figures = Vec::new();
     for family in IpFamily::ALL {
-        for protocol in Protocol::ALL {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
             // The first of the many is the one that is measured alone, too.
             let opening = forward("opening", family, protocol, Range::MANY, Reason::Opened);
             run(&mut wrapper, &opening, Some(datapath(protocol)), 0, Range::MANY.len())?;
@@ -239,7 +240,7 @@ pub fn measure_packets(services: u32, effort: Effort<'_>) -> Result<Vec<Figure>,
 fn paths(family: IpFamily) -> Vec<Path> {
     let translated = of_family(family, 80.0, 90.0);
     let mut paths = Vec::new();
-    for protocol in Protocol::ALL {
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
         paths.extend([
             forward("established", family, protocol, Range::ONE, Reason::Forwarded).at_most(translated),
             reply("reply", family, protocol, Range::ONE).at_most(translated),

@@ -66,7 +66,7 @@ impl Path {
         let flag = if reason == Reason::Opened { flags::SYN } else { flags::ACK };
         let packet = match protocol {
             Protocol::Tcp => Packet::tcp(source, destination).flags(flag),
-            Protocol::Udp => Packet::udp(source, destination),
+            Protocol::Udp | Protocol::Sctp => Packet::udp(source, destination),
         }
         .payload(&[0x64; 26])
         .on(Link::Ethernet)
@@ -79,7 +79,7 @@ impl Path {
         };
         let transport_checksum = field(match protocol {
             Protocol::Tcp => transport + 16,
-            Protocol::Udp => transport + 6,
+            Protocol::Udp | Protocol::Sctp => transport + 6,
         });
         Self {
             name: format!("{name}, {protocol}, {family}"),

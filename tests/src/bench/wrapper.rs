@@ -67,9 +67,9 @@ impl Wrapper {
         slot.set(0, target, 0).map_err(failed(TARGET))?;
         let name = match (family, protocol) {
             (IpFamily::V4, Protocol::Tcp) => "tcp_v4",
-            (IpFamily::V4, Protocol::Udp) => "udp_v4",
+            (IpFamily::V4, Protocol::Udp | Protocol::Sctp) => "udp_v4",
             (IpFamily::V6, Protocol::Tcp) => "tcp_v6",
-            (IpFamily::V6, Protocol::Udp) => "udp_v6",
+            (IpFamily::V6, Protocol::Udp | Protocol::Sctp) => "udp_v6",
         };
         Ok(prog::repeat(program(object, name)?, packet, repeat)?)
     }

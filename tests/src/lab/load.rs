@@ -123,7 +123,7 @@ pub(crate) fn exchange_once(protocol: Protocol, target: SocketAddr) -> Result<(S
             session.exchange(b"are you there?")?;
             session.backend().to_owned()
         }
-        Protocol::Udp => UdpSession::open_here(target, true)?.ask()?,
+        Protocol::Udp | Protocol::Sctp => UdpSession::open_here(target, true)?.ask()?,
     };
     Ok((backend, started.elapsed()))
 }
@@ -160,7 +160,7 @@ impl Steady {
                     Ok(backend.clone())
                 })
             }
-            Protocol::Udp => {
+            Protocol::Udp | Protocol::Sctp => {
                 let mut session = UdpSession::open_here(target, false)?;
                 keep_on(&told_to_stop, || session.ask())
             }

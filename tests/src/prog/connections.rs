@@ -9,13 +9,13 @@ use aya::{
 };
 use dsproxy_common::{
     Addr4, Addr6, Address, IpFamily, Port, Protocol,
-    flow::{FlowKey, ForwardEntry, ReplyEntry},
+    flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
     layout::family_maps,
 };
 
 use super::ProgError;
 
-/// Both directions of both families.
+/// All tables of both families.
 pub struct Connections {
     v4: Tables<Addr4>,
     v6: Tables<Addr6>,
@@ -23,7 +23,10 @@ pub struct Connections {
 
 struct Tables<A: Address + Pod> {
     forward: Table<A, ForwardEntry>,
-    reply: Table<A, ReplyEntry<A>>,
+    forward_brief: Table<A, ForwardEntry>,
+    egress: Table<A, EgressEntry<A>>,
+    egress_brief: Table<A, EgressEntry<A>>,
+    snat: Table<A, SnatEntry<A>>,
 }
 
 struct Table<A: Address + Pod, E: Pod> {
@@ -48,17 +51,15 @@ impl Connections {
         Ok(Self { v4: Tables::open(&ids)?, v6: Tables::open(&ids)? })
     }
 
-    /// How many entries there are.
+    /// How many entries there are, in the main and the brief tables.
     ///
     /// # Errors
     ///
     /// When the table cannot be read.
     pub fn count(&self, family: IpFamily, entry: Entry) -> Result<usize, ProgError> {
-        match (family, entry) {
-            (IpFamily::V4, Entry::Forward) => Ok(self.v4.forward.keys()?.len()),
-            (IpFamily::V4, Entry::Reply) => Ok(self.v4.reply.keys()?.len()),
-            (IpFamily::V6, Entry::Forward) => Ok(self.v6.forward.keys()?.len()),
-            (IpFamily::V6, Entry::Reply) => Ok(self.v6.reply.keys()?.len()),
+        match family {
+            IpFamily::V4 => self.v4.count(entry),
+            IpFamily::V6 => self.v6.count(entry),
         }
     }
 
@@ -68,10 +69,8 @@ impl Connections {
     ///
     /// When the table cannot be read or written.
     pub fn clear(&mut self) -> Result<(), ProgError> {
-        self.v4.forward.clear()?;
-        self.v4.reply.clear()?;
-        self.v6.forward.clear()?;
-        self.v6.reply.clear()
+        self.v4.clear()?;
+        self.v6.clear()
     }
 
     /// Removes the entry for packets like these, and says whether there was one.
@@ -96,7 +95,29 @@ impl Connections {
 impl<A: Address + Pod> Tables<A> {
     fn open(ids: &[u32]) -> Result<Self, ProgError> {
         let names = family_maps(A::FAMILY);
-        Ok(Self { forward: Table::open(ids, names.forward)?, reply: Table::open(ids, names.reply)? })
+        Ok(Self {
+            forward: Table::open(ids, names.forward)?,
+            forward_brief: Table::open(ids, names.forward_brief)?,
+            egress: Table::open(ids, names.egress)?,
+            egress_brief: Table::open(ids, names.egress_brief)?,
+            snat: Table::open(ids, names.snat)?,
+        })
+    }
+
+    fn count(&self, entry: Entry) -> Result<usize, ProgError> {
+        Ok(match entry {
+            Entry::Forward => self.forward.keys()?.len() + self.forward_brief.keys()?.len(),
+            Entry::Reply => self.egress.keys()?.len() + self.egress_brief.keys()?.len(),
+        })
+    }
+
+    fn clear(&mut self) -> Result<(), ProgError> {
+        let Self { forward, forward_brief, egress, egress_brief, snat } = self;
+        forward.clear()?;
+        forward_brief.clear()?;
+        egress.clear()?;
+        egress_brief.clear()?;
+        snat.clear()
     }
 
     fn remove(
@@ -108,8 +129,8 @@ impl<A: Address + Pod> Tables<A> {
     ) -> Result<bool, ProgError> {
         let Some(key) = flow_key::<A>(protocol, source, destination) else { return Ok(false) };
         match entry {
-            Entry::Forward => self.forward.remove(&key),
-            Entry::Reply => self.reply.remove(&key),
+            Entry::Forward => Ok(self.forward.remove(&key)? | self.forward_brief.remove(&key)?),
+            Entry::Reply => Ok(self.egress.remove(&key)? | self.egress_brief.remove(&key)?),
         }
     }
 }

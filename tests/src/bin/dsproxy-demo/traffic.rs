@@ -110,7 +110,7 @@ fn ask(protocol: Protocol, target: SocketAddr) -> io::Result<Answer> {
             stream.read_to_string(&mut text)?;
             text
         }
-        Protocol::Udp => {
+        Protocol::Udp | Protocol::Sctp => {
             let any: SocketAddr = if target.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
             let socket = UdpSocket::bind(any)?;
             socket.set_read_timeout(Some(PATIENCE))?;
