@@ -7,7 +7,10 @@ use std::{
 
 use dsproxy::maglev;
 use dsproxy_common::Protocol;
-use dsproxy_tests::{packet::flags, prog::slot};
+use dsproxy_tests::{
+    packet::flags,
+    prog::{Side, slot},
+};
 
 use crate::world::{Flow, Served, World, everywhere};
 
@@ -15,11 +18,11 @@ const FLOWS: u16 = 1_000;
 
 /// Opens connections from many ports, each of which must go to the endpoint that `foretold` names; says how many went to each.
 fn open_many(world: &World, served: &Served, flow: Flow, foretold: impl Fn(u32) -> (IpAddr, u16)) -> Vec<usize> {
-    let (frontend, _) = world.datapath.slots(served.frontend(world.family)).expect("the frontend");
+    let (slots, _) = world.datapath.slots(served.frontend(world.family), Side::Inside).expect("the frontend");
     let mut hits: HashMap<SocketAddr, usize> = HashMap::new();
     for port in 0..FLOWS {
         let flow = Flow { client: world.client(10_000 + port), ..flow };
-        let slot = slot(flow.protocol, flow.client, flow.vip, frontend.slot_count).expect("one family");
+        let slot = slot(flow.protocol, flow.client, flow.vip, slots.count).expect("one family");
         let (address, target_port) = foretold(slot);
         let endpoint = SocketAddr::new(address, target_port);
         flow.opens(world, flags::SYN, endpoint);

@@ -159,7 +159,7 @@ fn port_of(world: &World, flow: &Flow, backend: SocketAddr) -> Option<u16> {
             verify(world.link, &outcome.packet).expect("checksums that are right");
             assert_eq!(outcome.counted.of(Reason::Masqueraded, Some(world.family)), 1, "{world}");
             let transport = Dissection::of(world.link, &outcome.packet).transport.expect("a transport header");
-            Some(transport.source_port.expect("a port"))
+            Some(transport.source)
         }
         Verdict::Drop => {
             assert_eq!(outcome.counted.of(Reason::SnatExhausted, Some(world.family)), 1, "{world}");

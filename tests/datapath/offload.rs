@@ -19,7 +19,7 @@ fn an_aggregate_of_segments_is_translated_and_counted_as_one() {
             let payload: Vec<u8> = (0..3_000_u32).map(|index| index as u8).collect();
             let packet = |source, destination| match protocol {
                 Protocol::Tcp => Packet::tcp(source, destination).flags(flags::ACK).payload(&payload),
-                Protocol::Udp => Packet::udp(source, destination).payload(&payload),
+                Protocol::Udp | Protocol::Sctp => Packet::udp(source, destination).payload(&payload),
             };
             let buffer = SkBuff { segments: Some((1_000, 3)), ..SkBuff::default() };
             let input = packet(client, vip).on(world.link).to_bytes();
@@ -45,7 +45,7 @@ fn a_devices_sum_over_the_packet_stays_right() {
             let (client, vip, backend) = (world.client(40_000), world.vip(number), world.endpoint(1));
             let packet = |source, destination| match protocol {
                 Protocol::Tcp => Packet::tcp(source, destination),
-                Protocol::Udp => Packet::udp(source, destination),
+                Protocol::Udp | Protocol::Sctp => Packet::udp(source, destination),
             };
             let buffer = SkBuff { summed: true, ..SkBuff::default() };
             let input = packet(client, vip).on(world.link).to_bytes();

@@ -132,28 +132,6 @@ fn a_chain_that_stops_at_a_header_without_ports_passes() {
 }
 
 #[test]
-fn fragments_pass() {
-    everywhere(|world| {
-        world.serve(&Served::new(1, Protocol::Udp).active([1]));
-        world.serve(&Served::new(1, Protocol::Tcp).active([1]));
-        let (client, vip) = (world.client(40_000), world.vip(1));
-        let rest = |protocol| Packet::other(protocol, client.ip(), vip.ip()).payload(&[0x55; 64]);
-        for (name, input) in [
-            ("the first, UDP", Packet::udp(client, vip).payload(&[1; 64]).fragment(0, true)),
-            ("the first, TCP", Packet::tcp(client, vip).payload(&[1; 64]).fragment(0, true)),
-            ("one in the middle, UDP", rest(number::UDP).fragment(72, true)),
-            ("the last, UDP", rest(number::UDP).fragment(1_440, false)),
-            ("the last, TCP", rest(number::TCP).fragment(8, false)),
-            ("the last there can be", rest(number::UDP).fragment(65_528, false)),
-        ] {
-            for hook in [Hook::Ingress, Hook::Egress] {
-                world.send(name, hook, &input, &Expected::Passed(Reason::Fragment));
-            }
-        }
-    });
-}
-
-#[test]
 fn dont_fragment_and_the_reserved_bit_do_not_make_a_fragment() {
     everywhere(|world| {
         if world.family == IpFamily::V6 {

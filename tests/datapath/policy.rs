@@ -34,7 +34,7 @@ fn reached(
             assert_eq!(outcome.verdict, Verdict::Pass, "{world}: {:?}", outcome.counted);
             let dissection = Dissection::of(world.link, &outcome.packet);
             let (network, transport) = (dissection.network.expect("IP"), dissection.transport.expect("TCP"));
-            SocketAddr::new(network.destination, transport.destination_port.expect("a port"))
+            SocketAddr::new(network.destination, transport.destination)
         })
         .collect()
 }

@@ -9,9 +9,9 @@ use std::{
 use dsproxy::{
     maps::FrontendAddress,
     model::ObjectName,
-    resolve::{Distribution, ResolvedFamily, ResolvedPort, ServicePortName},
+    resolve::{Distribution, Reach, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend, ResolvedPort, ServicePortName},
 };
-use dsproxy_common::{IpFamily, Protocol};
+use dsproxy_common::{IpFamily, Protocol, service::FrontendKind};
 use dsproxy_tests::{
     packet::{Dissection, Link, Packet, Tag, verify},
     prog::{Datapath, Hook, Verdict},
@@ -97,16 +97,25 @@ impl Sample {
                 port: "".into(),
                 protocol: self.protocol,
             },
+            affinity: None,
             families: vec![ResolvedFamily {
                 family: IpFamily::of(self.vip.ip()),
-                frontends: vec![FrontendAddress {
-                    address: self.vip.ip(),
-                    port: self.vip.port(),
-                    protocol: self.protocol,
+                frontends: vec![ResolvedFrontend {
+                    address: FrontendAddress { address: self.vip.ip(), port: self.vip.port(), protocol: self.protocol },
+                    kind: FrontendKind::ClusterIp,
+                    inside: Reach::Cluster,
+                    outside: Reach::Cluster,
+                    checks_source: false,
                 }],
-                active: vec![(self.backend.ip(), self.backend.port())],
-                draining: Vec::new(),
+                endpoints: vec![ResolvedEndpoint {
+                    address: self.backend.ip(),
+                    port: self.backend.port(),
+                    is_local: false,
+                    in_cluster_list: true,
+                    in_local_list: false,
+                }],
                 distribution: Distribution::List,
+                source_ranges: Vec::new(),
             }],
         }
     }
@@ -116,6 +125,7 @@ impl Sample {
             Protocol::Tcp => Packet::tcp(source, destination).tcp_options(&self.options),
             Protocol::Udp if self.has_checksum => Packet::udp(source, destination),
             Protocol::Udp => Packet::udp(source, destination).without_checksum(),
+            Protocol::Sctp => Packet::sctp(source, destination),
         };
         let packet = (0..self.tags).fold(packet, |packet, id| packet.tag(Tag::Customer(id.into())));
         let packet = if source.is_ipv4() { packet.ipv4_options(&self.options) } else { packet };

@@ -170,7 +170,9 @@ fn udp_follows_its_frontend_to_another_service_port_within_a_second() {
         let other = Served::new(2, Protocol::Udp).active([2]);
         let service = world.serve(&other);
         flow.opens(world, 0, world.endpoint(1));
-        let (frontend, _) = world.datapath.slots(other.frontend(world.family)).expect("the frontend");
+        let frontends = world.datapath.maps().frontends().expect("frontends that can be read");
+        let wanted = other.frontend(world.family);
+        let (_, frontend) = *frontends.iter().find(|(held, _)| *held == wanted).expect("the frontend");
         let address = Served::new(1, Protocol::Udp).frontend(world.family);
         world.datapath.write(&[Write::Frontend { address, frontend }]).expect("a write");
         std::thread::sleep(std::time::Duration::from_millis(1_050));

@@ -15,19 +15,26 @@ use dsproxy::{
 use dsproxy_common::{
     IpFamily, Protocol,
     count::{Reason, ServiceCounters},
-    flow::FlowState,
     service::FrontendKind,
     settings::Settings,
 };
 use dsproxy_tests::{
     packet::{Link, Packet, difference, verify},
-    prog::{Counted, Datapath, Hook, Outcome, SkBuff, Verdict, of_family, slot},
+    prog::{Counted, Datapath, Hook, Outcome, Side, SkBuff, Verdict, of_family, slot},
 };
 use ipnet::IpNet;
 
 /// Enough for every test; small maps load faster.
-pub(crate) const CAPACITIES: Capacities =
-    Capacities { services: 32, frontends: 64, backends: 1024, slots: 262_144, connections: 4096 };
+pub(crate) const CAPACITIES: Capacities = Capacities {
+    services: 32,
+    frontends: 64,
+    backends: 1024,
+    slots: 262_144,
+    connections: 4096,
+    brief_connections: 4096,
+    affinities: 1024,
+    source_ranges: 64,
+};
 
 /// The port on every VIP, and the endpoints' unless a test says otherwise.
 pub(crate) const PORT: u16 = 80;
@@ -327,9 +334,9 @@ impl World {
     /// The endpoint that a new connection from `client` goes to, or, with `step`, that it goes to when so many were taken.
     pub(crate) fn choice(&self, served: &Served, client: SocketAddr, step: usize) -> SocketAddr {
         let frontend = served.frontend(self.family);
-        let (record, endpoints) = self.datapath.slots(frontend).expect("a frontend that is there");
+        let (record, endpoints) = self.datapath.slots(frontend, Side::Inside).expect("a frontend that is there");
         let destination = SocketAddr::new(frontend.address, frontend.port);
-        let slot = slot(served.protocol, client, destination, record.slot_count).expect("one family");
+        let slot = slot(served.protocol, client, destination, record.count).expect("one family");
         let (address, port) = endpoints[(slot as usize + step) % endpoints.len()];
         SocketAddr::new(address, port)
     }
