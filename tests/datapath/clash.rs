@@ -1,12 +1,41 @@
 //! Two VIPs, one backend, one client port: the backend's packets look alike, so only one of the connections can have it.
 
-use dsproxy_common::{Protocol, count::Reason, flow::FlowState};
-use dsproxy_tests::{packet::flags, prog::Entry};
+use std::net::SocketAddr;
 
-use crate::world::{Expected, Flow, Served, everywhere};
+use dsproxy_common::{Protocol, count::Reason, flow::FlowState};
+use dsproxy_tests::{
+    packet::{Packet, flags},
+    prog::{Entry, Hook},
+};
+
+use crate::world::{Expected, Flow, Served, World, everywhere};
 
 /// The client's port, the same for all.
 const CLIENT: u16 = 40_000;
+
+/// The port that stands in for it where it is taken: the only one there is.
+const OTHER: u16 = 60_000;
+
+/// Leaves the programs one port for clients whose own is taken.
+fn with_one_other_port(world: &mut World) {
+    world.configure(|settings| settings.snat_ports = [OTHER, OTHER]);
+}
+
+/// The client's packet opens a connection to `endpoint`, which sees another port than the client's.
+#[track_caller]
+fn opens_by_other_port(world: &World, flow: &Flow, endpoint: SocketAddr) {
+    let packet = |source, destination| match flow.protocol {
+        Protocol::Tcp => Packet::tcp(source, destination).flags(flags::SYN),
+        Protocol::Udp | Protocol::Sctp => Packet::udp(source, destination),
+    };
+    let other = SocketAddr::new(flow.client.ip(), OTHER);
+    let opened = Expected::Opened(flow.service, packet(other, endpoint));
+    world.send("the client opens", Hook::Ingress, &packet(flow.client, flow.vip), &opened);
+    let replied = Expected::Replied(flow.service, packet(flow.vip, flow.client));
+    world.send("the backend answers", Hook::Egress, &packet(endpoint, other), &replied);
+    let more = Expected::Forwarded(flow.service, packet(other, endpoint));
+    world.send("the client sends more", Hook::Ingress, &packet(flow.client, flow.vip), &more);
+}
 
 #[test]
 fn the_second_connection_goes_to_another_backend() {
@@ -32,14 +61,17 @@ fn the_second_connection_goes_to_another_backend() {
 }
 
 #[test]
-fn without_another_backend_the_second_connection_is_dropped_and_counted() {
+fn without_another_backend_the_second_connection_gets_another_port_and_the_third_is_dropped() {
     everywhere(|world| {
+        with_one_other_port(world);
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let first = world.flow(&Served::new(1, protocol).active([1]), CLIENT);
             let second = world.flow(&Served::new(2, protocol).active([1]), CLIENT);
+            let third = world.flow(&Served::new(3, protocol).active([1]), CLIENT);
             first.opens(world, flags::SYN, world.endpoint(1));
             first.goes_on(world, flags::ACK, world.endpoint(1));
-            second.meets(world, flags::SYN, &Expected::Dropped(Reason::ReplyClash));
+            opens_by_other_port(world, &second, world.endpoint(1));
+            third.meets(world, flags::SYN, &Expected::Dropped(Reason::ReplyClash));
             // The first is none the worse for it.
             first.goes_on(world, flags::ACK, world.endpoint(1));
             first.replies(world, flags::ACK, world.endpoint(1));
@@ -48,8 +80,9 @@ fn without_another_backend_the_second_connection_is_dropped_and_counted() {
 }
 
 #[test]
-fn every_slot_taken_is_a_clash_after_four_tries() {
+fn every_slot_taken_gives_the_client_another_port_after_four_tries() {
     everywhere(|world| {
+        with_one_other_port(world);
         let endpoints = 1..=6;
         let second = Served::new(20, Protocol::Tcp).active(endpoints.clone());
         let second_flow = world.flow(&second, CLIENT);
@@ -69,13 +102,15 @@ fn every_slot_taken_is_a_clash_after_four_tries() {
                 assert!(connections.remove(Entry::Reply, protocol, next, client).expect("a table"));
             }
         }
-        second_flow.meets(world, flags::SYN, &Expected::Dropped(Reason::ReplyClash));
+        opens_by_other_port(world, &second_flow, order[0]);
     });
 }
 
 #[test]
 fn a_connection_that_is_over_gives_way_and_one_half_closed_does_not() {
     everywhere(|world| {
+        with_one_other_port(world);
+        let other = world.flow(&Served::new(3, Protocol::Tcp).active([1]), CLIENT);
         let first = world.flow(&Served::new(1, Protocol::Tcp).active([1]), CLIENT);
         let second = world.flow(&Served::new(2, Protocol::Tcp).active([1]), CLIENT);
         let backend = world.endpoint(1);
@@ -83,6 +118,7 @@ fn a_connection_that_is_over_gives_way_and_one_half_closed_does_not() {
         first.opens(world, flags::SYN, backend);
         first.goes_on(world, flags::ACK, backend);
         first.goes_on(world, finish, backend);
+        opens_by_other_port(world, &other, backend);
         second.meets(world, flags::SYN, &Expected::Dropped(Reason::ReplyClash));
         first.replies(world, finish, backend);
         second.opens(world, flags::SYN, backend);
@@ -117,7 +153,10 @@ fn a_connection_past_its_lifetime_gives_way() {
     everywhere(|world| {
         let first = world.flow(&Served::new(1, Protocol::Udp).active([1]), CLIENT);
         let second = world.flow(&Served::new(2, Protocol::Udp).active([1]), CLIENT);
+        let other = world.flow(&Served::new(3, Protocol::Udp).active([1]), CLIENT);
+        with_one_other_port(world);
         first.opens(world, 0, world.endpoint(1));
+        opens_by_other_port(world, &other, world.endpoint(1));
         second.meets(world, 0, &Expected::Dropped(Reason::ReplyClash));
         world.datapath.set_lifetimes([0; FlowState::COUNT]).expect("settings");
         std::thread::sleep(std::time::Duration::from_millis(50));

@@ -70,6 +70,7 @@ fn a_port_used_again_after_fin_or_rst_is_a_new_connection() {
             world.serve(&Served::new(1, Protocol::Tcp).active([1, 2, 3]));
             let new = world.choice(&Served::new(1, Protocol::Tcp), flow.client, 0);
             flow.opens(world, flags::SYN, new);
+            flow.replies(world, flags::SYN | flags::ACK, new);
             flow.goes_on(world, flags::ACK, new);
             flow.replies(world, flags::ACK, new);
         });
@@ -144,8 +145,9 @@ fn a_connection_past_its_lifetime_is_opened_anew() {
 
 #[test]
 fn each_state_has_its_own_lifetime() {
-    use FlowState::{BackendClosed, ClientClosed, Closing, Established, Opening, Reset, Stateless};
-    const STATES: [FlowState; 7] = [Opening, Established, ClientClosed, BackendClosed, Closing, Reset, Stateless];
+    use FlowState::{Answered, BackendClosed, ClientClosed, Closing, Established, Opening, Reset, Stateless};
+    const STATES: [FlowState; 8] =
+        [Opening, Answered, Established, ClientClosed, BackendClosed, Closing, Reset, Stateless];
     const FINISH: u8 = flags::FIN | flags::ACK;
 
     everywhere(|world| {
@@ -157,6 +159,9 @@ fn each_state_has_its_own_lifetime() {
         let bring_to = |world: &World, state: FlowState| {
             let (flow, backend) = (flow(state), world.endpoint(1));
             flow.opens(world, flags::SYN, backend);
+            if !matches!(state, Opening | Stateless) {
+                flow.replies(world, flags::SYN | flags::ACK, backend);
+            }
             if matches!(state, Established | ClientClosed | BackendClosed | Closing | Reset) {
                 flow.goes_on(world, flags::ACK, backend);
             }
@@ -246,7 +251,7 @@ fn a_forward_entry_that_was_evicted_is_made_anew() {
 #[test]
 fn a_full_table_makes_room_by_what_was_used_least() {
     const ROOM: u32 = 1024;
-    everywhere_with(&Capacities { connections: ROOM, ..CAPACITIES }, |world| {
+    everywhere_with(&Capacities { connections: ROOM, brief_connections: ROOM, ..CAPACITIES }, |world| {
         let in_use = world.flow(&Served::new(1, Protocol::Tcp).active([1]), 0);
         let program = world.datapath.program(Hook::Ingress, world.link).expect("the program");
         let before = world.datapath.counted().expect("counters");
@@ -272,6 +277,31 @@ fn a_full_table_makes_room_by_what_was_used_least() {
         for entry in [Entry::Forward, Entry::Reply] {
             let count = world.datapath.connections().count(world.family, entry).expect("a table that can be read");
             assert!(count > ROOM as usize / 2 && count <= ROOM as usize, "{world}: {count} entries");
+        }
+    });
+}
+
+#[test]
+fn a_flood_of_openings_leaves_established_connections_alone() {
+    const ROOM: u32 = 1024;
+    everywhere_with(&Capacities { connections: ROOM, brief_connections: ROOM, ..CAPACITIES }, |world| {
+        let flow = world.flow(&Served::new(1, Protocol::Tcp).active([1]), 0);
+        let backend = world.endpoint(1);
+        let kept: Vec<Flow> = (1..=20).map(|port| Flow { client: world.client(port), ..flow }).collect();
+        for flow in &kept {
+            flow.opens(world, flags::SYN, backend);
+            flow.replies(world, flags::SYN | flags::ACK, backend);
+            flow.goes_on(world, flags::ACK, backend);
+        }
+        let program = world.datapath.program(Hook::Ingress, world.link).expect("the program");
+        for port in 20_000..20_000 + 8 * ROOM as u16 {
+            let syn = Packet::tcp(world.client(port), flow.vip).flags(flags::SYN).on(world.link);
+            let found = repeat(program, &syn.to_bytes(), 1).expect("a program that runs");
+            assert_eq!(found.verdict, Verdict::Pass, "{world}: client port {port}");
+        }
+        for flow in &kept {
+            flow.goes_on(world, flags::ACK, backend);
+            flow.replies(world, flags::ACK, backend);
         }
     });
 }

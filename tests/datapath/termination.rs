@@ -1,6 +1,9 @@
 //! Endpoints that go, come back or turn into others, and Services that are deleted: which connections stay where they are.
 
-use dsproxy::maps::{BackendRecord, Write};
+use dsproxy::{
+    diff::filter::filter_bit,
+    maps::{BackendRecord, FilterOf, FrontendAddress, Write},
+};
 use dsproxy_common::{Protocol, count::Reason, service::BackendState};
 use dsproxy_tests::packet::flags;
 
@@ -119,7 +122,16 @@ fn an_id_that_means_another_endpoint_now_is_noticed() {
                 })
                 .expect("the backend");
             let record = BackendRecord { address: world.endpoint(7).ip(), generation: held.generation + 1, ..held };
-            world.datapath.write(&[Write::Backend { family, id, record }]).expect("a write");
+            let named = FrontendAddress { address: record.address, port: record.port, protocol };
+            let bit = filter_bit(&named);
+            let (filter, index) = (FilterOf::Backends, bit.word());
+            world
+                .datapath
+                .write(&[
+                    Write::FilterWord { family, filter, index, value: u64::MAX },
+                    Write::Backend { family, id, record },
+                ])
+                .expect("a write");
             flow.opens(world, flags::ACK, world.endpoint(7));
             flow.goes_on(world, flags::ACK, world.endpoint(7));
             flow.replies(world, flags::ACK, world.endpoint(7));
@@ -193,7 +205,10 @@ fn a_slot_that_names_what_it_should_not_is_passed_over() {
         let backends = world.datapath.maps().backends().expect("backends");
         let (family, id, held) = *backends
             .iter()
-            .find(|(_, _, held)| (held.address, held.port, held.service) == (wrong.ip(), wrong.port(), flow.service))
+            .find(|(_, _, held)| {
+                (held.address, held.port, held.service) == (wrong.ip(), wrong.port(), flow.service)
+                    && held.state == BackendState::Active
+            })
             .expect("the backend");
         for record in [
             BackendRecord { state: BackendState::Gone, ..held },

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Mutex, PoisonError},
 };
 
 use dsproxy::{
@@ -51,16 +52,27 @@ pub(crate) struct World {
 
 /// Runs `body` for each family and kind of device, each time with nothing served and no connections.
 pub(crate) fn everywhere(body: impl Fn(&mut World)) {
-    everywhere_with(&CAPACITIES, body);
+    let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = idle().pop();
+    let mut world = found.unwrap_or_else(|| World::new(&CAPACITIES));
+    everywhere_in(&mut world, body);
+    idle().push(world);
 }
 
 /// As `everywhere`, with maps of these sizes.
 pub(crate) fn everywhere_with(capacities: &Capacities, body: impl Fn(&mut World)) {
-    let mut world = World::new(capacities);
+    everywhere_in(&mut World::new(capacities), body);
+}
+
+/// Worlds of the usual size that no test uses now: the verifier takes seconds over the programs of each. One in which a test has
+/// failed does not come back.
+static IDLE: Mutex<Vec<World>> = Mutex::new(Vec::new());
+
+fn everywhere_in(world: &mut World, body: impl Fn(&mut World)) {
     for family in IpFamily::ALL {
         for link in Link::ALL {
             world.start_over(family, link);
-            body(&mut world);
+            body(world);
         }
     }
 }

@@ -68,10 +68,11 @@ fn translate<F: Family, C: PacketContext>(
         return Err(unknown::<F>(packet.key, settings, Reason::NotService));
     }
     let now = clock::now();
-    if let Some(found) = track::forward::<F>(packet.key)
-        && let Some(outcome) = follow::<F, C>(context, packet, found, now, settings)
-    {
-        return outcome;
+    if let Some(found) = track::forward::<F>(packet.key) {
+        if let Some(outcome) = follow::<F, C>(context, packet, found, now, settings) {
+            return outcome;
+        }
+        track::forget::<F>(packet.key, found);
     }
     match lookup::frontend::<F>(packet.key) {
         Some(frontend) => open::<F, C>(context, packet, &frontend, side, now, settings),

@@ -112,7 +112,6 @@ pub(crate) fn open<F: Family>(
         if !found.is_brief {
             // What is confirmed would be found before what is opening.
             let _ = maps.egress.remove(&connection.reply);
-            let _ = maps.forward.remove(&connection.forward);
         }
     }
     maps.egress_brief.insert(&connection.reply, &reply, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;

@@ -116,6 +116,15 @@ pub(crate) fn forward<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<Forw
     F::maps().forward_brief.get_ptr_mut(key).map(|entry| Found { entry, is_brief: true })
 }
 
+/// Makes room for another connection of packets of `key`, of which `found` is the entry of the one before: what is confirmed would
+/// be found before what is opening.
+#[inline(always)]
+pub(crate) fn forget<F: Family>(key: &FlowKey<F::Address>, found: Found<ForwardEntry>) {
+    if !found.is_brief {
+        let _ = F::maps().forward.remove(key);
+    }
+}
+
 /// The egress entry of a packet that leaves.
 #[inline(always)]
 pub(crate) fn egress<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<EgressEntry<F::Address>>> {
