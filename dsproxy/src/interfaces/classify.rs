@@ -147,4 +147,4 @@ impl Judge<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -121,18 +121,29 @@ fn gone_link(payload: &[u8]) -> Option<u32> {
 }
 
 fn address(payload: &[u8]) -> Option<Address> {
-    let [family, prefix_len, _flags, scope] = *payload.first_chunk()?;
+    let [family, prefix_len, flags, scope] = *payload.first_chunk()?;
     let link = number(payload.get(4..)?)?;
     let (mut local, mut peer) = (None, None);
+    let mut flags = u32::from(flags);
     for (kind, value) in attributes(payload, ADDRESS_HEADER) {
         match kind {
             libc::IFA_LOCAL => local = ip(family, value),
             libc::IFA_ADDRESS => peer = ip(family, value),
+            // The header has room for eight of them only.
+            libc::IFA_FLAGS => flags = number(value)?,
             _ => {}
         }
     }
+    let has = |flag| flags & flag != 0;
     // On a point-to-point link the prefix is that of the other end; without one, both are the same.
-    Some(Address { link, address: local.or(peer)?, prefix_len, global: scope == libc::RT_SCOPE_UNIVERSE })
+    Some(Address {
+        link,
+        address: local.or(peer)?,
+        prefix_len,
+        global: scope == libc::RT_SCOPE_UNIVERSE,
+        usable: !has(libc::IFA_F_DADFAILED) && (!has(libc::IFA_F_TENTATIVE) || has(libc::IFA_F_OPTIMISTIC)),
+        preferred: !has(libc::IFA_F_DEPRECATED) && !has(libc::IFA_F_SECONDARY),
+    })
 }
 
 fn route(payload: &[u8]) -> Option<Route> {
@@ -255,6 +266,29 @@ mod tests {
         let mut blackhole = route_header(libc::AF_INET6, 64, 254);
         blackhole[7] = libc::RTN_BLACKHOLE;
         assert_eq!(of(&blackhole, &global), None, "blackhole");
+    }
+
+    #[test]
+    fn an_address_is_usable_when_nobody_else_can_have_it() {
+        let of = |flags: u32| {
+            let mut header = [0; ADDRESS_HEADER];
+            [header[0], header[1], header[4]] = [libc::AF_INET6 as u8, 64, 2];
+            let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets();
+            let event = read_back(libc::RTM_NEWADDR, &header, |request| {
+                request.attribute(libc::IFA_ADDRESS, &address).attribute(libc::IFA_FLAGS, &flags.to_ne_bytes())
+            });
+            let Some(Event::Address(Address { usable, preferred, global: true, .. })) = event else {
+                panic!("an address, got {event:?}")
+            };
+            (usable, preferred)
+        };
+        assert_eq!(of(0), (true, true));
+        assert_eq!(of(libc::IFA_F_PERMANENT | libc::IFA_F_NOPREFIXROUTE), (true, true));
+        assert_eq!(of(libc::IFA_F_TENTATIVE), (false, true));
+        assert_eq!(of(libc::IFA_F_TENTATIVE | libc::IFA_F_OPTIMISTIC), (true, true));
+        assert_eq!(of(libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED), (false, true));
+        assert_eq!(of(libc::IFA_F_DEPRECATED), (true, false));
+        assert_eq!(of(libc::IFA_F_SECONDARY), (true, false));
     }
 
     #[test]

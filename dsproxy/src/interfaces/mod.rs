@@ -1,9 +1,10 @@
 //! The network interfaces of the node: which of them the data path has to sit on, and as what.
 //!
 //! `snapshot` holds links, addresses and routes as the kernel tells them, `message` reads its
-//! messages, `classify` (pure) decides, `watch` keeps it all current. Nothing here knows how a
-//! program is attached.
+//! messages, `classify` (pure) decides, `addresses` (pure) says which addresses are the node's, `watch`
+//! keeps it all current. Nothing here knows how a program is attached.
 
+mod addresses;
 mod classify;
 mod message;
 mod snapshot;
@@ -15,6 +16,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde::Serialize;
 use thiserror::Error;
 
+pub use addresses::{NodeAddresses, node_addresses};
 pub use classify::classify;
 pub use snapshot::{Address, Link, Route, RouteKey, Snapshot};
 pub use watch::{InterfaceError, Watch, read, watch};

@@ -50,6 +50,10 @@ pub struct Address {
     pub prefix_len: u8,
     /// Whether its scope is global.
     pub global: bool,
+    /// Whether the node takes packets to it: no other node has it, or is still being asked for it.
+    pub usable: bool,
+    /// Whether the node would open connections from it: it is neither deprecated nor an addition to another one.
+    pub preferred: bool,
 }
 
 impl Address {
@@ -164,7 +168,7 @@ impl Routing {
 /// What has to be done after a change was taken in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Consequence {
-    /// Roles may be different now.
+    /// Roles may be different now, or the node's addresses.
     pub(super) reclassify: bool,
     /// A route that counted is gone, or may be: list the routes again.
     pub(super) list_routes: bool,
@@ -254,13 +258,13 @@ impl Snapshot {
 
     pub(super) fn set_address(&mut self, address: Address) -> Consequence {
         let before = self.addresses.insert((address.link, address.address, address.prefix_len), address);
-        Consequence { reclassify: address.is_wide() && before != Some(address), ..Consequence::default() }
+        Consequence { reclassify: address.global && before != Some(address), ..Consequence::default() }
     }
 
     pub(super) fn remove_address(&mut self, address: &Address) -> Consequence {
         let gone = self.addresses.remove(&(address.link, address.address, address.prefix_len));
         Consequence {
-            reclassify: gone.is_some_and(|gone| gone.is_wide()),
+            reclassify: gone.is_some_and(|gone| gone.global),
             // With an address go the routes that prefer it as source, silently.
             list_routes: gone.is_some() && self.routing.links.contains_key(&address.link),
             ask_links: Vec::new(),

@@ -15,8 +15,9 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Interfaces, Overrides, Snapshot, classify,
+    Interfaces, NodeAddresses, Overrides, Snapshot, classify,
     message::{self, Event},
+    node_addresses,
     snapshot::{Consequence, Routing},
 };
 use crate::netlink::{EventLoopSocket, NetlinkError, Request, messages};
@@ -53,10 +54,11 @@ pub enum InterfaceError {
     },
 }
 
-/// The interfaces with a role, kept current by a task that ends with this value.
+/// The interfaces with a role and the node's addresses, kept current by a task that ends with this value.
 #[derive(Debug)]
 pub struct Watch {
     receiver: Receiver<Arc<Interfaces>>,
+    addresses: Receiver<NodeAddresses>,
     task: JoinHandle<Infallible>,
 }
 
@@ -73,6 +75,11 @@ impl Watch {
             pending::<()>().await;
         }
         self.current()
+    }
+
+    /// The node's addresses, for whoever follows them. They are current for as long as this watch is there.
+    pub fn addresses(&self) -> Receiver<NodeAddresses> {
+        self.addresses.clone()
     }
 }
 
@@ -91,26 +98,43 @@ pub async fn read(overrides: &Overrides) -> Result<Interfaces, InterfaceError> {
 /// Follows the interfaces of the calling thread's network namespace. Returns when they are known.
 pub async fn watch(overrides: Overrides) -> Result<Watch, InterfaceError> {
     let follower = Follower::open().await?;
-    let (sender, receiver) = watch::channel(Arc::new(classify(&follower.snapshot, &overrides)));
-    let task = tokio::spawn(follow_forever(follower, overrides, sender));
-    Ok(Watch { receiver, task })
+    let interfaces = classify(&follower.snapshot, &overrides);
+    let (addresses, addresses_receiver) = watch::channel(node_addresses(&follower.snapshot, &interfaces));
+    let (interfaces, receiver) = watch::channel(Arc::new(interfaces));
+    let announcements = Announcements { overrides, interfaces, addresses };
+    let task = tokio::spawn(follow_forever(follower, announcements));
+    Ok(Watch { receiver, addresses: addresses_receiver, task })
 }
 
-async fn follow_forever(mut follower: Follower, overrides: Overrides, sender: Sender<Arc<Interfaces>>) -> Infallible {
-    let announce = |snapshot: &Snapshot| {
-        let interfaces = classify(snapshot, &overrides);
-        sender.send_if_modified(|known| {
-            let changed = **known != interfaces;
-            if changed {
-                *known = Arc::new(interfaces);
-            }
-            changed
-        });
-    };
+/// What is told to whom.
+struct Announcements {
+    overrides: Overrides,
+    interfaces: Sender<Arc<Interfaces>>,
+    addresses: Sender<NodeAddresses>,
+}
+
+impl Announcements {
+    fn announce(&self, snapshot: &Snapshot) {
+        let interfaces = classify(snapshot, &self.overrides);
+        announce(&self.addresses, node_addresses(snapshot, &interfaces));
+        announce(&self.interfaces, Arc::new(interfaces));
+    }
+}
+
+/// Tells news only.
+fn announce<T: PartialEq>(sender: &Sender<T>, now: T) {
+    sender.send_if_modified(|known| {
+        let changed = *known != now;
+        *known = now;
+        changed
+    });
+}
+
+async fn follow_forever(mut follower: Follower, announcements: Announcements) -> Infallible {
     let mut retry_after = RETRY_AFTER;
     loop {
         let started = Instant::now();
-        let Err(error) = follower.follow(&announce).await;
+        let Err(error) = follower.follow(&announcements).await;
         match error {
             InterfaceError::Events(NetlinkError::Overrun) => {
                 info!(%error, "listing interfaces afresh");
@@ -128,7 +152,7 @@ async fn follow_forever(mut follower: Follower, overrides: Overrides, sender: Se
                 Err(error) => warn!(%error, "interfaces are not followed; trying again"),
             }
         };
-        announce(&follower.snapshot);
+        announcements.announce(&follower.snapshot);
     }
 }
 
@@ -150,7 +174,7 @@ impl Follower {
     }
 
     /// Takes in events until one is lost or a socket fails.
-    async fn follow(&mut self, announce: &impl Fn(&Snapshot)) -> Result<Infallible, InterfaceError> {
+    async fn follow(&mut self, announcements: &Announcements) -> Result<Infallible, InterfaceError> {
         let mut announce_at: Option<Instant> = None;
         let mut listing = RoutesListing::default();
         loop {
@@ -159,7 +183,7 @@ impl Follower {
                 // Events last, so that a flood of them cannot put off the other two for ever.
                 biased;
                 () = due(announce_at) => {
-                    announce(&self.snapshot);
+                    announcements.announce(&self.snapshot);
                     announce_at = None;
                 }
                 () = due(listing.at) => {

@@ -7,9 +7,9 @@ use crate::interfaces::{Address, Route, RouteKey};
 
 /// Reads a node: one line a link, `name kind [word...]`, its index being the line's number.
 ///
-/// Words: an address or a route as `addr=PREFIX` / `route=PREFIX`, `peer` for another end in
+/// Words: an address or a route as `addr=PREFIX` (or `tentative=`, `deprecated=`) / `route=PREFIX`, `peer` for another end in
 /// another namespace, `master=NAME`, `down`; a hardware type in place of Ethernet as `type=NUMBER`.
-fn node(text: &str) -> Snapshot {
+pub(in crate::interfaces) fn node(text: &str) -> Snapshot {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let index_of = |name: &str| {
         let at = lines.iter().position(|line| line.split(' ').next() == Some(name));
@@ -32,13 +32,14 @@ fn node(text: &str) -> Snapshot {
         };
         for word in words {
             match word.split_once('=') {
-                Some(("addr", prefix)) => {
+                Some((kind @ ("addr" | "tentative" | "deprecated"), prefix)) => {
                     let (address, prefix_len) = prefix_of(prefix);
                     let global = match address {
                         IpAddr::V4(_) => true,
                         IpAddr::V6(address) => !address.is_unicast_link_local(),
                     };
-                    addresses.push(Address { link: index, address, prefix_len, global });
+                    let (usable, preferred) = (kind != "tentative", kind != "deprecated");
+                    addresses.push(Address { link: index, address, prefix_len, global, usable, preferred });
                 }
                 Some(("route", prefix)) => {
                     let (destination, prefix_len) = prefix_of(prefix);
