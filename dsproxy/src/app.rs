@@ -23,6 +23,7 @@ use crate::{
     host_settings, http,
     interfaces::{self, Overrides},
     leftovers,
+    local_node::LocalNode,
     maps::Contents,
     metrics::Metrics,
     progress::Progress,
@@ -120,6 +121,7 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     #[cfg(feature = "packet-log")]
     crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
     let attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), config.attach)?;
+    let addresses = interfaces.addresses();
     let attachments = Attachments::follow(attacher, interfaces)?;
 
     let progress = Arc::new(Progress::default());
@@ -129,7 +131,7 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
         Arc::clone(&progress),
         Arc::clone(&status),
         attachments.report(),
-        node,
+        node.clone(),
     );
     let health = http::Health::new(Arc::clone(&progress));
     let servers = [
@@ -146,13 +148,14 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     }
 
     let (sender, events) = mpsc::channel(EVENT_BACKLOG);
-    let reconciler = Reconciler::new(maps, &contents, progress, std::time::Instant::now());
+    let local_node = LocalNode::new(&node, config.node_ips, config.node_port_addresses.clone());
+    let reconciler = Reconciler::new(maps, &contents, local_node, progress, std::time::Instant::now());
     drop(contents);
-    let mut reconciler = tokio::spawn(reconciler.run(events));
+    let mut reconciler = tokio::spawn(reconciler.run(events, addresses));
     let mut source = tokio::spawn(async move {
         match source {
             Source::Manifests(manifests) => manifests.run(sender, status).await,
-            Source::Kubernetes(client) => kubernetes::run(client, sender, status).await,
+            Source::Kubernetes(client) => kubernetes::run(client, node, sender, status).await,
         }
     });
 

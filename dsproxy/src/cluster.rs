@@ -2,30 +2,64 @@
 //!
 //! Knows nothing of maps: `reconcile` asks what is to be looked at again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-use crate::{
-    model::{EndpointSlice, IpFamily, ObjectName, Service},
-    resolve::{ResolvedPort, resolve},
-    source::{Delta, Event},
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::SystemTime,
 };
 
-/// Services and EndpointSlices.
-#[derive(Debug, Default)]
+use ipnet::IpNet;
+
+use crate::{
+    interfaces::NodeAddresses,
+    local_node::LocalNode,
+    model::{EndpointSlice, IpFamily, Node, ObjectName, Service, ServiceCidr},
+    resolve::{NodeView, Resolution, resolve},
+    source::{
+        Delta, Event,
+        convert::{FromObject, Kind},
+    },
+};
+
+/// Services, EndpointSlices and what else the data path goes by.
+#[derive(Debug)]
 pub struct Cluster {
     services: HashMap<ObjectName, Service>,
     slices: HashMap<ObjectName, EndpointSlice>,
     /// The names of a Service's slices, by the Service.
     slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
-    have_services: bool,
-    have_slices: bool,
+    service_cidrs: BTreeMap<ObjectName, ServiceCidr>,
+    node: LocalNode,
+    /// What `node` amounts to.
+    view: NodeView,
+    /// The kinds that were listed in full at least once.
+    listed: BTreeSet<Kind>,
     touched: BTreeSet<ObjectName>,
 }
 
 impl Cluster {
-    /// Whether both kinds have been listed in full at least once. Before that, what is missing means nothing.
+    /// A cluster of which this is known.
+    pub fn new(node: LocalNode) -> Self {
+        Self {
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            slices_of: HashMap::new(),
+            service_cidrs: BTreeMap::new(),
+            view: node.view(),
+            node,
+            listed: BTreeSet::new(),
+            touched: BTreeSet::new(),
+        }
+    }
+
+    /// Whether all that has a say in which endpoint serves what was listed in full at least once. Before that, what is
+    /// missing means nothing.
     pub fn is_synced(&self) -> bool {
-        self.have_services && self.have_slices
+        [Kind::Service, Kind::EndpointSlice, Kind::Node].iter().all(|kind| self.listed.contains(kind))
+    }
+
+    /// The Node has been waited for long enough: what it says is left out until it comes.
+    pub fn go_without_node(&mut self) {
+        self.listed.insert(Kind::Node);
     }
 
     /// The Services that have changed, or whose endpoints have, since this was last asked.
@@ -43,157 +77,180 @@ impl Cluster {
         self.len() == (0, 0)
     }
 
-    /// Whether there is a Service of this name.
-    pub fn has(&self, service: &ObjectName) -> bool {
-        self.services.contains_key(service)
+    /// The Service of this name.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name)
     }
 
-    /// The family of the slice of this name, if there is one.
+    /// What orders Services by age. Those that do not say when they were made, as those of manifests, are the oldest.
+    pub fn age(&self, name: &ObjectName) -> (Option<SystemTime>, ObjectName) {
+        (self.services.get(name).and_then(|service| service.created), name.clone())
+    }
+
+    /// The family of the EndpointSlice of this name.
     pub fn family_of(&self, slice: &ObjectName) -> Option<IpFamily> {
         self.slices.get(slice).map(|slice| slice.family)
     }
 
-    /// What the Service asks of the data path; nothing when there is no such Service.
-    pub fn resolve(&self, service: &ObjectName) -> Vec<ResolvedPort> {
-        let Some(object) = self.services.get(service) else { return Vec::new() };
-        let slices = self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name));
-        resolve(object, &slices)
+    /// The ranges that ClusterIPs are given out from.
+    pub fn service_cidrs(&self) -> BTreeSet<IpNet> {
+        self.service_cidrs.values().flat_map(|range| &range.cidrs).copied().collect()
+    }
+
+    /// This node.
+    pub fn node(&self) -> &LocalNode {
+        &self.node
+    }
+
+    /// What the Service asks of this node; nothing when there is no such Service.
+    pub fn resolve(&self, service: &ObjectName) -> Resolution {
+        let Some(object) = self.services.get(service) else { return Resolution::default() };
+        resolve(object, self.slices_of(service), &self.view)
     }
 
     /// Takes in one event.
     pub fn apply(&mut self, event: Event) {
         match event {
-            Event::Services(Delta::Apply(service)) => self.put_service(service),
-            Event::Services(Delta::Delete(name)) => self.drop_service(&name),
-            Event::Services(Delta::Snapshot(services)) => {
-                self.have_services = true;
+            Event::Services(delta) => self.take(delta),
+            Event::EndpointSlices(delta) => self.take(delta),
+            Event::Nodes(delta) => self.take(delta),
+            Event::ServiceCidrs(delta) => self.take(delta),
+        }
+    }
+
+    /// Takes in the addresses on this node's devices.
+    pub fn set_addresses(&mut self, addresses: NodeAddresses) {
+        if self.node.set_addresses(addresses) {
+            self.look_at_node();
+        }
+    }
+
+    fn take<T: Member>(&mut self, delta: Delta<T>) {
+        match delta {
+            Delta::Apply(object) => T::put(self, object),
+            Delta::Delete(name) => T::remove(self, &name),
+            Delta::Snapshot(objects) => {
+                self.listed.insert(T::KIND);
                 let listed: BTreeMap<_, _> =
-                    services.into_iter().map(|service| (service.name.clone(), service)).collect();
-                let gone: Vec<_> = self.services.keys().filter(|name| !listed.contains_key(name)).cloned().collect();
-                gone.iter().for_each(|name| self.drop_service(name));
-                listed.into_values().for_each(|service| self.put_service(service));
-            }
-            Event::EndpointSlices(Delta::Apply(slice)) => self.put_slice(slice),
-            Event::EndpointSlices(Delta::Delete(name)) => self.drop_slice(&name),
-            Event::EndpointSlices(Delta::Snapshot(slices)) => {
-                self.have_slices = true;
-                let listed: BTreeMap<_, _> = slices.into_iter().map(|slice| (slice.name.clone(), slice)).collect();
-                let gone: Vec<_> = self.slices.keys().filter(|name| !listed.contains_key(name)).cloned().collect();
-                gone.iter().for_each(|name| self.drop_slice(name));
-                listed.into_values().for_each(|slice| self.put_slice(slice));
+                    objects.into_iter().map(|object| (object.name().clone(), object)).collect();
+                let gone: Vec<_> = T::names(self).into_iter().filter(|name| !listed.contains_key(name)).collect();
+                gone.iter().for_each(|name| T::remove(self, name));
+                listed.into_values().for_each(|object| T::put(self, object));
             }
         }
     }
 
-    fn put_service(&mut self, service: Service) {
-        if self.services.get(&service.name) != Some(&service) {
-            self.touched.insert(service.name.clone());
-            self.services.insert(service.name.clone(), service);
+    fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
+    }
+
+    /// Of a change of this node only the Services it concerns are touched.
+    fn look_at_node(&mut self) {
+        let view = self.node.view();
+        let NodeView { name: _, zone, addresses, node_port_addresses } = &self.view;
+        let (zone, addresses, node_ports) =
+            (view.zone != *zone, view.addresses != *addresses, view.node_port_addresses != *node_port_addresses);
+        let hinted = |service: &ObjectName| {
+            let mut endpoints = self.slices_of(service).flat_map(|slice| &slice.endpoints);
+            endpoints.any(|endpoint| !endpoint.zone_hints.is_empty())
+        };
+        let concerned = self.services.iter().filter(|(name, service)| {
+            (node_ports && service.ports.iter().any(|port| port.node_port.is_some()))
+                || (addresses && !service.source_ranges.is_empty())
+                || (zone && hinted(name))
+        });
+        let concerned: Vec<_> = concerned.map(|(name, _)| name.clone()).collect();
+        self.touched.extend(concerned);
+        self.view = view;
+    }
+}
+
+/// A kind of object that a cluster has.
+trait Member: FromObject {
+    fn names(cluster: &Cluster) -> Vec<ObjectName>;
+    fn put(cluster: &mut Cluster, object: Self);
+    fn remove(cluster: &mut Cluster, name: &ObjectName);
+}
+
+impl Member for Service {
+    fn names(cluster: &Cluster) -> Vec<ObjectName> {
+        cluster.services.keys().cloned().collect()
+    }
+
+    fn put(cluster: &mut Cluster, service: Self) {
+        if cluster.services.get(&service.name) != Some(&service) {
+            cluster.touched.insert(service.name.clone());
+            cluster.services.insert(service.name.clone(), service);
         }
     }
 
-    fn drop_service(&mut self, name: &ObjectName) {
-        if self.services.remove(name).is_some() {
-            self.touched.insert(name.clone());
+    fn remove(cluster: &mut Cluster, name: &ObjectName) {
+        if cluster.services.remove(name).is_some() {
+            cluster.touched.insert(name.clone());
         }
     }
+}
 
-    fn put_slice(&mut self, slice: EndpointSlice) {
-        if self.slices.get(&slice.name) == Some(&slice) {
+impl Member for EndpointSlice {
+    fn names(cluster: &Cluster) -> Vec<ObjectName> {
+        cluster.slices.keys().cloned().collect()
+    }
+
+    fn put(cluster: &mut Cluster, slice: Self) {
+        if cluster.slices.get(&slice.name) == Some(&slice) {
             return;
         }
         // It may have belonged to another Service: the label can be edited.
-        self.drop_slice(&slice.name);
-        self.touched.insert(slice.service.clone());
-        self.slices_of.entry(slice.service.clone()).or_default().insert(slice.name.clone());
-        self.slices.insert(slice.name.clone(), slice);
+        Self::remove(cluster, &slice.name);
+        cluster.touched.insert(slice.service.clone());
+        cluster.slices_of.entry(slice.service.clone()).or_default().insert(slice.name.clone());
+        cluster.slices.insert(slice.name.clone(), slice);
     }
 
-    fn drop_slice(&mut self, name: &ObjectName) {
-        let Some(slice) = self.slices.remove(name) else { return };
-        if let Some(names) = self.slices_of.get_mut(&slice.service) {
+    fn remove(cluster: &mut Cluster, name: &ObjectName) {
+        let Some(slice) = cluster.slices.remove(name) else { return };
+        if let Some(names) = cluster.slices_of.get_mut(&slice.service) {
             names.remove(name);
             if names.is_empty() {
-                self.slices_of.remove(&slice.service);
+                cluster.slices_of.remove(&slice.service);
             }
         }
-        self.touched.insert(slice.service);
+        cluster.touched.insert(slice.service);
+    }
+}
+
+/// Of all nodes there may be in a directory of manifests the own one alone counts.
+impl Member for Node {
+    fn names(cluster: &Cluster) -> Vec<ObjectName> {
+        cluster.node.object().map(|node| node.name.clone()).into_iter().collect()
+    }
+
+    fn put(cluster: &mut Cluster, node: Self) {
+        if *node.name.name == **cluster.node.name() && cluster.node.set_object(Some(node)) {
+            cluster.look_at_node();
+        }
+    }
+
+    fn remove(cluster: &mut Cluster, name: &ObjectName) {
+        if *name.name == **cluster.node.name() && cluster.node.set_object(None) {
+            cluster.look_at_node();
+        }
+    }
+}
+
+impl Member for ServiceCidr {
+    fn names(cluster: &Cluster) -> Vec<ObjectName> {
+        cluster.service_cidrs.keys().cloned().collect()
+    }
+
+    fn put(cluster: &mut Cluster, range: Self) {
+        cluster.service_cidrs.insert(range.name.clone(), range);
+    }
+
+    fn remove(cluster: &mut Cluster, name: &ObjectName) {
+        cluster.service_cidrs.remove(name);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn service(name: &str, vip: &str) -> Service {
-        Service {
-            name: ObjectName::new("default", name),
-            cluster_ips: vec![vip.parse().expect("address")],
-            ports: Vec::new(),
-            reached_from_outside: false,
-        }
-    }
-
-    fn slice(name: &str, service: &str) -> EndpointSlice {
-        EndpointSlice {
-            name: ObjectName::new("default", name),
-            service: ObjectName::new("default", service),
-            family: IpFamily::V4,
-            ports: Vec::new(),
-            endpoints: Vec::new(),
-        }
-    }
-
-    fn touched(cluster: &mut Cluster) -> Vec<String> {
-        cluster.take_touched().into_iter().map(|name| name.name.to_string()).collect()
-    }
-
-    #[test]
-    fn it_is_synced_when_both_kinds_have_been_listed() {
-        let mut cluster = Cluster::default();
-        cluster.apply(Event::Services(Delta::Apply(service("a", "10.96.0.1"))));
-        cluster.apply(Event::Services(Delta::Snapshot(Vec::new())));
-        assert!(!cluster.is_synced());
-        cluster.apply(Event::EndpointSlices(Delta::Snapshot(Vec::new())));
-        assert!(cluster.is_synced());
-    }
-
-    #[test]
-    fn a_change_touches_its_own_service_only_and_no_change_touches_none() {
-        let mut cluster = Cluster::default();
-        let services = vec![service("a", "10.96.0.1"), service("b", "10.96.0.2")];
-        cluster.apply(Event::Services(Delta::Snapshot(services.clone())));
-        cluster.apply(Event::EndpointSlices(Delta::Snapshot(vec![slice("a-1", "a"), slice("b-1", "b")])));
-        assert_eq!(touched(&mut cluster), ["a", "b"]);
-
-        cluster.apply(Event::Services(Delta::Snapshot(services)));
-        cluster.apply(Event::EndpointSlices(Delta::Apply(slice("a-1", "a"))));
-        assert!(touched(&mut cluster).is_empty());
-
-        cluster.apply(Event::EndpointSlices(Delta::Apply(slice("a-2", "a"))));
-        assert_eq!(touched(&mut cluster), ["a"]);
-        cluster.apply(Event::EndpointSlices(Delta::Delete(ObjectName::new("default", "b-1"))));
-        assert_eq!(touched(&mut cluster), ["b"]);
-    }
-
-    #[test]
-    fn what_a_list_no_longer_has_is_gone() {
-        let mut cluster = Cluster::default();
-        cluster.apply(Event::Services(Delta::Snapshot(vec![service("a", "10.96.0.1"), service("b", "10.96.0.2")])));
-        cluster.apply(Event::EndpointSlices(Delta::Snapshot(vec![slice("a-1", "a")])));
-        cluster.take_touched();
-        cluster.apply(Event::Services(Delta::Snapshot(vec![service("a", "10.96.0.9")])));
-        cluster.apply(Event::EndpointSlices(Delta::Snapshot(Vec::new())));
-        assert_eq!(touched(&mut cluster), ["a", "b"]);
-        assert_eq!(cluster.len(), (1, 0));
-    }
-
-    #[test]
-    fn a_slice_given_to_another_service_touches_both() {
-        let mut cluster = Cluster::default();
-        cluster.apply(Event::EndpointSlices(Delta::Snapshot(vec![slice("s", "a")])));
-        cluster.take_touched();
-        cluster.apply(Event::EndpointSlices(Delta::Apply(slice("s", "b"))));
-        assert_eq!(touched(&mut cluster), ["a", "b"]);
-    }
-}
+mod tests;

@@ -17,6 +17,7 @@ pub mod http;
 pub mod inspect;
 pub mod interfaces;
 pub mod leftovers;
+pub mod local_node;
 pub mod log_level;
 pub mod maglev;
 pub mod maps;

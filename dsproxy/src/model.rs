@@ -3,14 +3,15 @@
 //! Sources make them (`source/convert.rs` holds all the leniency about odd input); `resolve` reads
 //! them. Nothing here knows of maps or of the API server.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc, time::SystemTime};
 
 pub use dsproxy_common::{IpFamily, Protocol};
+use ipnet::IpNet;
 
-/// The namespace and name of a namespaced object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The name of an object, with its namespace where its kind has namespaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {
-    /// The namespace.
+    /// The namespace; empty for a kind that has none.
     pub namespace: Arc<str>,
     /// The name within the namespace.
     pub name: Arc<str>,
@@ -21,27 +22,69 @@ impl ObjectName {
     pub fn new(namespace: &str, name: &str) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
+
+    /// The object `name` of a kind that has no namespaces.
+    pub fn of_cluster(name: &str) -> Self {
+        Self { namespace: Arc::default(), name: name.into() }
+    }
 }
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
     }
 }
 
 /// A Service that this proxy serves: it has at least one ClusterIP.
 ///
 /// Headless and ExternalName Services, and those with an opt-out label, never become one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
+    /// When it was made: of two that claim one address, the older has it.
+    pub created: Option<SystemTime>,
     /// The ClusterIPs, primary family first, at most one of each family.
     pub cluster_ips: Vec<IpAddr>,
     /// The ports, in the order of the object.
     pub ports: Vec<ServicePort>,
-    /// Whether clients outside the cluster reach it: type `NodePort` or `LoadBalancer`, or any `externalIPs`.
-    pub reached_from_outside: bool,
+    /// `spec.externalIPs`, of both families.
+    pub external_ips: Vec<IpAddr>,
+    /// The addresses at which the load balancer leaves packets as they are (`ipMode: VIP`, or none said), of both
+    /// families.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// Who may reach the load balancer's addresses; of a family that has none: everybody.
+    pub source_ranges: Vec<IpNet>,
+    /// Which endpoints the ClusterIP leads to.
+    pub internal_traffic_policy: TrafficPolicy,
+    /// Which endpoints clients from outside are led to.
+    pub external_traffic_policy: TrafficPolicy,
+    /// How long a client stays with its endpoint after its last new connection, in seconds: session affinity
+    /// `ClientIP`.
+    pub affinity: Option<u32>,
+    /// Where a load balancer asks whether this node has endpoints. Only type `LoadBalancer` with
+    /// `externalTrafficPolicy: Local` has it.
+    pub health_check_node_port: Option<u16>,
+}
+
+impl Service {
+    /// Whether clients outside the cluster reach this port of it.
+    pub fn is_reached_from_outside(&self, port: &ServicePort) -> bool {
+        port.node_port.is_some() || !self.load_balancer_ips.is_empty() || !self.external_ips.is_empty()
+    }
+}
+
+/// Which endpoints a Service leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// Those of the whole cluster.
+    #[default]
+    Cluster,
+    /// Those on the node where the packet is.
+    Local,
 }
 
 /// One port of a Service.
@@ -53,6 +96,8 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The port number on the VIP, host byte order.
     pub port: u16,
+    /// The port number on the addresses of every node, host byte order.
+    pub node_port: Option<u16>,
 }
 
 /// An EndpointSlice of one address family. Slices of names (FQDN) never become one.
@@ -68,6 +113,8 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// When what last changed the slice happened, as its controller says.
+    pub triggered: Option<SystemTime>,
 }
 
 /// A port of an EndpointSlice, matched to a `ServicePort` by name and protocol.
@@ -92,4 +139,49 @@ pub struct Endpoint {
     pub serving: bool,
     /// Is being shut down. Absent in the object means false.
     pub terminating: bool,
+    /// The node that it is on, if it is on one.
+    pub node: Option<Arc<str>>,
+    /// The zones whose clients it is meant for; empty where nothing is said.
+    pub zone_hints: Box<[Arc<str>]>,
+    /// The nodes whose clients it is meant for; empty where nothing is said.
+    pub node_hints: Box<[Arc<str>]>,
+}
+
+impl Endpoint {
+    /// An endpoint at `address` that is ready, on no known node and without hints.
+    pub fn new(address: IpAddr) -> Self {
+        Self {
+            address,
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            zone_hints: Box::default(),
+            node_hints: Box::default(),
+        }
+    }
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: ObjectName,
+    /// Its addresses as the kubelet reports them: the primary one, and one of the other family where it has that.
+    pub addresses: Vec<IpAddr>,
+    /// The zone that it is in.
+    pub zone: Option<Arc<str>>,
+    /// The addresses of its pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Whether it is about to go: the object is being deleted, or the cluster autoscaler has marked it.
+    pub is_going: bool,
+}
+
+/// A range that ClusterIPs are given out from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// Its name.
+    pub name: ObjectName,
+    /// The range of each family.
+    pub cidrs: Vec<IpNet>,
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    iter::Sum,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -10,11 +11,13 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use dsproxy_common::service::FrontendKind;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 use crate::{
     maps::MapKind,
     model::{IpFamily, ObjectName},
+    resolve::ResolvedPort,
     sync_times::SyncTimes,
 };
 
@@ -41,6 +44,53 @@ pub struct Snapshot {
     pub stuck: bool,
     /// Frontends left out because another Service has them.
     pub conflicts: usize,
+    /// Endpoints and NodePorts left out because they cannot be served.
+    pub left_out: usize,
+    /// Service ports without an endpoint on this node where one is asked for.
+    pub no_local_endpoints: NoLocalEndpoints,
+    /// Whether load balancers may send to this node, as far as its Node object says: it is not about to go.
+    pub node_is_eligible: bool,
+}
+
+/// How many service ports there are, in each family, of which packets are dropped because a traffic policy keeps them to this
+/// node and all endpoints are on others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoLocalEndpoints {
+    internal: [usize; 2],
+    external: [usize; 2],
+}
+
+impl NoLocalEndpoints {
+    /// What there is of that among these service ports.
+    pub fn of(ports: &[ResolvedPort]) -> Self {
+        let mut found = Self::default();
+        for family in ports.iter().flat_map(|port| &port.families) {
+            let place = usize::from(family.family == IpFamily::V6);
+            let internal = |kind| kind == FrontendKind::ClusterIp;
+            found.internal[place] += usize::from(family.lacks_local_endpoints(internal));
+            found.external[place] += usize::from(family.lacks_local_endpoints(|kind| !internal(kind)));
+        }
+        found
+    }
+
+    /// For want of an endpoint that `internalTrafficPolicy: Local` asks for.
+    pub fn internal(&self, family: IpFamily) -> usize {
+        self.internal[usize::from(family == IpFamily::V6)]
+    }
+
+    /// For want of an endpoint that `externalTrafficPolicy: Local` asks for.
+    pub fn external(&self, family: IpFamily) -> usize {
+        self.external[usize::from(family == IpFamily::V6)]
+    }
+}
+
+impl Sum for NoLocalEndpoints {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            internal: std::array::from_fn(|place| sum.internal[place] + one.internal[place]),
+            external: std::array::from_fn(|place| sum.external[place] + one.external[place]),
+        })
+    }
 }
 
 impl Default for Snapshot {
@@ -55,6 +105,9 @@ impl Default for Snapshot {
             failed: BTreeMap::new(),
             stuck: false,
             conflicts: 0,
+            left_out: 0,
+            no_local_endpoints: NoLocalEndpoints::default(),
+            node_is_eligible: true,
         }
     }
 }

@@ -5,22 +5,28 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use dsproxy_common::service::BackendState;
 use thiserror::Error;
-use tokio::{sync::mpsc, time};
+use tokio::{
+    sync::{mpsc, watch},
+    time,
+};
 use tracing::{debug, info, warn};
 
 use crate::{
     cluster::Cluster,
     diff::{Conflict, Known, Plan, PlanError},
+    interfaces::NodeAddresses,
+    local_node::LocalNode,
     maps::{Contents, FrontendAddress, MapError, MapKind, MapStore, Write},
     model::{IpFamily, ObjectName},
-    progress::{Progress, Snapshot},
-    resolve::ResolvedPort,
+    progress::{NoLocalEndpoints, Progress, Snapshot},
+    resolve::{HealthCheck, LeftOut, Resolution, ResolvedPort},
     source::{Delta, Event},
 };
 
@@ -29,6 +35,9 @@ mod tests;
 
 /// A Service and its slices change in several events a moment apart; they are taken together.
 const COALESCE: Duration = Duration::from_millis(2);
+
+/// How long the Node object is waited for: as long as kube-proxy waits. What it says is then left out until it comes.
+const NODE: Duration = Duration::from_secs(30);
 
 /// The first wait before a failed Service is tried again, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -65,6 +74,9 @@ struct Outcome {
     error: Option<ServiceError>,
 }
 
+/// What load balancers are told, by Service.
+pub type HealthChecks = BTreeMap<ObjectName, HealthCheck>;
+
 /// The state of the task.
 pub struct Reconciler<S> {
     store: S,
@@ -74,6 +86,11 @@ pub struct Reconciler<S> {
     served: HashMap<ObjectName, BTreeSet<String>>,
     failed: BTreeMap<ObjectName, Failure>,
     conflicting: BTreeMap<ObjectName, Vec<Conflict>>,
+    /// What cannot be served of which Service.
+    left_out: BTreeMap<ObjectName, Vec<LeftOut>>,
+    /// The Services of which packets are dropped on this node, for want of an endpoint of its own.
+    without_local: BTreeMap<ObjectName, NoLocalEndpoints>,
+    health_checks: watch::Sender<HealthChecks>,
     retry_after: Duration,
     retry_at: Option<Instant>,
     /// Whether a write since the last attempt at what has failed may have made room for it.
@@ -92,8 +109,8 @@ struct Failure {
 }
 
 impl<S: MapStore> Reconciler<S> {
-    /// A reconciler for `store`, which holds `contents` now.
-    pub fn new(store: S, contents: &Contents, progress: Arc<Progress>, now: Instant) -> Self {
+    /// A reconciler on `node` for `store`, which holds `contents` now.
+    pub fn new(store: S, contents: &Contents, node: LocalNode, progress: Arc<Progress>, now: Instant) -> Self {
         let known = Known::new(store.capacities(), contents, now);
         let mut served: HashMap<ObjectName, BTreeSet<String>> = HashMap::new();
         for name in known.names() {
@@ -104,10 +121,13 @@ impl<S: MapStore> Reconciler<S> {
         Self {
             store,
             known,
-            cluster: Cluster::default(),
+            cluster: Cluster::new(node),
             served,
             failed: BTreeMap::new(),
             conflicting: BTreeMap::new(),
+            left_out: BTreeMap::new(),
+            without_local: BTreeMap::new(),
+            health_checks: watch::Sender::default(),
             retry_after: RETRY.0,
             retry_at: None,
             made_room: false,
@@ -117,12 +137,30 @@ impl<S: MapStore> Reconciler<S> {
         }
     }
 
+    /// What load balancers are told, for whoever follows it.
+    pub fn health_checks(&self) -> watch::Receiver<HealthChecks> {
+        self.health_checks.subscribe()
+    }
+
     /// Works until the source is gone.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, mut addresses: watch::Receiver<NodeAddresses>) {
         let mut retirement = time::interval(FILTER_RETIREMENT);
+        let mut node_is_late = pin!(time::sleep(NODE));
+        let known = addresses.borrow_and_update().clone();
+        self.set_addresses(known);
         loop {
             let retry_at = self.retry_at;
             tokio::select! {
+                () = &mut node_is_late, if !self.cluster.is_synced() => {
+                    warn!("the Node object did not come; what it says (zone, addresses, taints) is left out until then");
+                    self.cluster.go_without_node();
+                    self.reconcile(Instant::now());
+                }
+                Ok(()) = addresses.changed() => {
+                    let now = addresses.borrow_and_update().clone();
+                    self.set_addresses(now);
+                    self.reconcile(Instant::now());
+                }
                 event = events.recv() => match event {
                     Some(event) => {
                         self.apply(event);
@@ -149,6 +187,11 @@ impl<S: MapStore> Reconciler<S> {
         self.cluster.apply(event);
     }
 
+    /// Takes in the node's addresses without acting on them.
+    pub fn set_addresses(&mut self, addresses: NodeAddresses) {
+        self.cluster.set_addresses(addresses);
+    }
+
     fn count(&self, event: &Event) {
         let (times, now) = (self.progress.sync_times(), SystemTime::now());
         match event {
@@ -166,6 +209,7 @@ impl<S: MapStore> Reconciler<S> {
                     times.slices_changed(family, 1, now);
                 }
             }
+            Event::Nodes(_) | Event::ServiceCidrs(_) => {}
         }
     }
 
@@ -225,10 +269,12 @@ impl<S: MapStore> Reconciler<S> {
             return;
         }
         let mut errors: BTreeMap<ObjectName, ServiceError> = BTreeMap::new();
-        let (gone, present): (Vec<_>, Vec<_>) = services
+        let (gone, mut present): (Vec<_>, Vec<_>) = services
             .iter()
-            .map(|service| (service.clone(), self.cluster.resolve(service)))
+            .map(|service| (service.clone(), self.resolve(service)))
             .partition(|(_, ports)| ports.is_empty());
+        // Of Services that come at once and claim one frontend the oldest has it, on every node.
+        present.sort_by_key(|(service, _)| self.cluster.age(service));
         for (service, ports) in gone.iter().chain(&present) {
             if let Err(error) = self.bring_one_up_to_date(service, ports, now) {
                 errors.insert(service.clone(), error);
@@ -237,7 +283,7 @@ impl<S: MapStore> Reconciler<S> {
         // What is wanted is never removed, so this comes to an end.
         while std::mem::take(&mut self.removed_frontend) {
             for service in self.conflicting.keys().cloned().collect::<Vec<_>>() {
-                let ports = self.cluster.resolve(&service);
+                let ports = self.resolve(&service);
                 if let Err(error) = self.bring_one_up_to_date(&service, &ports, now) {
                     errors.insert(service.clone(), error);
                 }
@@ -245,6 +291,21 @@ impl<S: MapStore> Reconciler<S> {
             }
         }
         self.note_failures(&services, &errors, now);
+    }
+
+    /// What a Service asks for; what is to be told of it elsewhere is noted.
+    fn resolve(&mut self, service: &ObjectName) -> Vec<ResolvedPort> {
+        let Resolution { ports, health_check, left_out } = self.cluster.resolve(service);
+        self.health_checks.send_if_modified(|checks| match health_check {
+            Some(check) => checks.insert(service.clone(), check.clone()) != Some(check),
+            None => checks.remove(service).is_some(),
+        });
+        note(&mut self.without_local, service, NoLocalEndpoints::of(&ports));
+        if self.left_out.get(service).is_none_or(|known| *known != left_out) {
+            left_out.iter().for_each(|reason| warn!(%service, %reason, "part of a Service is not served"));
+        }
+        note(&mut self.left_out, service, left_out);
+        ports
     }
 
     fn bring_one_up_to_date(
@@ -370,7 +431,7 @@ impl<S: MapStore> Reconciler<S> {
             if let Some(error) = errors.get(service) {
                 let failure = Failure { text: error.to_string(), full: error.full().is_some() };
                 self.failed.insert(service.clone(), failure);
-            } else if self.failed.remove(service).is_some() && self.cluster.has(service) {
+            } else if self.failed.remove(service).is_some() && self.cluster.service(service).is_some() {
                 info!(%service, "the Service is served as it should be again");
             }
         }
@@ -400,10 +461,22 @@ impl<S: MapStore> Reconciler<S> {
                 failed: self.failed.iter().map(|(name, failure)| (name.clone(), failure.text.clone())).collect(),
                 stuck: self.failed.values().any(|failure| !failure.full),
                 conflicts: self.conflicting.values().map(Vec::len).sum(),
+                left_out: self.left_out.values().map(Vec::len).sum(),
+                no_local_endpoints: self.without_local.values().copied().sum(),
+                node_is_eligible: self.cluster.node().is_eligible(),
             },
             now,
             took,
         );
+    }
+}
+
+/// Keeps what there is to say about a Service, if there is something.
+fn note<T: Default + PartialEq>(notes: &mut BTreeMap<ObjectName, T>, service: &ObjectName, note: T) {
+    if note == T::default() {
+        notes.remove(service);
+    } else {
+        notes.insert(service.clone(), note);
     }
 }
 

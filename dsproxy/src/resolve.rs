@@ -1,20 +1,83 @@
-//! Service + EndpointSlices -> what the data path is to do. A pure function; all of the rules about which endpoint
-//! serves what are here.
+//! Service + EndpointSlices + what is known of this node -> what the data path is to do. A pure function; all of the rules
+//! about which endpoint serves what are here.
 //!
-//! The rules are kube-proxy's (`pkg/proxy/topology.go` and `pkg/proxy/endpointslicecache.go` of Kubernetes 1.36).
+//! `frontends` says where a service port is reached, `endpoints` which endpoints it has, `topology` which of them are
+//! meant for clients of this node, `health` what a load balancer is told of them.
+//!
+//! The rules are kube-proxy's (`pkg/proxy/serviceport.go`, `pkg/proxy/topology.go` and
+//! `pkg/proxy/endpointslicecache.go` of Kubernetes 1.36).
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
 use dsproxy_common::service::FrontendKind;
 use ipnet::IpNet;
+use thiserror::Error;
 
 use crate::{
     maps::FrontendAddress,
-    model::{Endpoint, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServicePort},
+    model::{EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServicePort},
 };
 
+mod endpoints;
+mod frontends;
+mod health;
+mod topology;
+
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 pub(crate) mod scenarios;
+
+pub use health::HealthCheck;
+
+/// This node, as far as the rules ask for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeView {
+    /// Its name: endpoints on the node of this name are local.
+    pub name: Arc<str>,
+    /// The zone that it is in.
+    pub zone: Option<Arc<str>>,
+    /// Its own addresses, one of a family.
+    pub addresses: Vec<IpAddr>,
+    /// Where it serves NodePorts.
+    pub node_port_addresses: BTreeSet<IpAddr>,
+}
+
+/// What a Service asks of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolution {
+    /// Its ports; none when there is nothing to serve.
+    pub ports: Vec<ResolvedPort>,
+    /// What a load balancer is told.
+    pub health_check: Option<HealthCheck>,
+    /// What cannot be served.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A part of a Service that cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
+pub enum LeftOut {
+    /// The sum over an SCTP packet does not allow another port without being computed afresh.
+    #[error(
+        "{port}: endpoint {address} port {number} is left out: SCTP keeps its port, so targetPort has to equal port"
+    )]
+    SctpEndpoint {
+        /// The service port.
+        port: ServicePortName,
+        /// The endpoint.
+        address: IpAddr,
+        /// Its port.
+        number: u16,
+    },
+    /// As above: a NodePort is another port than that of the endpoints.
+    #[error("{port}: nodePort {number} is left out: SCTP keeps its port, so nodePort would have to equal targetPort")]
+    SctpNodePort {
+        /// The service port.
+        port: ServicePortName,
+        /// The NodePort.
+        number: u16,
+    },
+}
 
 /// The identity of a service port: its number may change, its name does not.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,7 +115,7 @@ impl ResolvedPort {
 pub struct ResolvedPort {
     /// Its identity.
     pub name: ServicePortName,
-    /// How long a client stays with its endpoint, in seconds.
+    /// How long a client stays with its endpoint after its last new connection, in seconds.
     pub affinity: Option<u32>,
     /// What it is in each family that the Service has an address of.
     pub families: Vec<ResolvedFamily>,
@@ -86,6 +149,16 @@ pub struct ResolvedFrontend {
     pub outside: Reach,
     /// Whether only clients within the source ranges are let through.
     pub checks_source: bool,
+}
+
+impl ResolvedFamily {
+    /// Whether packets that frontends of these kinds lead to this node's endpoints alone are dropped: there are endpoints,
+    /// and none is on this node.
+    pub fn lacks_local_endpoints(&self, of: impl Fn(FrontendKind) -> bool) -> bool {
+        self.frontends.iter().any(|frontend| of(frontend.kind) && frontend.outside == Reach::Local)
+            && !self.endpoints.iter().any(|endpoint| endpoint.in_local_list)
+            && self.endpoints.iter().any(|endpoint| endpoint.in_cluster_list)
+    }
 }
 
 impl ResolvedFrontend {
@@ -154,89 +227,75 @@ pub enum Distribution {
     Maglev,
 }
 
-/// What `service` with the endpoints in `slices` asks of the data path, port by port.
-pub fn resolve<'a>(service: &Service, slices: &(impl Iterator<Item = &'a EndpointSlice> + Clone)) -> Vec<ResolvedPort> {
-    service
-        .ports
-        .iter()
-        .map(|port| ResolvedPort {
-            name: ServicePortName {
-                service: service.name.clone(),
-                port: Arc::clone(&port.name),
-                protocol: port.protocol,
-            },
-            affinity: None,
-            families: service
-                .cluster_ips
-                .iter()
-                .map(|vip| resolve_family(service, port, *vip, slices.clone()))
-                .collect(),
-        })
-        .collect()
+/// What `service` with the endpoints in `slices` asks of this node.
+pub fn resolve<'a>(
+    service: &Service,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    node: &NodeView,
+) -> Resolution {
+    let mut slices: Vec<&EndpointSlice> = slices.into_iter().collect();
+    // What two slices say of one endpoint shall not depend on which of them was read first.
+    slices.sort_by_key(|slice| &slice.name);
+    let mut left_out = Vec::new();
+    let ports = service.ports.iter().map(|port| resolve_port(service, port, &slices, node, &mut left_out)).collect();
+    left_out.sort();
+    left_out.dedup();
+    Resolution { ports, health_check: health::check(service, &slices, node), left_out }
 }
 
-fn resolve_family<'a>(
+fn resolve_port(
     service: &Service,
     port: &ServicePort,
-    vip: IpAddr,
-    slices: impl Iterator<Item = &'a EndpointSlice>,
-) -> ResolvedFamily {
-    let family = IpFamily::of(vip);
-    let endpoints = endpoints_of_port(port, slices.filter(|slice| slice.family == family));
-    // Ready alone: of a Service with publishNotReadyAddresses an endpoint may be ready that is not serving.
-    let ready = |conditions: &Conditions| conditions.ready;
-    let last_resort = |conditions: &Conditions| conditions.serving && conditions.terminating;
-
-    // KEP-1669: ready endpoints, or, when there are none, those that terminate but still answer.
-    let any_ready = endpoints.values().any(ready);
-    let takes_connections =
-        |conditions: &Conditions| if any_ready { ready(conditions) } else { last_resort(conditions) };
-    let endpoints = endpoints
+    slices: &[&EndpointSlice],
+    node: &NodeView,
+    left_out: &mut Vec<LeftOut>,
+) -> ResolvedPort {
+    let name = ServicePortName { service: service.name.clone(), port: Arc::clone(&port.name), protocol: port.protocol };
+    let families = service
+        .cluster_ips
         .iter()
-        // Whatever still answers keeps its flows, whether it takes new ones or not.
-        .filter(|(_, conditions)| takes_connections(conditions) || conditions.serving)
-        .map(|(endpoint, conditions)| ResolvedEndpoint::remote(*endpoint, takes_connections(conditions)));
-    let address = FrontendAddress { address: vip, port: port.port, protocol: port.protocol };
-    ResolvedFamily {
-        family,
-        frontends: vec![ResolvedFrontend::cluster_ip(address)],
-        endpoints: endpoints.collect(),
-        distribution: if service.reached_from_outside { Distribution::Maglev } else { Distribution::List },
-        source_ranges: Vec::new(),
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Conditions {
-    ready: bool,
-    serving: bool,
-    terminating: bool,
-}
-
-/// The endpoints of one port, each once.
-fn endpoints_of_port<'a>(
-    port: &ServicePort,
-    slices: impl Iterator<Item = &'a EndpointSlice>,
-) -> BTreeMap<(IpAddr, u16), Conditions> {
-    let mut endpoints = BTreeMap::new();
-    for slice in slices {
-        // By name and protocol, so a named port may have another number in each slice.
-        let numbers =
-            slice.ports.iter().filter(|candidate| candidate.name == port.name && candidate.protocol == port.protocol);
-        for number in numbers {
-            for Endpoint { address, ready, serving, terminating } in &slice.endpoints {
-                let conditions = Conditions { ready: *ready, serving: *serving, terminating: *terminating };
-                endpoints
-                    .entry((*address, number.port))
-                    .and_modify(|held: &mut Conditions| {
-                        // The address of a pod that is going may already be another's.
-                        if held.terminating && !conditions.terminating {
-                            *held = conditions;
-                        }
-                    })
-                    .or_insert(conditions);
+        .map(|cluster_ip| {
+            let family = IpFamily::of(*cluster_ip);
+            let found = endpoints::of_port(port, slices.iter().copied().filter(|slice| slice.family == family));
+            let mut frontends = frontends::of_port(service, port, *cluster_ip, node);
+            let mut endpoints = endpoints::choose(&found, endpoints::Wanted::of(service, port), node);
+            if port.protocol == Protocol::Sctp {
+                leave_out_other_ports(&name, port.port, &mut frontends, &mut endpoints, left_out);
             }
+            let outside = service.is_reached_from_outside(port);
+            ResolvedFamily {
+                family,
+                source_ranges: frontends::source_ranges(service, family, node),
+                frontends,
+                endpoints,
+                distribution: if outside { Distribution::Maglev } else { Distribution::List },
+            }
+        })
+        .collect();
+    ResolvedPort { affinity: service.affinity, families, name }
+}
+
+/// The data path rewrites addresses of SCTP packets, which their checksum does not cover, and no ports.
+fn leave_out_other_ports(
+    name: &ServicePortName,
+    number: u16,
+    frontends: &mut Vec<ResolvedFrontend>,
+    endpoints: &mut Vec<ResolvedEndpoint>,
+    left_out: &mut Vec<LeftOut>,
+) {
+    frontends.retain(|frontend| {
+        let stays = frontend.address.port == number;
+        if !stays {
+            left_out.push(LeftOut::SctpNodePort { port: name.clone(), number: frontend.address.port });
         }
-    }
-    endpoints
+        stays
+    });
+    endpoints.retain(|endpoint| {
+        let stays = endpoint.port == number;
+        if !stays {
+            let ResolvedEndpoint { address, port: number, .. } = *endpoint;
+            left_out.push(LeftOut::SctpEndpoint { port: name.clone(), address, number });
+        }
+        stays
+    });
 }

@@ -5,7 +5,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use dsproxy::{
-    model::{EndpointSlice, Service},
+    model::{EndpointSlice, Node, Service, ServiceCidr},
     source::{
         Delta, Event, EventSender, SourceStatus,
         kubernetes::{self, Pace},
@@ -13,6 +13,9 @@ use dsproxy::{
 };
 use dsproxy_tests::apiserver::ApiServer;
 use tokio::{sync::mpsc, task::JoinHandle};
+
+/// The node that the proxy is on.
+pub(crate) const NODE: &str = "node-a";
 
 /// Nothing in a test takes so long unless it never happens.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,6 +25,8 @@ pub(crate) struct Source {
     events: mpsc::Receiver<Event>,
     services: VecDeque<Delta<Service>>,
     slices: VecDeque<Delta<EndpointSlice>>,
+    nodes: VecDeque<Delta<Node>>,
+    service_cidrs: VecDeque<Delta<ServiceCidr>>,
     task: JoinHandle<()>,
 }
 
@@ -31,6 +36,7 @@ pub(crate) fn pace() -> Pace {
         first_retry: Duration::from_millis(5),
         longest_retry_unreachable: Duration::from_millis(20),
         longest_retry_refused: Duration::from_millis(20),
+        withheld: Duration::from_millis(50),
         answer: Duration::from_secs(10),
         shortest_watch: Duration::from_millis(20),
         ..Pace::default()
@@ -45,7 +51,15 @@ impl Source {
         let status = SourceStatus::new();
         let (sender, events) = mpsc::channel(64);
         let task = tokio::spawn(run(sender, Arc::clone(&status)));
-        Self { status, events, services: VecDeque::new(), slices: VecDeque::new(), task }
+        Self {
+            status,
+            events,
+            services: VecDeque::new(),
+            slices: VecDeque::new(),
+            nodes: VecDeque::new(),
+            service_cidrs: VecDeque::new(),
+            task,
+        }
     }
 
     /// The proxy's source with this server at the other end.
@@ -56,7 +70,7 @@ impl Source {
     pub(crate) async fn at(server: &ApiServer, pace: Pace) -> Self {
         let kubeconfig = server.kubeconfig();
         let client = kubernetes::connect(Some(kubeconfig.path())).await.expect("a client");
-        Self::start(|events, status| kubernetes::run_at(client, events, status, pace))
+        Self::start(|events, status| kubernetes::run_at(client, NODE.to_owned(), events, status, pace))
     }
 
     /// The source of a server that is already listed and watched, and what was listed.
@@ -100,7 +114,25 @@ impl Source {
         }
     }
 
-    /// Asserts that nothing was sent up to now beyond what was received.
+    pub(crate) async fn node(&mut self) -> Delta<Node> {
+        loop {
+            if let Some(delta) = self.nodes.pop_front() {
+                return delta;
+            }
+            self.receive().await;
+        }
+    }
+
+    pub(crate) async fn service_cidr(&mut self) -> Delta<ServiceCidr> {
+        loop {
+            if let Some(delta) = self.service_cidrs.pop_front() {
+                return delta;
+            }
+            self.receive().await;
+        }
+    }
+
+    /// Asserts that nothing about Services and EndpointSlices was sent up to now beyond what was received.
     pub(crate) fn assert_silent(&mut self) {
         while let Ok(event) = self.events.try_recv() {
             self.sort(event);
@@ -151,6 +183,8 @@ impl Source {
         match event {
             Event::Services(delta) => self.services.push_back(delta),
             Event::EndpointSlices(delta) => self.slices.push_back(delta),
+            Event::Nodes(delta) => self.nodes.push_back(delta),
+            Event::ServiceCidrs(delta) => self.service_cidrs.push_back(delta),
         }
     }
 }

@@ -7,6 +7,7 @@ mod history;
 mod malformed;
 mod manifests;
 mod manifests_broken;
+mod node;
 mod objects;
 mod outages;
 mod refusals;

@@ -42,8 +42,8 @@ pub(crate) fn model_service(name: &str, number: u8) -> model::Service {
     model::Service {
         name: self::name(name),
         cluster_ips: cluster_ips(number).iter().map(|text| address(text)).collect(),
-        ports: vec![model::ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
-        reached_from_outside: false,
+        ports: vec![model::ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        ..model::Service::default()
     }
 }
 
@@ -74,15 +74,8 @@ pub(crate) fn model_slice(name: &str, family: IpFamily, numbers: &[u8]) -> model
         service: self::name(service_of(name)),
         family,
         ports: vec![model::SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
-        endpoints: numbers
-            .iter()
-            .map(|&number| model::Endpoint {
-                address: address(&endpoint(family, number)),
-                ready: true,
-                serving: true,
-                terminating: false,
-            })
-            .collect(),
+        endpoints: numbers.iter().map(|&number| model::Endpoint::new(address(&endpoint(family, number)))).collect(),
+        triggered: None,
     }
 }
 
@@ -99,4 +92,46 @@ fn endpoint(family: IpFamily, number: u8) -> String {
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
+}
+
+/// The Node of this name in this zone, with addresses that end in `number`.
+pub(crate) fn node(name: &str, zone: &str, number: u8) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
+        "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64"]},
+        "status": {"addresses": [
+            {"type": "InternalIP", "address": format!("192.0.2.{number}")},
+            {"type": "InternalIP", "address": format!("2001:db8::{number:x}")},
+            {"type": "Hostname", "address": name},
+        ]},
+    })
+}
+
+/// What [`node`] is in the model.
+pub(crate) fn model_node(name: &str, zone: &str, number: u8) -> model::Node {
+    model::Node {
+        name: ObjectName::of_cluster(name),
+        addresses: vec![address(&format!("192.0.2.{number}")), address(&format!("2001:db8::{number:x}"))],
+        zone: Some(zone.into()),
+        pod_cidrs: ["10.1.0.0/24", "fd00:1::/64"].map(|cidr| cidr.parse().expect("a network")).into(),
+        is_going: false,
+    }
+}
+
+/// The ServiceCIDR of this name.
+pub(crate) fn service_cidr(name: &str, cidrs: &[&str]) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": name},
+        "spec": {"cidrs": cidrs},
+    })
+}
+
+/// What [`service_cidr`] is in the model.
+pub(crate) fn model_service_cidr(name: &str, cidrs: &[&str]) -> model::ServiceCidr {
+    let cidrs = cidrs.iter().map(|cidr| cidr.parse().expect("a network")).collect();
+    model::ServiceCidr { name: ObjectName::of_cluster(name), cidrs }
 }

@@ -56,10 +56,12 @@ fn only_objects_for_this_proxy_are_asked_for() {
         let _source = Source::watching(&server).await;
         for request in server.requests() {
             let (labels, fields) = match request.resource {
-                Resource::Services => ("!service.kubernetes.io/service-proxy-name", Some("spec.clusterIP!=None")),
-                Resource::EndpointSlices => ("!service.kubernetes.io/headless", None),
+                Resource::Services => (Some("!service.kubernetes.io/service-proxy-name"), Some("spec.clusterIP!=None")),
+                Resource::EndpointSlices => (Some("!service.kubernetes.io/headless"), None),
+                Resource::Nodes => (None, Some("metadata.name=node-a")),
+                Resource::ServiceCidrs => (None, None),
             };
-            assert_eq!(request.parameter("labelSelector"), Some(labels), "{request:?}");
+            assert_eq!(request.parameter("labelSelector"), labels, "{request:?}");
             assert_eq!(request.parameter("fieldSelector"), fields, "{request:?}");
             if request.verb == Verb::Watch {
                 assert_eq!(request.parameter("allowWatchBookmarks"), Some("true"), "{request:?}");

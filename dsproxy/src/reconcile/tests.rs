@@ -12,7 +12,7 @@ use crate::{
         memory::{MemoryMaps, Served},
     },
     model::{Endpoint, EndpointSlice, Protocol, Service, ServicePort, SlicePort},
-    resolve::scenarios::{MapState, Objects, Step, scenarios, synced_reconciler},
+    resolve::scenarios::{MapState, Objects, scenarios, synced_reconciler},
     source::Delta,
 };
 
@@ -85,8 +85,8 @@ fn service(name: &str, asked: &Asked) -> Service {
     Service {
         name: object_name(name),
         cluster_ips: asked.families.iter().map(|family| vip(*family, asked.vip)).collect(),
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: asked.port }],
-        reached_from_outside: false,
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: asked.port, node_port: None }],
+        ..Service::default()
     }
 }
 
@@ -96,15 +96,8 @@ fn slice(name: &str, family: IpFamily, endpoints: &[u8]) -> EndpointSlice {
         service: object_name(name),
         family,
         ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
-        endpoints: endpoints
-            .iter()
-            .map(|number| Endpoint {
-                address: endpoint(family, *number),
-                ready: true,
-                serving: true,
-                terminating: false,
-            })
-            .collect(),
+        endpoints: endpoints.iter().map(|number| Endpoint::new(endpoint(family, *number))).collect(),
+        triggered: None,
     }
 }
 
@@ -124,7 +117,7 @@ impl World {
 
     fn unsynced(maps: MemoryMaps, now: Instant) -> Self {
         let contents = maps.contents();
-        let reconciler = Reconciler::new(maps, &contents, Arc::new(Progress::default()), now);
+        let reconciler = Reconciler::new(maps, &contents, LocalNode::default(), Arc::new(Progress::default()), now);
         Self { reconciler, asked: BTreeMap::new(), now }
     }
 
@@ -138,6 +131,7 @@ impl World {
             .collect();
         self.reconciler.apply(Event::Services(Delta::Snapshot(services)));
         self.reconciler.apply(Event::EndpointSlices(Delta::Snapshot(slices)));
+        self.reconciler.apply(Event::Nodes(Delta::Snapshot(Vec::new())));
         self.reconciler.reconcile(self.now);
     }
 
@@ -207,7 +201,7 @@ impl World {
 }
 
 #[test]
-fn nothing_is_written_before_both_kinds_are_listed() {
+fn nothing_is_written_before_all_that_counts_is_listed() {
     for services_first in [true, false] {
         let mut world = World::unsynced(MemoryMaps::new(ROOM), Instant::now());
         let services = Event::Services(Delta::Snapshot(vec![service("web", &Asked::dual(1, &[1]))]));
@@ -223,6 +217,9 @@ fn nothing_is_written_before_both_kinds_are_listed() {
         assert_eq!(world.reconciler.store.written(), 0);
         assert!(!world.snapshot().synced);
         world.reconciler.apply(second);
+        world.reconciler.reconcile(world.now);
+        assert!(!world.snapshot().synced, "what the Node says is still to come");
+        world.reconciler.apply(Event::Nodes(Delta::Snapshot(Vec::new())));
         world.reconciler.reconcile(world.now);
         assert!(world.snapshot().synced);
         assert_eq!(world.served().keys().filter(|address| address.address == vip(address.family(), 1)).count(), 2);
@@ -341,10 +338,8 @@ fn every_scenario_ends_well_whichever_write_fails() {
             let mut objects = Objects::default();
             let mut reconciler = synced_reconciler(now);
             for (heading, step) in scenario.steps() {
-                let Step::Change(events, _) = step else { continue };
-                for event in events {
-                    objects.take(&event);
-                    reconciler.apply(event);
+                if !objects.take(step, Some(&mut reconciler)) {
+                    continue;
                 }
                 reconciler.store.fail_after(Some(fail_after));
                 reconciler.reconcile(now);
@@ -571,14 +566,17 @@ async fn the_task_heals_by_itself_and_ends_with_its_source() {
     let mut maps = MemoryMaps::new(ROOM);
     maps.fail_after(Some(3));
     let progress = Arc::new(Progress::default());
-    let reconciler = Reconciler::new(maps, &Contents::default(), Arc::clone(&progress), Instant::now());
+    let reconciler =
+        Reconciler::new(maps, &Contents::default(), LocalNode::default(), Arc::clone(&progress), Instant::now());
     let (events, receiver) = mpsc::channel(4);
-    let task = tokio::spawn(reconciler.run(receiver));
+    let (_addresses, no_addresses) = watch::channel(NodeAddresses::default());
+    let task = tokio::spawn(reconciler.run(receiver, no_addresses));
     let web = Asked::dual(1, &[1]);
     let services = Delta::Snapshot(vec![service("web", &web)]);
     let slices = Delta::Snapshot(IpFamily::ALL.map(|family| slice("web", family, &web.endpoints)).to_vec());
     events.send(Event::Services(services)).await.expect("the task listens");
     events.send(Event::EndpointSlices(slices)).await.expect("the task listens");
+    events.send(Event::Nodes(Delta::Snapshot(Vec::new()))).await.expect("the task listens");
 
     let until = async |what: &str, holds: &dyn Fn(&Snapshot) -> bool| {
         let within = async {

@@ -3,7 +3,12 @@
 //!
 //! - `=== apply` creates or changes the objects below it, as a watch would tell of them;
 //! - `=== delete` takes away the objects named below it, `Kind namespace/name` a line;
+//! - `=== addresses` says which addresses the devices of this node carry from now on; the node is called `node-a`;
 //! - `=== resolved` is what the objects up to here ask for, and, as notes, what was left out of the last step and why.
+//!
+//! What is resolved: a service port, then in each family its frontends, each with its distribution, its kind where it is no
+//! ClusterIP and whose endpoints clients reach where that is not the whole cluster's; then who may come by a load balancer;
+//! then its endpoints, `here` if on this node, with the lists they are on where that is not the cluster's alone.
 //!
 //! Whatever follows the first word of a heading is for the reader. `DSPROXY_REWRITE_SCENARIOS=1` writes down what is
 //! resolved now in place of what was expected; the difference is then for `git diff` and a careful eye.
@@ -20,17 +25,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dsproxy_common::service::BackendState;
+use dsproxy_common::service::{BackendState, FrontendKind};
 use serde::Deserialize as _;
 
-use super::{Distribution, Reach, ResolvedFamily, ResolvedPort, resolve};
+use super::{
+    Distribution, HealthCheck, Reach, Resolution, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend, ResolvedPort,
+    resolve,
+};
 use crate::{
+    config::{NodeIps, NodePortAddresses},
     diff::flags,
+    interfaces::NodeAddresses,
+    local_node::LocalNode,
     maps::{
-        Capacities, Contents, FrontendAddress,
+        Capacities, FrontendAddress,
         memory::{MemoryMaps, Served},
     },
-    model::{EndpointSlice, IpFamily, ObjectName, Service},
+    model::{EndpointSlice, IpFamily, Node, ObjectName, Service},
     progress::Progress,
     reconcile::Reconciler,
     source::{
@@ -40,6 +51,9 @@ use crate::{
 };
 
 const REWRITE: &str = "DSPROXY_REWRITE_SCENARIOS";
+
+/// The node that is this one.
+const NODE: &str = "node-a";
 
 const CAPACITIES: Capacities = Capacities {
     services: 64,
@@ -68,6 +82,8 @@ struct Section {
 pub(crate) enum Step {
     /// Objects come, change or go.
     Change(Vec<Event>, Vec<String>),
+    /// The devices of this node carry these addresses.
+    Addresses(NodeAddresses),
     /// The text that describes what is resolved.
     Resolved(String),
 }
@@ -125,8 +141,12 @@ impl Section {
             Some("delete") => {
                 Step::Change(body.lines().filter(|line| !line.is_empty()).map(deleted).collect(), Vec::new())
             }
+            Some("addresses") => {
+                let all = body.split_whitespace().map(|address| address.parse().expect("an address")).collect();
+                Step::Addresses(NodeAddresses { all, of_devices: BTreeMap::new() })
+            }
             Some("resolved") => Step::Resolved(body.trim_end().to_owned()),
-            _ => panic!("{heading:?}: apply, delete or resolved"),
+            _ => panic!("{heading:?}: apply, delete, addresses or resolved"),
         }
     }
 }
@@ -143,6 +163,7 @@ fn applied(object: &serde_json::Value, notes: &mut Vec<String>) -> Option<Event>
     match object["kind"].as_str() {
         Some("Service") => told::<Service>(object, notes),
         Some("EndpointSlice") => told::<EndpointSlice>(object, notes),
+        Some("Node") => told::<Node>(object, notes),
         other => panic!("an object of kind {other:?}"),
     }
 }
@@ -166,24 +187,55 @@ fn told<T: FromObject>(object: &serde_json::Value, notes: &mut Vec<String>) -> O
 
 fn deleted(line: &str) -> Event {
     let (kind, name) = line.split_once(' ').expect("a line names a kind and an object");
-    let (namespace, name) = name.split_once('/').expect("an object has a namespace");
-    let name = ObjectName::new(namespace, name);
+    let name = match name.split_once('/') {
+        Some((namespace, name)) => ObjectName::new(namespace, name),
+        None => ObjectName::of_cluster(name),
+    };
     match Kind::ALL.into_iter().find(|known| known.name() == kind) {
         Some(Kind::Service) => Event::Services(Delta::Delete(name)),
         Some(Kind::EndpointSlice) => Event::EndpointSlices(Delta::Delete(name)),
+        Some(Kind::Node) => Event::Nodes(Delta::Delete(name)),
+        Some(Kind::ServiceCidr) => Event::ServiceCidrs(Delta::Delete(name)),
         None => panic!("an object of kind {kind}"),
     }
 }
 
-/// All objects there are.
+/// All objects there are, and the addresses of this node.
 #[derive(Default)]
 pub(crate) struct Objects {
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
+    nodes: BTreeMap<ObjectName, Node>,
+    addresses: NodeAddresses,
+}
+
+/// This node, of which nothing but its name is known.
+fn local_node() -> LocalNode {
+    LocalNode::new(NODE, NodeIps::default(), NodePortAddresses::All)
 }
 
 impl Objects {
-    pub(crate) fn take(&mut self, event: &Event) {
+    /// Takes in what a step says, which `reconciler` is told as well. Says whether there was anything.
+    pub(crate) fn take(&mut self, step: Step, reconciler: Option<&mut Reconciler<MemoryMaps>>) -> bool {
+        match step {
+            Step::Change(events, _) => {
+                events.iter().for_each(|event| self.change(event));
+                if let Some(reconciler) = reconciler {
+                    events.into_iter().for_each(|event| reconciler.apply(event));
+                }
+            }
+            Step::Addresses(addresses) => {
+                if let Some(reconciler) = reconciler {
+                    reconciler.set_addresses(addresses.clone());
+                }
+                self.addresses = addresses;
+            }
+            Step::Resolved(_) => return false,
+        }
+        true
+    }
+
+    fn change(&mut self, event: &Event) {
         fn change<T: FromObject>(objects: &mut BTreeMap<ObjectName, T>, delta: &Delta<T>) {
             match delta {
                 Delta::Apply(object) => drop(objects.insert(object.name().clone(), object.clone())),
@@ -194,54 +246,107 @@ impl Objects {
         match event {
             Event::Services(delta) => change(&mut self.services, delta),
             Event::EndpointSlices(delta) => change(&mut self.slices, delta),
+            Event::Nodes(delta) => change(&mut self.nodes, delta),
+            Event::ServiceCidrs(_) => panic!("no endpoint depends on a ServiceCIDR"),
         }
     }
 
     /// What a source tells when it lists everything.
-    pub(crate) fn listed(&self) -> [Event; 2] {
+    pub(crate) fn listed(&self) -> [Event; 3] {
         [
             Event::Services(Delta::Snapshot(self.services.values().cloned().collect())),
             Event::EndpointSlices(Delta::Snapshot(self.slices.values().cloned().collect())),
+            Event::Nodes(Delta::Snapshot(self.nodes.values().cloned().collect())),
         ]
+    }
+
+    /// Tells a reconciler everything, as after its start.
+    pub(crate) fn tell(&self, reconciler: &mut Reconciler<MemoryMaps>) {
+        self.listed().into_iter().for_each(|event| reconciler.apply(event));
+        reconciler.set_addresses(self.addresses.clone());
+    }
+
+    fn resolutions(&self) -> Vec<(&ObjectName, Resolution)> {
+        let mut node = local_node();
+        node.set_object(self.nodes.get(&ObjectName::of_cluster(NODE)).cloned());
+        node.set_addresses(self.addresses.clone());
+        let view = node.view();
+        let of = |service: &Service| {
+            resolve(service, self.slices.values().filter(|slice| slice.service == service.name), &view)
+        };
+        self.services.iter().map(|(name, service)| (name, of(service))).collect()
     }
 
     /// What they ask for.
     pub(crate) fn resolved(&self) -> Vec<ResolvedPort> {
-        let of = |service: &Service| {
-            let slices = self.slices.values().filter(|slice| slice.service == service.name);
-            resolve(service, &slices.collect::<Vec<_>>().into_iter())
-        };
-        self.services.values().flat_map(of).collect()
+        self.resolutions().into_iter().flat_map(|(_, resolution)| resolution.ports).collect()
     }
 }
 
-struct Described<'a>(&'a [ResolvedPort], &'a [String]);
+struct Described<'a>(&'a [(&'a ObjectName, Resolution)], &'a [String]);
 
 impl fmt::Display for Described<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(ports, notes) = self;
-        if ports.is_empty() {
+        let Self(resolutions, notes) = self;
+        if resolutions.iter().all(|(_, resolution)| resolution.ports.is_empty()) {
             writeln!(f, "nothing")?;
         }
-        for ResolvedPort { name, affinity: _, families } in *ports {
-            writeln!(f, "{name}")?;
-            for ResolvedFamily { family, frontends, endpoints, distribution, source_ranges: _ } in families {
-                let distribution = match distribution {
-                    Distribution::List => "list",
-                    Distribution::Maglev => "maglev",
-                };
-                for frontend in frontends {
-                    writeln!(f, "  {family} {} {distribution}", frontend.address)?;
+        for (service, Resolution { ports, health_check, left_out }) in *resolutions {
+            for ResolvedPort { name, affinity, families } in ports {
+                write!(f, "{name}")?;
+                if let Some(seconds) = affinity {
+                    write!(f, ", clients stay for {seconds} s")?;
                 }
-                for (state, is_active) in [("active", true), ("draining", false)] {
-                    for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_active() == is_active) {
-                        writeln!(f, "    {state} {}", SocketAddr::new(endpoint.address, endpoint.port))?;
-                    }
-                }
+                writeln!(f)?;
+                families.iter().try_for_each(|family| describe_family(family, f))?;
             }
+            if let Some(HealthCheck { port, local_endpoints }) = health_check {
+                write!(f, "{service} health check at {port}:")?;
+                local_endpoints.iter().try_for_each(|(family, count)| write!(f, " {family} {count}"))?;
+                writeln!(f)?;
+            }
+            left_out.iter().try_for_each(|part| writeln!(f, "note: {part}"))?;
         }
         notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))
     }
+}
+
+fn describe_family(resolved: &ResolvedFamily, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let ResolvedFamily { family, frontends, endpoints, distribution, source_ranges } = resolved;
+    let distribution = match distribution {
+        Distribution::List => "list",
+        Distribution::Maglev => "maglev",
+    };
+    for ResolvedFrontend { address, kind, inside, outside, checks_source } in frontends {
+        let kind = match kind {
+            FrontendKind::ClusterIp => "",
+            FrontendKind::NodePort => " NodePort",
+            FrontendKind::LoadBalancer => " LoadBalancer",
+            FrontendKind::ExternalIp => " externalIP",
+        };
+        let reach = match (inside, outside) {
+            (Reach::Cluster, Reach::Cluster) => "",
+            (Reach::Local, Reach::Local) => ", local",
+            (Reach::Cluster, Reach::Local) => ", local from outside",
+            (Reach::Local, Reach::Cluster) => ", local from inside",
+        };
+        let checks = if *checks_source { ", checks its clients" } else { "" };
+        writeln!(f, "  {family} {address} {distribution}{kind}{reach}{checks}")?;
+    }
+    source_ranges.iter().try_for_each(|range| writeln!(f, "    from {range}"))?;
+    for (state, is_active) in [("active", true), ("draining", false)] {
+        for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_active() == is_active) {
+            let ResolvedEndpoint { address, port, is_local, in_cluster_list, in_local_list } = *endpoint;
+            let here = if is_local { " here" } else { "" };
+            let lists = match (in_cluster_list, in_local_list) {
+                (true, true) => ", for the cluster and locally",
+                (false, true) => ", locally",
+                (true, false) | (false, false) => "",
+            };
+            writeln!(f, "    {state} {}{here}{lists}", SocketAddr::new(address, port))?;
+        }
+    }
+    Ok(())
 }
 
 /// What maps hold: each frontend with its service port and endpoints, and how many endpoints drain.
@@ -304,17 +409,14 @@ impl MapState {
 
 /// A reconciler for empty maps that has been told that there is nothing.
 pub(crate) fn synced_reconciler(now: Instant) -> Reconciler<MemoryMaps> {
-    let maps = MemoryMaps::new(CAPACITIES);
-    let mut reconciler = Reconciler::new(maps, &Contents::default(), Arc::new(Progress::default()), now);
-    Objects::default().listed().into_iter().for_each(|event| reconciler.apply(event));
-    reconciler.reconcile(now);
-    reconciler
+    restarted(&MemoryMaps::new(CAPACITIES), &Objects::default(), now)
 }
 
 /// A reconciler as after a restart, with these maps.
 fn restarted(maps: &MemoryMaps, objects: &Objects, now: Instant) -> Reconciler<MemoryMaps> {
-    let mut reconciler = Reconciler::new(maps.clone(), &maps.contents(), Arc::new(Progress::default()), now);
-    objects.listed().into_iter().for_each(|event| reconciler.apply(event));
+    let mut reconciler =
+        Reconciler::new(maps.clone(), &maps.contents(), local_node(), Arc::new(Progress::default()), now);
+    objects.tell(&mut reconciler);
     reconciler.reconcile(now);
     reconciler
 }
@@ -328,21 +430,20 @@ fn every_scenario_is_resolved_as_written_down() {
         let mut notes = Vec::new();
         let mut rewritten = Vec::new();
         for (heading, step) in scenario.steps() {
-            match step {
-                Step::Change(events, new_notes) => {
-                    events.iter().for_each(|event| objects.take(event));
-                    notes = new_notes;
-                    rewritten.push(None);
-                }
-                Step::Resolved(expected) => {
-                    let resolved = Described(&objects.resolved(), &notes).to_string();
-                    if resolved.trim_end() != expected {
-                        let file = scenario.path.display();
-                        let _ = writeln!(differences, "{file}: {heading}\n{}", difference(&expected, &resolved));
-                    }
-                    rewritten.push(Some(resolved));
-                }
+            if let Step::Change(_, new_notes) = &step {
+                notes.clone_from(new_notes);
             }
+            let Step::Resolved(expected) = step else {
+                objects.take(step, None);
+                rewritten.push(None);
+                continue;
+            };
+            let resolved = Described(&objects.resolutions(), &notes).to_string();
+            if resolved.trim_end() != expected {
+                let file = scenario.path.display();
+                let _ = writeln!(differences, "{file}: {heading}\n{}", difference(&expected, &resolved));
+            }
+            rewritten.push(Some(resolved));
         }
         if rewrite {
             let last = scenario.sections.len() - 1;
@@ -367,10 +468,8 @@ fn the_maps_hold_what_is_resolved_and_a_restart_changes_nothing() {
         let mut objects = Objects::default();
         let mut reconciler = synced_reconciler(now);
         for (heading, step) in scenario.steps() {
-            let Step::Change(events, _) = step else { continue };
-            for event in events {
-                objects.take(&event);
-                reconciler.apply(event);
+            if !objects.take(step, Some(&mut reconciler)) {
+                continue;
             }
             now += Duration::from_millis(100);
             reconciler.reconcile(now);
@@ -382,7 +481,7 @@ fn the_maps_hold_what_is_resolved_and_a_restart_changes_nothing() {
         // What has come can go.
         let names = |reconciler: &Reconciler<MemoryMaps>| reconciler.store().contents().names.len();
         assert!(names(&reconciler) > 0 || objects.resolved().is_empty(), "{}", scenario.path.display());
-        Objects::default().listed().into_iter().for_each(|event| reconciler.apply(event));
+        Objects::default().tell(&mut reconciler);
         reconciler.reconcile(now);
         assert_eq!(MapState::of(reconciler.store()), MapState::wanted(&[]), "{}", scenario.path.display());
         assert_eq!(names(&reconciler), 0, "{}", scenario.path.display());
@@ -395,9 +494,7 @@ fn both_families_take_part_in_the_scenarios() {
     for scenario in scenarios() {
         let mut objects = Objects::default();
         for (_, step) in scenario.steps() {
-            if let Step::Change(events, _) = step {
-                events.iter().for_each(|event| objects.take(event));
-            }
+            objects.take(step, None);
             for family in objects.resolved().iter().flat_map(|port| &port.families) {
                 *frontends.entry(family.family).or_default() += family.frontends.len();
             }

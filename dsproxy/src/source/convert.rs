@@ -6,17 +6,20 @@
 use std::{fmt, sync::Arc};
 
 use k8s_openapi::{
-    api::{core::v1 as core, discovery::v1 as discovery},
+    api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{Delta, Event};
-use crate::model::{EndpointSlice, ObjectName, Protocol, Service};
+use crate::model::{EndpointSlice, Node, ObjectName, Protocol, Service, ServiceCidr};
 
 mod address;
+mod node;
 mod service;
+mod service_cidr;
+mod skipped;
 mod slice;
 #[cfg(test)]
 mod tests;
@@ -24,8 +27,10 @@ mod verdict;
 
 pub use self::{
     address::AddressProblem,
+    node::{GOING_TAINT, ZONE_LABEL},
     service::SERVICE_PROXY_NAME_LABEL,
-    slice::{HEADLESS_LABEL, SERVICE_NAME_LABEL, Skipped},
+    skipped::Skipped,
+    slice::{HEADLESS_LABEL, SERVICE_NAME_LABEL, TRIGGER_TIME_ANNOTATION},
     verdict::{NotOurs, Reason, Rejected},
 };
 
@@ -33,23 +38,29 @@ pub use self::{
 const DEFAULT_NAMESPACE: &str = "default";
 
 /// A kind of object that sources produce.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// Service of the core group.
     Service,
     /// EndpointSlice of the group discovery.k8s.io.
     EndpointSlice,
+    /// Node of the core group.
+    Node,
+    /// ServiceCIDR of the group networking.k8s.io.
+    ServiceCidr,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 2] = [Self::Service, Self::EndpointSlice];
+    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
 
     /// The name as it stands in an object.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
         }
     }
 
@@ -58,6 +69,25 @@ impl Kind {
         match self {
             Self::Service => "services",
             Self::EndpointSlice => "endpointslices.discovery.k8s.io",
+            Self::Node => "nodes",
+            Self::ServiceCidr => "servicecidrs.networking.k8s.io",
+        }
+    }
+
+    /// Whether its objects are in namespaces.
+    pub const fn is_namespaced(self) -> bool {
+        match self {
+            Self::Service | Self::EndpointSlice => true,
+            Self::Node | Self::ServiceCidr => false,
+        }
+    }
+
+    /// Whether nothing can be served without it. Of the others an API server may have none, or a Role keep them from
+    /// this proxy.
+    pub const fn is_necessary(self) -> bool {
+        match self {
+            Self::Service | Self::EndpointSlice => true,
+            Self::Node | Self::ServiceCidr => false,
         }
     }
 }
@@ -79,11 +109,8 @@ pub trait FromObject: Sized + Clone + fmt::Debug + PartialEq + Send + Sync + 'st
     /// The `apiVersion` of the object.
     const API_VERSION: &'static str;
 
-    /// Which of them are wanted, by label.
-    const LABEL_SELECTOR: &'static str;
-
-    /// Which of them are wanted, by field.
-    const FIELD_SELECTOR: Option<&'static str>;
+    /// Which of them the proxy of the node `node` wants.
+    fn selectors(node: &str) -> Selectors;
 
     /// Reads an object.
     fn from_object(object: &Self::Object) -> Converted<Self>;
@@ -93,6 +120,15 @@ pub trait FromObject: Sized + Clone + fmt::Debug + PartialEq + Send + Sync + 'st
 
     /// A change to the objects of this kind.
     fn event(delta: Delta<Self>) -> Event;
+}
+
+/// Which objects of a kind are wanted, as the API writes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selectors {
+    /// By label.
+    pub labels: Option<String>,
+    /// By field.
+    pub fields: Option<String>,
 }
 
 /// What became of an object.
@@ -136,55 +172,43 @@ pub fn from_json<T: FromObject>(value: &Value) -> Converted<T> {
         Ok(object) => T::from_object(&object),
         Err(error) => Converted::Rejected(Rejected {
             kind: T::KIND,
-            name: json_name(value),
+            name: json_name(T::KIND, value),
             reason: Reason::Shape(error.to_string()),
         }),
     }
 }
 
 /// The name in an object's metadata, which may be all that can be read of it.
-pub fn json_name(value: &Value) -> Option<ObjectName> {
+pub fn json_name(kind: Kind, value: &Value) -> Option<ObjectName> {
     let metadata = value.get("metadata")?;
     let text = |field| metadata.get(field).and_then(Value::as_str);
-    let name = text("name").filter(|name| !name.is_empty())?;
-    Some(ObjectName::new(namespace_or_default(text("namespace")), name))
+    named(kind, text("namespace"), text("name"))
 }
 
-fn namespace_or_default(namespace: Option<&str>) -> &str {
-    namespace.filter(|namespace| !namespace.is_empty()).unwrap_or(DEFAULT_NAMESPACE)
+fn object_name(kind: Kind, metadata: &ObjectMeta) -> Option<ObjectName> {
+    named(kind, metadata.namespace.as_deref(), metadata.name.as_deref())
 }
 
-fn object_name(metadata: &ObjectMeta) -> Option<ObjectName> {
-    let name = metadata.name.as_deref().filter(|name| !name.is_empty())?;
-    Some(ObjectName::new(namespace_or_default(metadata.namespace.as_deref()), name))
+fn named(kind: Kind, namespace: Option<&str>, name: Option<&str>) -> Option<ObjectName> {
+    let name = name.filter(|name| !name.is_empty())?;
+    if !kind.is_namespaced() {
+        return Some(ObjectName::of_cluster(name));
+    }
+    let namespace = namespace.filter(|namespace| !namespace.is_empty()).unwrap_or(DEFAULT_NAMESPACE);
+    Some(ObjectName::new(namespace, name))
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     metadata.labels.as_ref()?.get(key).map(String::as_str)
 }
 
-/// A protocol as the API writes it. SCTP is Kubernetes' own, but not balanced here.
-enum ApiProtocol {
-    Balanced(Protocol),
-    Sctp,
-}
-
-impl ApiProtocol {
-    fn parse(protocol: Option<&str>) -> Option<Self> {
-        match protocol {
-            None | Some("" | "TCP") => Some(Self::Balanced(Protocol::Tcp)),
-            Some("UDP") => Some(Self::Balanced(Protocol::Udp)),
-            Some("SCTP") => Some(Self::Sctp),
-            Some(_) => None,
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Balanced(Protocol::Tcp) => "TCP",
-            Self::Balanced(Protocol::Udp) => "UDP",
-            Self::Sctp | Self::Balanced(Protocol::Sctp) => "SCTP",
-        }
+/// A protocol as the API writes it.
+fn protocol(text: Option<&str>) -> Option<Protocol> {
+    match text {
+        None | Some("" | "TCP") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
+        Some("SCTP") => Some(Protocol::Sctp),
+        Some(_) => None,
     }
 }
 
@@ -197,9 +221,14 @@ impl FromObject for Service {
 
     const KIND: Kind = Kind::Service;
     const API_VERSION: &'static str = "v1";
-    const LABEL_SELECTOR: &'static str = "!service.kubernetes.io/service-proxy-name";
-    // Headless Services never leave the API server.
-    const FIELD_SELECTOR: Option<&'static str> = Some("spec.clusterIP!=None");
+
+    fn selectors(_node: &str) -> Selectors {
+        Selectors {
+            labels: Some(format!("!{SERVICE_PROXY_NAME_LABEL}")),
+            // Headless Services never leave the API server.
+            fields: Some("spec.clusterIP!=None".to_owned()),
+        }
+    }
 
     fn from_object(object: &Self::Object) -> Converted<Self> {
         service::service(object)
@@ -219,8 +248,10 @@ impl FromObject for EndpointSlice {
 
     const KIND: Kind = Kind::EndpointSlice;
     const API_VERSION: &'static str = "discovery.k8s.io/v1";
-    const LABEL_SELECTOR: &'static str = "!service.kubernetes.io/headless";
-    const FIELD_SELECTOR: Option<&'static str> = None;
+
+    fn selectors(_node: &str) -> Selectors {
+        Selectors { labels: Some(format!("!{HEADLESS_LABEL}")), fields: None }
+    }
 
     fn from_object(object: &Self::Object) -> Converted<Self> {
         slice::endpoint_slice(object)
@@ -232,6 +263,52 @@ impl FromObject for EndpointSlice {
 
     fn event(delta: Delta<Self>) -> Event {
         Event::EndpointSlices(delta)
+    }
+}
+
+impl FromObject for Node {
+    type Object = core::Node;
+
+    const KIND: Kind = Kind::Node;
+    const API_VERSION: &'static str = "v1";
+
+    fn selectors(node: &str) -> Selectors {
+        Selectors { labels: None, fields: Some(format!("metadata.name={node}")) }
+    }
+
+    fn from_object(object: &Self::Object) -> Converted<Self> {
+        node::node(object)
+    }
+
+    fn name(&self) -> &ObjectName {
+        &self.name
+    }
+
+    fn event(delta: Delta<Self>) -> Event {
+        Event::Nodes(delta)
+    }
+}
+
+impl FromObject for ServiceCidr {
+    type Object = networking::ServiceCIDR;
+
+    const KIND: Kind = Kind::ServiceCidr;
+    const API_VERSION: &'static str = "networking.k8s.io/v1";
+
+    fn selectors(_node: &str) -> Selectors {
+        Selectors::default()
+    }
+
+    fn from_object(object: &Self::Object) -> Converted<Self> {
+        service_cidr::service_cidr(object)
+    }
+
+    fn name(&self) -> &ObjectName {
+        &self.name
+    }
+
+    fn event(delta: Delta<Self>) -> Event {
+        Event::ServiceCidrs(delta)
     }
 }
 

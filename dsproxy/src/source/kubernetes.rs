@@ -1,4 +1,4 @@
-//! Services and EndpointSlices from a Kubernetes API server, by list and watch.
+//! Services, EndpointSlices, the own Node and ServiceCIDRs from a Kubernetes API server, by list and watch.
 //!
 //! It does not know what the objects are for. While the server is away nothing is sent, so whatever was
 //! built from the last state stays.
@@ -21,7 +21,7 @@ use thiserror::Error;
 
 use self::{health::Health, watch::Watch};
 use super::{EventSender, SourceStatus};
-use crate::model::{EndpointSlice, Service};
+use crate::model::{EndpointSlice, Node, Service, ServiceCidr};
 
 mod answers;
 mod error;
@@ -46,6 +46,9 @@ pub struct Pace {
     pub watch: Duration,
     /// A watch that the server ends sooner than this, and without a word, is a failure.
     pub shortest_watch: Duration,
+    /// How long until a kind that the server does not have, or keeps from us, is asked for again, where nothing depends
+    /// on it.
+    pub withheld: Duration,
     /// The number of objects in one page of a list.
     pub page_size: u32,
 }
@@ -59,6 +62,7 @@ impl Default for Pace {
             answer: Duration::from_secs(60),
             watch: Duration::from_secs(150),
             shortest_watch: Duration::from_secs(1),
+            withheld: Duration::from_secs(60),
             page_size: 500,
         }
     }
@@ -162,17 +166,19 @@ fn client(mut config: Config) -> Result<Client, ConnectError> {
     Client::try_from(config).map_err(|source| ConnectError::Client { url, source: Box::new(source) })
 }
 
-/// Lists and watches until nobody listens to `events` any more.
-pub async fn run(client: Client, events: EventSender, status: Arc<SourceStatus>) {
-    run_at(client, events, status, Pace::default()).await;
+/// Lists and watches for the proxy of the node `node` until nobody listens to `events` any more.
+pub async fn run(client: Client, node: String, events: EventSender, status: Arc<SourceStatus>) {
+    run_at(client, node, events, status, Pace::default()).await;
 }
 
 /// [`run`] with other waiting times.
-pub async fn run_at(client: Client, events: EventSender, status: Arc<SourceStatus>, pace: Pace) {
+pub async fn run_at(client: Client, node: String, events: EventSender, status: Arc<SourceStatus>, pace: Pace) {
     let health = Health::new(Arc::clone(&status));
-    let services = Watch::<Service>::new(&client, &events, &status, &health, &pace);
-    let slices = Watch::<EndpointSlice>::new(&client, &events, &status, &health, &pace);
-    tokio::join!(services.run(), slices.run());
+    let services = Watch::<Service>::new(&client, &node, &events, &status, &health, &pace);
+    let slices = Watch::<EndpointSlice>::new(&client, &node, &events, &status, &health, &pace);
+    let nodes = Watch::<Node>::new(&client, &node, &events, &status, &health, &pace);
+    let service_cidrs = Watch::<ServiceCidr>::new(&client, &node, &events, &status, &health, &pace);
+    tokio::join!(services.run(), slices.run(), nodes.run(), service_cidrs.run());
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Services and EndpointSlices from a directory of manifests, watched for changes.
+//! Services, EndpointSlices, Nodes and ServiceCIDRs from a directory of manifests, watched for changes.
 //!
 //! What an API server does to an object before anyone sees it (a namespace, a protocol, the families of its
 //! addresses) is done on reading. It does not know what the objects are for. A file that cannot be read, or

@@ -1,4 +1,4 @@
-//! Where Services and EndpointSlices come from: a Kubernetes API server or a directory of manifests.
+//! Where Services, EndpointSlices, Nodes and ServiceCIDRs come from: a Kubernetes API server or a directory of manifests.
 //!
 //! A source turns whatever it reads into `Event`s on a bounded channel, in order, and never sees what
 //! becomes of them: it knows nothing of maps. A bad object is logged with its name and the reason, counted
@@ -11,7 +11,7 @@ use std::sync::{
 
 use tokio::sync::mpsc;
 
-use crate::model::{EndpointSlice, ObjectName, Service};
+use crate::model::{EndpointSlice, Node, ObjectName, Service, ServiceCidr};
 
 pub mod convert;
 mod intake;
@@ -28,6 +28,10 @@ pub enum Event {
     Services(Delta<Service>),
     /// Something about EndpointSlices.
     EndpointSlices(Delta<EndpointSlice>),
+    /// Something about Nodes, of which an API server tells the own one alone.
+    Nodes(Delta<Node>),
+    /// Something about ServiceCIDRs.
+    ServiceCidrs(Delta<ServiceCidr>),
 }
 
 /// A change to the set of objects of one kind.

@@ -8,13 +8,15 @@ use serde_json::Value;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Selector {
     without_labels: Vec<String>,
-    fields: Vec<FieldIsNot>,
+    fields: Vec<Field>,
 }
 
+/// A field that has to be a value, or has not to be.
 #[derive(Clone, Debug)]
-struct FieldIsNot {
+struct Field {
     pointer: &'static str,
     value: String,
+    wanted: bool,
 }
 
 impl Selector {
@@ -32,13 +34,12 @@ impl Selector {
             }
         }
         for term in terms(fields) {
-            match term.split_once("!=") {
-                Some(("spec.clusterIP", value)) => {
-                    let value = value.to_owned();
-                    selector.fields.push(FieldIsNot { pointer: "/spec/clusterIP", value });
-                }
+            let (pointer, value, wanted) = match (term.split_once("!="), term.split_once('=')) {
+                (Some(("spec.clusterIP", value)), _) => ("/spec/clusterIP", value, false),
+                (None, Some(("metadata.name", value))) => ("/metadata/name", value, true),
                 _ => return Err(format!("field selector {term:?}")),
-            }
+            };
+            selector.fields.push(Field { pointer, value: value.to_owned(), wanted });
         }
         Ok(selector)
     }
@@ -47,8 +48,8 @@ impl Selector {
         let Self { without_labels, fields } = self;
         let labels = &object["metadata"]["labels"];
         without_labels.iter().all(|label| labels.get(label).is_none())
-            && fields.iter().all(|FieldIsNot { pointer, value }| {
-                object.pointer(pointer).and_then(Value::as_str).unwrap_or_default() != value
+            && fields.iter().all(|Field { pointer, value, wanted }| {
+                (object.pointer(pointer).and_then(Value::as_str).unwrap_or_default() == value) == *wanted
             })
     }
 }
@@ -72,6 +73,8 @@ mod tests {
         ] {
             assert_eq!(selector.matches(&object), expected, "{object}");
         }
+        let named = Selector::parse(None, Some("metadata.name=a")).expect("a selector");
+        assert!(named.matches(&json!({"metadata": {"name": "a"}})) && !named.matches(&json!({"metadata": {}})));
     }
 
     #[test]

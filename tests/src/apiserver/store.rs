@@ -13,16 +13,22 @@ pub enum Resource {
     Services,
     /// EndpointSlices.
     EndpointSlices,
+    /// Nodes.
+    Nodes,
+    /// ServiceCIDRs.
+    ServiceCidrs,
 }
 
 impl Resource {
     /// All resources.
-    pub const ALL: [Self; 2] = [Self::Services, Self::EndpointSlices];
+    pub const ALL: [Self; 4] = [Self::Services, Self::EndpointSlices, Self::Nodes, Self::ServiceCidrs];
 
     pub(super) fn of_path(path: &str) -> Option<Self> {
         match path {
             "/api/v1/services" => Some(Self::Services),
             "/apis/discovery.k8s.io/v1/endpointslices" => Some(Self::EndpointSlices),
+            "/api/v1/nodes" => Some(Self::Nodes),
+            "/apis/networking.k8s.io/v1/servicecidrs" => Some(Self::ServiceCidrs),
             _ => None,
         }
     }
@@ -31,6 +37,8 @@ impl Resource {
         match (object["apiVersion"].as_str(), object["kind"].as_str()) {
             (Some("v1"), Some("Service")) => Self::Services,
             (Some("discovery.k8s.io/v1"), Some("EndpointSlice")) => Self::EndpointSlices,
+            (Some("v1"), Some("Node")) => Self::Nodes,
+            (Some("networking.k8s.io/v1"), Some("ServiceCIDR")) => Self::ServiceCidrs,
             other => panic!("no resource for an object of {other:?}"),
         }
     }
@@ -40,7 +48,13 @@ impl Resource {
         match self {
             Self::Services => ("v1", "Service"),
             Self::EndpointSlices => ("discovery.k8s.io/v1", "EndpointSlice"),
+            Self::Nodes => ("v1", "Node"),
+            Self::ServiceCidrs => ("networking.k8s.io/v1", "ServiceCIDR"),
         }
+    }
+
+    fn is_namespaced(self) -> bool {
+        matches!(self, Self::Services | Self::EndpointSlices)
     }
 }
 
@@ -86,7 +100,11 @@ impl Store {
         let metadata = &mut object["metadata"];
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let name = text(&metadata["name"]).expect("an object has a name");
-        let namespace = text(&metadata["namespace"]).expect("an object has a namespace");
+        let namespace = match text(&metadata["namespace"]) {
+            Some(namespace) => namespace,
+            None if resource.is_namespaced() => panic!("{resource:?} have a namespace"),
+            None => String::new(),
+        };
         metadata["resourceVersion"] = json!(self.version.to_string());
         let before = self.objects.insert((resource, namespace, name), object.clone());
         let change = Change { version: self.version, resource, before, after: Some(object) };

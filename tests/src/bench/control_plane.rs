@@ -13,6 +13,8 @@ use std::{
 
 use dsproxy::{
     datapath::load::{DatapathSettings, Loaded, load},
+    interfaces::NodeAddresses,
+    local_node::LocalNode,
     maps::{Capacities, Contents},
     model::{Endpoint, EndpointSlice, ObjectName, Service, ServicePort, SlicePort},
     progress::Progress,
@@ -21,7 +23,10 @@ use dsproxy::{
 };
 use dsproxy_common::{IpFamily, Protocol};
 use serde::{Deserialize, Serialize};
-use tokio::{runtime, sync::mpsc};
+use tokio::{
+    runtime,
+    sync::{mpsc, watch},
+};
 
 use super::{
     BenchError, Figure,
@@ -65,9 +70,11 @@ pub fn cold_start(services: u32, endpoints: u32) -> Result<ColdStart, BenchError
     let Loaded { object, maps, found: _ } = load(None, &Capacities::default(), &DatapathSettings::default())?;
     let loaded = Instant::now();
     let progress = Arc::new(Progress::default());
-    let mut reconciler = Reconciler::new(maps, &Contents::default(), Arc::clone(&progress), loaded);
+    let mut reconciler =
+        Reconciler::new(maps, &Contents::default(), LocalNode::default(), Arc::clone(&progress), loaded);
     reconciler.apply(Event::Services(Delta::Snapshot(list)));
     reconciler.apply(Event::EndpointSlices(Delta::Snapshot(slices)));
+    reconciler.apply(Event::Nodes(Delta::Snapshot(Vec::new())));
     reconciler.reconcile(Instant::now());
     let written = Instant::now();
 
@@ -104,10 +111,11 @@ fn measure_changes(
     endpoints: u32,
 ) -> Result<Vec<f64>, BenchError> {
     let (sender, receiver) = mpsc::channel(16);
+    let (_same_for_ever, addresses) = watch::channel(NodeAddresses::default());
     let runtime = runtime::Builder::new_current_thread().enable_time().build().map_err(BenchError::Thread)?;
     let task = thread::Builder::new()
         .name("reconciler".to_owned())
-        .spawn(move || runtime.block_on(reconciler.run(receiver)))
+        .spawn(move || runtime.block_on(reconciler.run(receiver, addresses)))
         .map_err(BenchError::Thread)?;
     let mut changes = Vec::new();
     for change in 0..CHANGES {
@@ -143,8 +151,8 @@ fn service(number: u32) -> Service {
     Service {
         name: name(number),
         cluster_ips: IpFamily::ALL.map(|family| background_vip(family, number)).to_vec(),
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: PORT }],
-        reached_from_outside: false,
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: PORT, node_port: None }],
+        ..Service::default()
     }
 }
 
@@ -156,9 +164,8 @@ fn slice(family: IpFamily, number: u32, endpoints: u32, revision: u32) -> Endpoi
         service: name(number),
         family,
         ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: TARGET_PORT }],
-        endpoints: (revision..revision + endpoints)
-            .map(|index| Endpoint { address: address(index), ready: true, serving: true, terminating: false })
-            .collect(),
+        endpoints: (revision..revision + endpoints).map(|index| Endpoint::new(address(index))).collect(),
+        triggered: None,
     }
 }
 

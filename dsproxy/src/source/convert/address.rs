@@ -4,15 +4,17 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
 use thiserror::Error;
 
+use super::Skipped;
 use crate::model::IpFamily;
 
 /// What an address is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AddressUse {
-    /// The VIP of a Service.
-    ClusterIp,
+    /// A VIP of a Service.
+    Vip,
     /// An endpoint of a slice.
     Endpoint,
 }
@@ -55,6 +57,26 @@ pub(super) fn parse(text: &str, family: Option<IpFamily>, usage: AddressUse) -> 
         Some(problem) => Err(problem),
         None => Ok(address),
     }
+}
+
+/// Reads networks in CIDR notation; those that are none are left out. White space around them and bits beyond the
+/// prefix count for nothing, as kube-proxy reads them.
+pub(super) fn networks(field: &'static str, texts: &[String], skipped: &mut Vec<Skipped>) -> Vec<IpNet> {
+    let mut kept = Vec::with_capacity(texts.len());
+    for text in texts {
+        match network(text.trim()) {
+            Some(network) if !kept.contains(&network) => kept.push(network),
+            Some(_) => {}
+            None => skipped.push(Skipped::Cidr { field, cidr: text.clone() }),
+        }
+    }
+    kept
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    let (address, prefix) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok().or_else(|| with_leading_zeros(address).map(IpAddr::V4))?;
+    Some(IpNet::new(address, prefix.parse().ok()?).ok()?.trunc())
 }
 
 fn problem(address: IpAddr, usage: AddressUse) -> Option<AddressProblem> {

@@ -1,94 +1,30 @@
-//! EndpointSlices to the model, and the parts of objects that can be left out one by one.
+//! EndpointSlices to the model.
 //!
 //! It does not know which Services exist: a slice is read for itself.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
-use k8s_openapi::api::discovery::v1 as discovery;
-use thiserror::Error;
+use chrono::DateTime;
+use k8s_openapi::{api::discovery::v1 as discovery, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
 use super::{
-    AddressProblem, ApiProtocol, Converted, Kind, NotOurs, Reason, Rejected,
+    Converted, Kind, NotOurs, Reason, Rejected, Skipped,
     address::{self, AddressUse},
-    label, object_name, port_name, port_number,
+    label, object_name, port_name, port_number, protocol,
 };
 use crate::model::{Endpoint, EndpointSlice, IpFamily, ObjectName, SlicePort};
 
 /// The label that ties a slice to its Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
+/// When the change happened that the slice was written for.
+pub const TRIGGER_TIME_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
 /// A slice with this label belongs to a Service without a ClusterIP.
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
-/// A part of an object that was left out while the rest is used.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Skipped {
-    /// SCTP is not balanced yet.
-    #[error("port {port}/SCTP: SCTP is not supported yet")]
-    Sctp {
-        /// The number.
-        port: u16,
-    },
-    /// A slice's port without a number means "all ports", which no proxy can serve.
-    #[error("port {name:?} has no number")]
-    NoPortNumber {
-        /// The port's name.
-        name: String,
-    },
-    /// A port number out of range.
-    #[error("port {port} is not between 1 and 65535")]
-    Port {
-        /// As it stands in the object.
-        port: i32,
-    },
-    /// A protocol that Kubernetes does not have.
-    #[error("port {port}: protocol {protocol:?} is unknown")]
-    Protocol {
-        /// The port.
-        port: i32,
-        /// As it stands in the object.
-        protocol: String,
-    },
-    /// A second port with one name and protocol: which is meant cannot be told.
-    #[error("port {port}: another port has its name {name:?} and protocol")]
-    DuplicatePort {
-        /// The port.
-        port: u16,
-        /// The name.
-        name: String,
-    },
-    /// An endpoint without any address.
-    #[error("endpoint {index} has no address")]
-    NoAddress {
-        /// Its place in the slice.
-        index: usize,
-    },
-    /// An endpoint with an address that cannot be one.
-    #[error("endpoint address {address:?} {problem}")]
-    Address {
-        /// As it stands in the object.
-        address: String,
-        /// What is wrong with it.
-        problem: AddressProblem,
-    },
-}
-
-impl Skipped {
-    /// Whether the object is wrong, rather than this proxy limited.
-    pub fn is_nonsense(&self) -> bool {
-        match self {
-            Self::Sctp { .. } | Self::NoPortNumber { .. } => false,
-            Self::Port { .. }
-            | Self::Protocol { .. }
-            | Self::DuplicatePort { .. }
-            | Self::NoAddress { .. }
-            | Self::Address { .. } => true,
-        }
-    }
-}
-
 pub(super) fn endpoint_slice(object: &discovery::EndpointSlice) -> Converted<EndpointSlice> {
-    let Some(name) = object_name(&object.metadata) else {
+    let Some(name) = object_name(Kind::EndpointSlice, &object.metadata) else {
         return Converted::Rejected(Rejected { kind: Kind::EndpointSlice, name: None, reason: Reason::NoName });
     };
     let reject = |name: ObjectName, reason| {
@@ -116,7 +52,14 @@ pub(super) fn endpoint_slice(object: &discovery::EndpointSlice) -> Converted<End
     let mut skipped = Vec::new();
     let ports = slice_ports(object.ports.as_deref().unwrap_or_default(), &mut skipped);
     let endpoints = endpoints(&object.endpoints, family, &mut skipped);
-    Converted::Ours { object: EndpointSlice { name, service, family, ports, endpoints }, skipped }
+    let triggered = triggered(&object.metadata);
+    Converted::Ours { object: EndpointSlice { name, service, family, ports, endpoints, triggered }, skipped }
+}
+
+/// Of use to a metric alone, so a bad one is none.
+fn triggered(metadata: &ObjectMeta) -> Option<SystemTime> {
+    let text = metadata.annotations.as_ref()?.get(TRIGGER_TIME_ANNOTATION)?;
+    DateTime::parse_from_rfc3339(text).ok().map(SystemTime::from)
 }
 
 fn slice_ports(ports: &[discovery::EndpointPort], skipped: &mut Vec<Skipped>) -> Vec<SlicePort> {
@@ -132,17 +75,10 @@ fn slice_ports(ports: &[discovery::EndpointPort], skipped: &mut Vec<Skipped>) ->
             skipped.push(Skipped::Port { port: wanted });
             continue;
         };
-        let protocol = match ApiProtocol::parse(port.protocol.as_deref()) {
-            Some(ApiProtocol::Balanced(protocol)) => protocol,
-            Some(ApiProtocol::Sctp) => {
-                skipped.push(Skipped::Sctp { port: number });
-                continue;
-            }
-            None => {
-                let protocol = port.protocol.clone().unwrap_or_default();
-                skipped.push(Skipped::Protocol { port: wanted, protocol });
-                continue;
-            }
+        let Some(protocol) = protocol(port.protocol.as_deref()) else {
+            let protocol = port.protocol.clone().unwrap_or_default();
+            skipped.push(Skipped::Protocol { port: wanted, protocol });
+            continue;
         };
         if kept.iter().any(|other| &*other.name == name && other.protocol == protocol) {
             skipped.push(Skipped::DuplicatePort { port: number, name: name.to_owned() });
@@ -164,11 +100,15 @@ fn endpoints(endpoints: &[discovery::Endpoint], family: IpFamily, skipped: &mut 
         match address::parse(text, Some(family), AddressUse::Endpoint) {
             Ok(address) => {
                 let conditions = endpoint.conditions.as_ref();
+                let hints = endpoint.hints.as_ref();
                 kept.push(Endpoint {
                     address,
                     ready: conditions.and_then(|c| c.ready).unwrap_or(true),
                     serving: conditions.and_then(|c| c.serving).unwrap_or(true),
                     terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+                    node: endpoint.node_name.as_deref().filter(|node| !node.is_empty()).map(Arc::from),
+                    zone_hints: names(hints.and_then(|hints| hints.for_zones.as_ref()), |zone| &zone.name),
+                    node_hints: names(hints.and_then(|hints| hints.for_nodes.as_ref()), |node| &node.name),
                 });
             }
             Err(problem) => {
@@ -179,4 +119,8 @@ fn endpoints(endpoints: &[discovery::Endpoint], family: IpFamily, skipped: &mut 
     // The controller may list the same endpoints in another order at any time; that is no change.
     kept.sort_by_key(|endpoint| endpoint.address);
     kept
+}
+
+fn names<H>(hints: Option<&Vec<H>>, name: impl Fn(&H) -> &String) -> Box<[Arc<str>]> {
+    hints.into_iter().flatten().map(|hint| Arc::from(name(hint).as_str())).collect()
 }

@@ -107,6 +107,9 @@ pub enum Reason {
     /// Two ports with one name.
     #[error("its port name {0:?} is there twice")]
     DuplicatePortName(String),
+    /// Source ranges of which not one can be read.
+    #[error("of its loadBalancerSourceRanges {0:?} none is a network in CIDR notation")]
+    SourceRanges(Vec<String>),
     /// `addressType` of a slice is missing or unknown.
     #[error("its addressType {0:?} is unknown; IPv4, IPv6 and FQDN are known")]
     AddressType(String),

@@ -137,6 +137,11 @@ impl RequestError {
         }
     }
 
+    /// Whether the server does not have the kind, or a Role keeps it from us.
+    pub(super) fn is_withheld(&self) -> bool {
+        matches!(self, Self::Refused { code: 403 | 404, .. })
+    }
+
     /// Whether a list could not go on with its next page.
     pub(super) fn is_lost_page(&self) -> bool {
         matches!(self, Self::Gone { operation: Operation { verb: Verb::List, .. }, .. })
@@ -160,7 +165,13 @@ impl RequestError {
 fn advice(code: u16, operation: Operation) -> String {
     match code {
         401 => "check the token or the certificate of the kubeconfig".to_owned(),
+        403 if !operation.kind.is_necessary() => {
+            format!("it goes without until list and watch on {} are allowed in a ClusterRole", operation.kind.plural())
+        }
         403 => format!("allow list and watch on {} in a ClusterRole", operation.kind.plural()),
+        404 if !operation.kind.is_necessary() => {
+            format!("this server has no {}; it goes without", operation.kind.plural())
+        }
         404 => "check that the address is that of a Kubernetes API server".to_owned(),
         _ => "it is tried again".to_owned(),
     }
@@ -224,6 +235,19 @@ mod tests {
     fn a_refused_right_names_the_resource() {
         let text = refused(serde_json::json!({"code": 403, "message": "forbidden"})).to_string();
         assert!(text.contains("list and watch on services"), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_necessary_can_be_gone_without() {
+        let operation = Operation { verb: Verb::List, kind: Kind::ServiceCidr };
+        for code in [403, 404] {
+            let status = serde_json::from_value(serde_json::json!({"code": code, "message": "no"})).expect("a status");
+            let error = RequestError::refused(operation, status, None);
+            assert!(error.is_withheld());
+            let text = error.to_string();
+            assert!(text.contains("servicecidrs.networking.k8s.io") && text.contains("without"), "{text}");
+        }
+        assert!(!refused(serde_json::json!({"code": 500, "message": "no"})).is_withheld());
     }
 
     #[test]

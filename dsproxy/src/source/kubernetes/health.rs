@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::{info, warn};
 
-use super::super::{SourceStatus, convert::Kind};
+use super::{
+    super::{SourceStatus, convert::Kind},
+    error::RequestError,
+};
 
 /// How each watch fares.
 #[derive(Debug)]
@@ -21,6 +24,17 @@ enum Watch {
     Starting,
     Working,
     Failing(String),
+    /// There is nothing to be watched, which is no failure.
+    Withheld,
+}
+
+impl Watch {
+    fn is_well(&self) -> bool {
+        match self {
+            Self::Working | Self::Withheld => true,
+            Self::Starting | Self::Failing(_) => false,
+        }
+    }
 }
 
 impl Health {
@@ -31,18 +45,32 @@ impl Health {
     /// The watch of `kind` is established.
     pub(super) fn working(&self, kind: Kind) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Watch::Failing(_) = std::mem::replace(&mut watches[kind as usize], Watch::Working) {
-            info!(%kind, "the API server is watched again");
+        match std::mem::replace(&mut watches[kind as usize], Watch::Working) {
+            Watch::Failing(_) | Watch::Withheld => info!(%kind, "the API server is watched again"),
+            Watch::Starting | Watch::Working => {}
         }
+        self.tell(&*watches);
+    }
+
+    /// There are no objects of `kind` to be had. Says whether that is news, which is logged.
+    pub(super) fn withheld(&self, kind: Kind, reason: &RequestError) -> bool {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = std::mem::replace(&mut watches[kind as usize], Watch::Withheld) != Watch::Withheld;
+        if news {
+            warn!(%kind, %reason, "API server");
+        }
+        self.tell(&*watches);
+        news
+    }
+
+    fn tell(&self, watches: &[Watch]) {
         let failing = watches.iter().find_map(|watch| match watch {
             Watch::Failing(reason) => Some(reason.clone()),
-            Watch::Starting | Watch::Working => None,
+            Watch::Starting | Watch::Working | Watch::Withheld => None,
         });
         match failing {
             Some(reason) => self.status.still_failing(reason),
-            None if watches.iter().all(|watch| *watch == Watch::Working) => {
-                self.status.set_connected();
-            }
+            None if watches.iter().all(Watch::is_well) => self.status.set_connected(),
             None => {}
         }
     }
@@ -63,20 +91,25 @@ impl Health {
 mod tests {
     use super::*;
 
+    fn health() -> (Arc<SourceStatus>, Arc<Health>) {
+        let status = SourceStatus::new();
+        (Arc::clone(&status), Health::new(status))
+    }
+
     #[test]
     fn the_source_works_when_every_watch_does() {
-        let status = SourceStatus::new();
-        let health = Health::new(Arc::clone(&status));
-        health.working(Kind::Service);
-        assert!(!status.connected());
-        health.working(Kind::EndpointSlice);
+        let (status, health) = health();
+        for kind in Kind::ALL {
+            assert!(!status.connected());
+            health.working(kind);
+        }
         assert!(status.connected());
     }
 
     #[test]
     fn what_is_left_to_be_told_is_the_failure_that_still_stands() {
-        let status = SourceStatus::new();
-        let health = Health::new(Arc::clone(&status));
+        let (status, health) = health();
+        Kind::ALL.into_iter().for_each(|kind| health.working(kind));
         health.failing(Kind::Service, "services".to_owned());
         health.failing(Kind::EndpointSlice, "slices".to_owned());
         health.working(Kind::EndpointSlice);
@@ -86,5 +119,16 @@ mod tests {
         assert!(status.connected());
         assert_eq!(status.last_error(), None);
         assert_eq!(status.failures(), 2);
+    }
+
+    #[test]
+    fn what_is_withheld_is_no_failure_and_news_once() {
+        let (status, health) = health();
+        [Kind::Service, Kind::EndpointSlice, Kind::Node].into_iter().for_each(|kind| health.working(kind));
+        let reason = RequestError::NoVersion { kind: Kind::ServiceCidr };
+        assert!(health.withheld(Kind::ServiceCidr, &reason));
+        assert!(!health.withheld(Kind::ServiceCidr, &reason));
+        assert!(status.connected());
+        assert_eq!((status.failures(), status.last_error()), (0, None));
     }
 }

@@ -76,12 +76,7 @@ mod tests {
     use crate::model::Service;
 
     fn service(name: &str) -> Service {
-        Service {
-            name: ObjectName::new("ns", name),
-            cluster_ips: vec![[10, 0, 0, 1].into()],
-            ports: vec![],
-            reached_from_outside: false,
-        }
+        Service { name: ObjectName::new("ns", name), cluster_ips: vec![[10, 0, 0, 1].into()], ..Service::default() }
     }
 
     fn ours(name: &str) -> Taken<Service> {

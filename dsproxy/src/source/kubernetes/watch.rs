@@ -18,6 +18,7 @@ use tracing::{debug, info};
 use super::{
     super::{
         Delta, EventSender, SourceStatus,
+        convert::Selectors,
         intake::{self, Taken},
     },
     Pace,
@@ -36,9 +37,12 @@ pub(super) struct Watch<'a, T> {
     pace: &'a Pace,
     answers: Arc<Answers>,
     api: Api<Carried<T>>,
+    selectors: Selectors,
     known: Known,
     /// What the list that is under way brought.
     listed: Vec<Taken<T>>,
+    /// Whether a list was received in full.
+    complete: bool,
     /// The highest version that was seen since the list began.
     version: Option<u64>,
     unreachable: ExponentialBackoff,
@@ -51,6 +55,7 @@ pub(super) struct Watch<'a, T> {
 impl<'a, T: Served> Watch<'a, T> {
     pub(super) fn new(
         client: &Client,
+        node: &str,
         events: &'a EventSender,
         status: &'a SourceStatus,
         health: &Arc<Health>,
@@ -64,8 +69,10 @@ impl<'a, T: Served> Watch<'a, T> {
             pace,
             api: Api::all(answers.client(client)),
             answers,
+            selectors: T::selectors(node),
             known: Known::default(),
             listed: Vec::new(),
+            complete: false,
             version: None,
             unreachable: delays(pace.first_retry, pace.longest_retry_unreachable),
             refused: delays(pace.first_retry, pace.longest_retry_refused),
@@ -106,8 +113,8 @@ impl<'a, T: Served> Watch<'a, T> {
         let share = f64::from((RandomState::new().hash_one(T::KIND) >> 32) as u32) / f64::from(u32::MAX);
         let duration = self.pace.watch.mul_f64(0.8 + 0.2 * share);
         watcher::Config {
-            label_selector: Some(T::LABEL_SELECTOR.to_owned()),
-            field_selector: T::FIELD_SELECTOR.map(str::to_owned),
+            label_selector: self.selectors.labels.clone(),
+            field_selector: self.selectors.fields.clone(),
             timeout: Some(u32::try_from(duration.as_secs().max(1)).unwrap_or(u32::MAX)),
             page_size: self.paged.then_some(self.pace.page_size),
             ..watcher::Config::default()
@@ -128,6 +135,7 @@ impl<'a, T: Served> Watch<'a, T> {
             Event::InitDone => {
                 info!(kind = %T::KIND, objects = self.listed.len(), "listed");
                 self.paged = true;
+                self.complete = true;
                 for delta in self.known.listed(std::mem::take(&mut self.listed)) {
                     self.send(delta).await;
                 }
@@ -165,6 +173,10 @@ impl<'a, T: Served> Watch<'a, T> {
     }
 
     async fn back_off(&mut self, error: &RequestError) {
+        if !T::KIND.is_necessary() && error.is_withheld() {
+            self.do_without(error).await;
+            return;
+        }
         if self.answers.lasted() {
             self.start_afresh();
         }
@@ -179,6 +191,18 @@ impl<'a, T: Served> Watch<'a, T> {
         self.health.failing(T::KIND, error.to_string());
         debug!(kind = %T::KIND, %error, retry_in = ?delay, "API server");
         tokio::time::sleep(delay).await;
+    }
+
+    /// The server does not have the kind, or not for this proxy: what there is to know is that there is nothing. What was
+    /// seen before stays. It is tried again seldom.
+    async fn do_without(&mut self, error: &RequestError) {
+        if self.health.withheld(T::KIND, error) && !self.complete {
+            for delta in self.known.listed(Vec::new()) {
+                self.send(delta).await;
+            }
+        }
+        self.start_afresh();
+        tokio::time::sleep(self.pace.withheld).await;
     }
 
     /// The next failure is the first again.

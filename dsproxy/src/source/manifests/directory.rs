@@ -22,7 +22,7 @@ use super::{
     holdings::{FileHolds, Holdings, Missing},
 };
 use crate::{
-    model::{EndpointSlice, Service},
+    model::{EndpointSlice, Node, Service, ServiceCidr},
     source::{
         Delta, Event, SourceStatus,
         convert::{Converted, FromObject, NotOurs},
@@ -45,6 +45,8 @@ pub(super) struct Directory {
     hasher: RandomState,
     services: Holdings<Service>,
     endpoint_slices: Holdings<EndpointSlice>,
+    nodes: Holdings<Node>,
+    service_cidrs: Holdings<ServiceCidr>,
     /// Whether the complete sets were sent.
     complete: bool,
 }
@@ -103,6 +105,8 @@ impl Directory {
             hasher: RandomState::new(),
             services: Holdings::default(),
             endpoint_slices: Holdings::default(),
+            nodes: Holdings::default(),
+            service_cidrs: Holdings::default(),
             complete: false,
         }
     }
@@ -119,32 +123,24 @@ impl Directory {
         };
         let mut failure = None;
         let texts = self.read_changed(&mut present, &being_written, &mut failure);
-        let mut services = Vec::new();
-        let mut endpoint_slices = Vec::new();
+        let (mut services, mut endpoint_slices) = (Vec::new(), Vec::new());
+        let (mut nodes, mut service_cidrs) = (Vec::new(), Vec::new());
         for (file, format, text) in texts {
             let contents = self.read(&file, &text, format);
             let broken = !contents.broken.is_empty();
             services.push(self.holds(&file, contents.services, broken));
             endpoint_slices.push(self.holds(&file, contents.endpoint_slices, broken));
+            nodes.push(self.holds(&file, contents.nodes, broken));
+            service_cidrs.push(self.holds(&file, contents.service_cidrs, broken));
         }
 
         let here: HashSet<&Arc<Path>> = present.iter().map(|(file, _)| file).collect();
         self.files.retain(|file, _| here.contains(file));
-        services.extend(gone(&self.services, &here));
-        endpoint_slices.extend(gone(&self.endpoint_slices, &here));
-
-        let services = self.services.update(services);
-        let endpoint_slices = self.endpoint_slices.update(endpoint_slices);
-        let events = if self.complete {
-            let services = services.into_iter().map(Event::Services);
-            services.chain(endpoint_slices.into_iter().map(Event::EndpointSlices)).collect()
-        } else {
-            self.complete = true;
-            vec![
-                Event::Services(Delta::Snapshot(self.services.all())),
-                Event::EndpointSlices(Delta::Snapshot(self.endpoint_slices.all())),
-            ]
-        };
+        let complete = std::mem::replace(&mut self.complete, true);
+        let mut events = changes(&mut self.nodes, nodes, &here, complete);
+        events.extend(changes(&mut self.service_cidrs, service_cidrs, &here, complete));
+        events.extend(changes(&mut self.services, services, &here, complete));
+        events.extend(changes(&mut self.endpoint_slices, endpoint_slices, &here, complete));
         Scan { events, failure }
     }
 
@@ -237,6 +233,20 @@ impl Directory {
         let missing = if broken { Missing::Stay } else { Missing::Gone { but_for } };
         FileHolds { file: Arc::clone(file), objects: ours, missing }
     }
+}
+
+/// What there is to tell of one kind after the files that changed were read: everything, unless that was told before
+/// (`complete`).
+fn changes<T: FromObject>(
+    holdings: &mut Holdings<T>,
+    mut read: Vec<FileHolds<T>>,
+    here: &HashSet<&Arc<Path>>,
+    complete: bool,
+) -> Vec<Event> {
+    read.extend(gone(holdings, here));
+    let changes = holdings.update(read);
+    let deltas = if complete { changes } else { vec![Delta::Snapshot(holdings.all())] };
+    deltas.into_iter().map(T::event).collect()
 }
 
 /// The files that held something and are no longer here.

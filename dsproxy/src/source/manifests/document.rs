@@ -9,7 +9,7 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::super::convert::{self, Converted, FromObject};
-use crate::model::{EndpointSlice, Service};
+use crate::model::{EndpointSlice, Node, Service, ServiceCidr};
 
 /// How deep lists may stand in lists.
 const DEEPEST_LIST: usize = 8;
@@ -26,6 +26,8 @@ pub(super) enum Format {
 pub(super) struct Contents {
     pub(super) services: Vec<Converted<Service>>,
     pub(super) endpoint_slices: Vec<Converted<EndpointSlice>>,
+    pub(super) nodes: Vec<Converted<Node>>,
+    pub(super) service_cidrs: Vec<Converted<ServiceCidr>>,
     /// The documents that are no object, so that nobody knows what they were meant to be.
     pub(super) broken: Vec<Broken>,
 }
@@ -164,15 +166,13 @@ impl Contents {
             text("apiVersion").ok_or_else(|| DocumentError::NoApiVersion { kind: kind.clone() })?.to_owned();
 
         match (group(&api_version), kind.as_str()) {
-            ("", "Service") => {
-                expect_version::<Service>(&api_version)?;
-                self.services.push(convert::from_json(&value));
-            }
-            ("discovery.k8s.io", "EndpointSlice") => {
-                expect_version::<EndpointSlice>(&api_version)?;
-                self.endpoint_slices.push(convert::from_json(&value));
-            }
-            ("", "List" | "ServiceList") | ("discovery.k8s.io", "EndpointSliceList") => {
+            ("", "Service") => add(&mut self.services, &value, &api_version)?,
+            ("discovery.k8s.io", "EndpointSlice") => add(&mut self.endpoint_slices, &value, &api_version)?,
+            ("", "Node") => add(&mut self.nodes, &value, &api_version)?,
+            ("networking.k8s.io", "ServiceCIDR") => add(&mut self.service_cidrs, &value, &api_version)?,
+            ("", "List" | "ServiceList" | "NodeList")
+            | ("discovery.k8s.io", "EndpointSliceList")
+            | ("networking.k8s.io", "ServiceCIDRList") => {
                 if depth == DEEPEST_LIST {
                     return Err(DocumentError::TooDeep);
                 }
@@ -202,8 +202,9 @@ fn group(api_version: &str) -> &str {
     api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
-fn expect_version<T: FromObject>(api_version: &str) -> Result<(), DocumentError> {
+fn add<T: FromObject>(objects: &mut Vec<Converted<T>>, value: &Value, api_version: &str) -> Result<(), DocumentError> {
     if api_version == T::API_VERSION {
+        objects.push(convert::from_json(value));
         return Ok(());
     }
     Err(DocumentError::ApiVersion {

@@ -157,8 +157,7 @@ mod tests {
         Service {
             name: ObjectName::new("ns", name),
             cluster_ips: vec![[10, 0, 0, last_octet].into()],
-            ports: vec![],
-            reached_from_outside: false,
+            ..Service::default()
         }
     }
 

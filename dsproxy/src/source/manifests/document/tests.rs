@@ -34,7 +34,7 @@ fn yaml(text: &str) -> Contents {
     read(text.as_bytes(), Format::Yaml)
 }
 
-/// The names of the Services and slices that are served.
+/// The names of the objects that are of use, kind by kind.
 fn ours(contents: &Contents) -> Vec<String> {
     fn name<T: FromObject>(object: &Converted<T>) -> Option<String> {
         match object {
@@ -43,7 +43,9 @@ fn ours(contents: &Contents) -> Vec<String> {
         }
     }
     let services = contents.services.iter().filter_map(name);
-    services.chain(contents.endpoint_slices.iter().filter_map(name)).collect()
+    let slices = contents.endpoint_slices.iter().filter_map(name);
+    let nodes = contents.nodes.iter().filter_map(name);
+    services.chain(slices).chain(nodes).chain(contents.service_cidrs.iter().filter_map(name)).collect()
 }
 
 #[test]
@@ -143,11 +145,27 @@ fn lists_within_lists_have_an_end() {
 }
 
 #[test]
+fn nodes_and_service_cidrs_have_no_namespace() {
+    for text in [
+        "{apiVersion: v1, kind: Node, metadata: {name: a, namespace: b}}",
+        "{apiVersion: v1, kind: NodeList, items: [{metadata: {name: a}}]}",
+        "{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: a}, spec: {cidrs: [10.0.0.0/8]}}",
+        "{apiVersion: networking.k8s.io/v1, kind: ServiceCIDRList, items: [{metadata: {name: a}, spec: {}}]}",
+    ] {
+        let contents = yaml(text);
+        assert!(contents.broken.is_empty(), "{:?} in {text}", contents.broken);
+        assert_eq!(ours(&contents), ["a"], "{text}");
+    }
+    let alpha = yaml("{apiVersion: networking.k8s.io/v1alpha1, kind: ServiceCIDR, metadata: {name: a}}");
+    assert_eq!(alpha.broken.len(), 1);
+}
+
+#[test]
 fn other_kinds_are_passed_over() {
     for (api_version, kind) in [
-        ("v1", "Node"),
         ("v1", "Endpoints"),
-        ("networking.k8s.io/v1", "ServiceCIDR"),
+        ("networking.k8s.io/v1", "Ingress"),
+        ("node.k8s.io/v1", "Node"),
         ("serving.knative.dev/v1", "Service"),
         ("apps/v1", "Deployment"),
     ] {
