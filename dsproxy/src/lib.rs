@@ -5,6 +5,7 @@
 pub mod app;
 pub mod attachments;
 pub mod capabilities;
+pub mod claims;
 pub mod cli;
 pub mod cluster;
 pub mod cluster_cidr;
@@ -21,9 +22,11 @@ pub mod local_node;
 pub mod log_level;
 pub mod maglev;
 pub mod maps;
+pub mod masquerade;
 pub mod metrics;
 pub mod model;
 mod netlink;
+pub mod networks;
 #[cfg(feature = "packet-log")]
 mod packet_log;
 pub mod progress;

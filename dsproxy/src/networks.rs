@@ -1,0 +1,374 @@
+//! What is known of networks: which hold pods, which are not masqueraded, and where ClusterIPs are.
+//!
+//! The programs look an address up in a trie, which finds the smallest network only; so each entry tells of all networks
+//! that hold it. And they look only for what is in the one network that holds every ClusterIP, which is widened before an
+//! entry counts and made smaller after one has gone.
+//!
+//! Work follows the change: a ClusterIP that comes or goes is one write, however many there are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use dsproxy_common::{IpFamily, settings::NetworkFlags};
+use ipnet::IpNet;
+
+use crate::maps::{Contents, Write};
+
+/// Flags of what counts among the networks of Services.
+const OF_SERVICES: u32 = NetworkFlags::SERVICE | NetworkFlags::CLUSTER_IP;
+
+/// What should stand in the maps, and what does.
+#[derive(Debug, Default)]
+pub struct Networks {
+    /// What is said of ranges: few.
+    ranges: BTreeMap<IpNet, u32>,
+    /// How many Services have each ClusterIP.
+    cluster_ips: BTreeMap<IpAddr, u32>,
+    /// What stands in the maps.
+    held: HashMap<IpNet, u32>,
+    held_service_networks: BTreeMap<IpFamily, IpNet>,
+    /// What may stand in the maps otherwise than it should.
+    stale: BTreeSet<IpNet>,
+}
+
+impl Networks {
+    /// What maps with these contents hold, of which nothing is wanted yet.
+    pub fn new(contents: &Contents) -> Self {
+        let held: HashMap<IpNet, u32> = contents.networks.iter().copied().collect();
+        let service_networks = contents.service_networks.iter();
+        Self {
+            stale: held.keys().copied().collect(),
+            held,
+            held_service_networks: service_networks
+                .filter_map(|(family, network)| Some((*family, (*network)?)))
+                .collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Makes `ranges` all that is said of ranges. What is said of one twice holds together.
+    pub fn set_ranges(&mut self, ranges: impl IntoIterator<Item = (IpNet, u32)>) {
+        let mut wanted: BTreeMap<IpNet, u32> = BTreeMap::new();
+        for (range, flags) in ranges {
+            *wanted.entry(range.trunc()).or_default() |= flags;
+        }
+        if wanted == self.ranges {
+            return;
+        }
+        let before = std::mem::replace(&mut self.ranges, wanted);
+        let changed: Vec<IpNet> = before
+            .keys()
+            .chain(self.ranges.keys())
+            .filter(|range| before.get(range) != self.ranges.get(range))
+            .copied()
+            .collect();
+        for range in changed {
+            self.stale.insert(range);
+            self.stale.extend(self.ranges.keys().filter(|inner| range.contains(*inner)));
+            let inner = self.cluster_ips.range(range.network()..=range.broadcast());
+            self.stale.extend(inner.map(|(address, _)| IpNet::from(*address)));
+        }
+    }
+
+    /// Enters that one more Service has the ClusterIP `address`.
+    pub fn add_cluster_ip(&mut self, address: IpAddr) {
+        *self.cluster_ips.entry(address).or_default() += 1;
+        self.stale.insert(address.into());
+    }
+
+    /// Enters that one Service less has the ClusterIP `address`.
+    pub fn remove_cluster_ip(&mut self, address: IpAddr) {
+        if let Some(count) = self.cluster_ips.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                self.cluster_ips.remove(&address);
+                self.stale.insert(address.into());
+            }
+        }
+    }
+
+    /// The writes that bring the maps up to date.
+    pub fn plan(&self) -> Vec<Write> {
+        let mut writes = Vec::new();
+        let wanted = IpFamily::ALL.map(|family| (family, self.service_network(family)));
+        let held = |family: &IpFamily| self.held_service_networks.get(family).copied();
+        for (family, network) in &wanted {
+            let network = network.map(|network| held(family).map_or(network, |held| covering(network, held)));
+            if network.is_some() && network != held(family) {
+                writes.push(Write::ServiceNetwork { family: *family, network });
+            }
+        }
+        for network in &self.stale {
+            match (self.flags(network), self.held.get(network)) {
+                (Some(flags), held) if held != Some(&flags) => {
+                    writes.push(Write::Network { network: *network, flags });
+                }
+                (None, Some(_)) => writes.push(Write::RemoveNetwork { network: *network }),
+                _ => {}
+            }
+        }
+        for (family, network) in wanted {
+            let widened = network.map(|network| held(&family).map_or(network, |held| covering(network, held)));
+            if network != widened.or(held(&family)) {
+                writes.push(Write::ServiceNetwork { family, network });
+            }
+        }
+        writes
+    }
+
+    /// Enters a write that the store has taken.
+    pub fn applied(&mut self, write: &Write) {
+        match write {
+            Write::Network { network, flags } => drop(self.held.insert(*network, *flags)),
+            Write::RemoveNetwork { network } => drop(self.held.remove(network)),
+            Write::ServiceNetwork { family, network: Some(network) } => {
+                self.held_service_networks.insert(*family, *network);
+            }
+            Write::ServiceNetwork { family, network: None } => drop(self.held_service_networks.remove(family)),
+            _ => {}
+        }
+    }
+
+    /// Enters that everything planned was written.
+    pub fn settled(&mut self) {
+        self.stale.clear();
+    }
+
+    /// How many entries of `family` stand in the maps.
+    pub fn entries(&self, family: IpFamily) -> usize {
+        self.held.keys().filter(|network| IpFamily::of(network.addr()) == family).count()
+    }
+
+    /// What the entry of `network` should say, if there is to be one.
+    fn flags(&self, network: &IpNet) -> Option<u32> {
+        let is_cluster_ip =
+            network.prefix_len() == network.max_prefix_len() && self.cluster_ips.contains_key(&network.addr());
+        let own = self.ranges.contains_key(network) || is_cluster_ip;
+        let ranges = self.ranges.iter().filter(|(range, _)| range.contains(network));
+        let of_ranges = ranges.fold(0, |flags, (_, more)| flags | more);
+        own.then_some(if is_cluster_ip { of_ranges | NetworkFlags::CLUSTER_IP } else { of_ranges })
+    }
+
+    /// The smallest network that holds all ClusterIPs of `family` and the ranges they are given out from.
+    fn service_network(&self, family: IpFamily) -> Option<IpNet> {
+        let (first, last): (IpAddr, IpAddr) = match family {
+            IpFamily::V4 => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()),
+            IpFamily::V6 => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from_bits(u128::MAX).into()),
+        };
+        let mut addresses = self.cluster_ips.range(first..=last);
+        let ends = [addresses.next(), addresses.next_back()];
+        let addresses = ends.into_iter().flatten().map(|(address, _)| IpNet::from(*address));
+        let ranges = self
+            .ranges
+            .iter()
+            .filter(|(range, flags)| IpFamily::of(range.addr()) == family && **flags & OF_SERVICES != 0);
+        addresses.chain(ranges.map(|(range, _)| *range)).reduce(covering)
+    }
+}
+
+/// The smallest network that holds both, which are of one family.
+fn covering(one: IpNet, other: IpNet) -> IpNet {
+    let mut network = one;
+    while !network.contains(&other) {
+        match network.supernet() {
+            Some(wider) => network = wider,
+            None => break,
+        }
+    }
+    network
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Maps in memory.
+    #[derive(Clone, Debug, Default, PartialEq)]
+    struct Maps {
+        networks: BTreeMap<IpNet, u32>,
+        service_networks: BTreeMap<IpFamily, IpNet>,
+    }
+
+    impl Maps {
+        fn write(&mut self, write: &Write) {
+            match write {
+                Write::Network { network, flags } => drop(self.networks.insert(*network, *flags)),
+                Write::RemoveNetwork { network } => drop(self.networks.remove(network)),
+                Write::ServiceNetwork { family, network: Some(network) } => {
+                    self.service_networks.insert(*family, *network);
+                }
+                Write::ServiceNetwork { family, network: None } => drop(self.service_networks.remove(family)),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        /// What a program finds for `address`: the entry of the longest prefix.
+        fn find(&self, address: IpAddr) -> u32 {
+            let longest = self.networks.iter().filter(|(network, _)| network.contains(&address));
+            longest.max_by_key(|(network, _)| network.prefix_len()).map_or(0, |(_, flags)| *flags)
+        }
+
+        /// Whether a program would look for `address` among those of Services.
+        fn looks_for(&self, address: IpAddr) -> bool {
+            let network = self.service_networks.get(&IpFamily::of(address));
+            network.is_some_and(|network| network.contains(&address))
+        }
+
+        fn contents(&self) -> Contents {
+            Contents {
+                networks: self.networks.iter().map(|(network, flags)| (*network, *flags)).collect(),
+                service_networks: IpFamily::ALL
+                    .map(|family| (family, self.service_networks.get(&family).copied()))
+                    .to_vec(),
+                ..Contents::default()
+            }
+        }
+    }
+
+    /// What should be found for `address`, by looking at everything that holds it.
+    fn expected(address: IpAddr, ranges: &[(IpNet, u32)], cluster_ips: &[IpAddr]) -> u32 {
+        let of_ranges =
+            ranges.iter().filter(|(range, _)| range.contains(&address)).fold(0, |all, (_, flags)| all | flags);
+        of_ranges | if cluster_ips.contains(&address) { NetworkFlags::CLUSTER_IP } else { 0 }
+    }
+
+    fn address() -> impl Strategy<Value = IpAddr> {
+        // Few addresses, so that networks meet and nest.
+        let v4 = (0u8..2, 0u8..4).prop_map(|(a, b)| Ipv4Addr::new(10, 96, a * 128, b).into());
+        let v6 = (0u16..2, 0u16..4).prop_map(|(a, b)| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, a << 15, b).into());
+        prop_oneof![v4, v6]
+    }
+
+    fn range() -> impl Strategy<Value = (IpNet, u32)> {
+        let bits = prop_oneof![Just(0u8), Just(1), Just(2), Just(7), Just(8), Just(9), Just(20), Just(32)];
+        (address(), bits, 1u32..8).prop_map(|(address, host_bits, flags)| {
+            let length = IpNet::from(address).max_prefix_len() - host_bits;
+            (IpNet::new(address, length).expect("a length of the family"), flags)
+        })
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Ranges(Vec<(IpNet, u32)>),
+        Add(IpAddr),
+        Remove(prop::sample::Index),
+        /// So many writes are done, then the daemon starts again.
+        Restart(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            2 => proptest::collection::vec(range(), 0..4).prop_map(Step::Ranges),
+            4 => address().prop_map(Step::Add),
+            3 => any::<prop::sample::Index>().prop_map(Step::Remove),
+            1 => (0usize..4).prop_map(Step::Restart),
+        ]
+    }
+
+    fn samples() -> Vec<IpAddr> {
+        let ends = (0..2).flat_map(|a| (0..5).map(move |b| (a, b)));
+        ends.flat_map(|(a, b): (u8, u8)| {
+            [
+                IpAddr::from(Ipv4Addr::new(10, 96, a * 128, b)),
+                Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, u16::from(a) << 15, b.into()).into(),
+            ]
+        })
+        .chain(["192.0.2.1", "2001:db8::1"].map(|text| text.parse().expect("an address")))
+        .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_address_is_known_for_what_it_is(steps in proptest::collection::vec(step(), 1..25)) {
+            let (mut networks, mut maps) = (Networks::default(), Maps::default());
+            let (mut ranges, mut cluster_ips) = (Vec::new(), Vec::new());
+            for step in steps {
+                match step {
+                    Step::Ranges(wanted) => {
+                        networks.set_ranges(wanted.clone());
+                        ranges = wanted;
+                    }
+                    Step::Add(address) => {
+                        networks.add_cluster_ip(address);
+                        cluster_ips.push(address);
+                    }
+                    Step::Remove(at) if !cluster_ips.is_empty() => {
+                        networks.remove_cluster_ip(cluster_ips.swap_remove(at.index(cluster_ips.len())));
+                    }
+                    Step::Remove(_) => {}
+                    Step::Restart(done) => {
+                        networks.plan().iter().take(done).for_each(|write| maps.write(write));
+                        networks = Networks::new(&maps.contents());
+                        networks.set_ranges(ranges.clone());
+                        cluster_ips.iter().for_each(|address| networks.add_cluster_ip(*address));
+                    }
+                }
+                for write in networks.plan() {
+                    maps.write(&write);
+                    networks.applied(&write);
+                    // What an entry says of Services counts only where it is looked for.
+                    for (network, flags) in &maps.networks {
+                        let is_known = flags & OF_SERVICES == 0 || maps.looks_for(network.network());
+                        prop_assert!(is_known || networks.flags(network) != Some(*flags), "{} after {:?}", network, write);
+                    }
+                }
+                networks.settled();
+                prop_assert_eq!(networks.plan(), []);
+                for address in samples() {
+                    let wanted = expected(address, &ranges, &cluster_ips);
+                    prop_assert_eq!(maps.find(address), wanted, "{}", address);
+                    prop_assert!(wanted & OF_SERVICES == 0 || maps.looks_for(address), "{}", address);
+                }
+                // Nothing is left over, and no network of Services is wider than it has to be.
+                let wanted: BTreeSet<IpNet> = ranges.iter().map(|(range, _)| range.trunc())
+                    .chain(cluster_ips.iter().map(|address| IpNet::from(*address))).collect();
+                prop_assert_eq!(maps.networks.keys().copied().collect::<BTreeSet<_>>(), wanted);
+                for family in IpFamily::ALL {
+                    let of_services = maps.networks.iter().filter(|(network, flags)| {
+                        let own = ranges.iter().any(|(range, flags)| range.trunc() == **network && flags & OF_SERVICES != 0)
+                            || (cluster_ips.contains(&network.addr()) && network.prefix_len() == network.max_prefix_len());
+                        IpFamily::of(network.addr()) == family && **flags & OF_SERVICES != 0 && own
+                    });
+                    let smallest = of_services.map(|(network, _)| *network).reduce(covering);
+                    prop_assert_eq!(maps.service_networks.get(&family).copied(), smallest);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cluster_ip_among_many_is_one_write() {
+        let mut networks = Networks::default();
+        networks.set_ranges([("10.96.0.0/12".parse().expect("a network"), NetworkFlags::SERVICE)]);
+        (0..100_000u32).for_each(|number| networks.add_cluster_ip(Ipv4Addr::from_bits(0x0a60_0001 + number).into()));
+        let write_all = |networks: &mut Networks| {
+            let writes = networks.plan();
+            writes.iter().for_each(|write| networks.applied(write));
+            networks.settled();
+            writes.len()
+        };
+        assert_eq!(write_all(&mut networks), 100_002);
+        let another = IpAddr::from([10, 111, 255, 1]);
+        networks.add_cluster_ip(another);
+        let flags = NetworkFlags::SERVICE | NetworkFlags::CLUSTER_IP;
+        assert_eq!(networks.plan(), [Write::Network { network: another.into(), flags }]);
+        write_all(&mut networks);
+        networks.remove_cluster_ip(another);
+        assert_eq!(networks.plan(), [Write::RemoveNetwork { network: another.into() }]);
+        assert_eq!(write_all(&mut networks), 1);
+    }
+
+    #[test]
+    fn two_services_share_an_address() {
+        let mut networks = Networks::default();
+        let address = IpAddr::from([10, 96, 0, 1]);
+        networks.add_cluster_ip(address);
+        networks.add_cluster_ip(address);
+        networks.remove_cluster_ip(address);
+        assert_eq!(networks.plan().len(), 2, "the entry, and where ClusterIPs are");
+    }
+}
