@@ -30,6 +30,19 @@ pub fn flow_hash<A: Address>(key: &FlowKey<A>) -> u32 {
     (hash >> 32) as u32
 }
 
+/// The hash of a client's address alone.
+#[inline(always)]
+pub fn client_hash<A: Address>(client: &A) -> u32 {
+    let words = client.words();
+    let mut hash = 0;
+    let mut i = 0;
+    while i < words.len() {
+        hash = mix(hash ^ u64::from(u32::from_be(words[i])));
+        i += 1;
+    }
+    (hash >> 32) as u32
+}
+
 /// Which of `count` slots a hash falls on: below `count`, evenly, without a division.
 #[inline(always)]
 pub const fn slot(hash: u32, count: u32) -> u32 {

@@ -2,7 +2,6 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use dsproxy_common::{
-    Address as _,
     flow::FlowKey,
     hash,
     service::{Affinity, AffinityKey, Backend, BackendFlags, BackendState, Frontend, FrontendFlags, Slots},
@@ -104,15 +103,5 @@ pub(crate) fn remember<F: Family>(client: F::Address, service: u32, id: u32, gen
 /// seen the client agree.
 #[inline(always)]
 pub(crate) fn spread<F: Family>(key: &FlowKey<F::Address>, frontend: &Frontend) -> u32 {
-    if frontend.affinity == 0 {
-        return hash::flow_hash(key);
-    }
-    let mut words = 0;
-    let mut mixed = 0;
-    let client = key.source.words();
-    while words < client.len() {
-        mixed = hash::mix(mixed ^ u64::from(u32::from_be(client[words])));
-        words += 1;
-    }
-    (mixed >> 32) as u32
+    if frontend.affinity == 0 { hash::flow_hash(key) } else { hash::client_hash(&key.source) }
 }

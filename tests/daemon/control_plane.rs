@@ -109,7 +109,7 @@ impl ControlPlane {
     }
 
     /// Waits until both kinds were listed more often than `before`.
-    pub(crate) fn until_listed_again(&self, before: [usize; 2]) {
+    pub(crate) fn until_listed_again(&self, before: [usize; Resource::ALL.len()]) {
         self.runtime.block_on(self.server.until("another list", |server| {
             Resource::ALL.into_iter().zip(before).all(|(resource, before)| server.count(Verb::List, resource) > before)
         }));
@@ -117,7 +117,7 @@ impl ControlPlane {
     }
 
     /// How often each kind was listed.
-    pub(crate) fn lists(&self) -> [usize; 2] {
+    pub(crate) fn lists(&self) -> [usize; Resource::ALL.len()] {
         Resource::ALL.map(|resource| self.server.count(Verb::List, resource))
     }
 }

@@ -1,0 +1,224 @@
+//! The rules of the packet path, for one packet, in words. Pure.
+
+use std::net::{IpAddr, SocketAddr};
+
+use dsproxy_common::{
+    Addr4, Addr6, Address, Port,
+    count::Reason,
+    flow::{FlowKey, ForwardEntry, Segment},
+    hash,
+    service::{BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKind},
+    settings::{NetworkFlags, SettingFlags},
+};
+
+use super::{From, Outcome, Picture, Question};
+use crate::{maps::BackendRecord, model::Protocol};
+
+/// How many slots the programs try; see `pipeline/ingress.rs` of the kernel programs.
+const TRIES: usize = 4;
+
+/// What becomes of the packet of `question`, and how that is found out.
+pub fn explain(question: &Question, picture: &Picture) -> (Vec<String>, Outcome) {
+    let mut steps = vec![match question.from {
+        From::Pod => "It enters by a pod's interface, so its sender is inside the cluster.".to_owned(),
+        From::Node => "It enters by a node device.".to_owned(),
+    }];
+    let outcome = follow(question, picture, &mut steps)
+        .unwrap_or_else(|| match &picture.frontend {
+            Some((frontend, name)) => open(question, picture, (frontend, name), &mut steps),
+            None => unknown(question, picture, &mut steps),
+        });
+    steps.push(match outcome {
+        Outcome::Passed(reason) => format!("It passes as it is ({}).", reason.name()),
+        Outcome::Dropped(reason) => match reason {
+            Reason::NoEndpoint | Reason::NoPort => format!("It is refused: the client is told at once ({}).", reason.name()),
+            _ => format!("It is dropped without an answer ({}).", reason.name()),
+        },
+        Outcome::Sent { endpoint, masqueraded: false } => {
+            format!("Its destination becomes {endpoint}; the endpoint sees the client's address.")
+        }
+        Outcome::Sent { endpoint, masqueraded: true } => format!(
+            "Its destination becomes {endpoint}, and where it leaves, its source an address of the node: the answer would not come \
+             back this way by itself."
+        ),
+    });
+    (steps, outcome)
+}
+
+/// The packet as the first of what it may belong to.
+fn segment(protocol: Protocol) -> Segment {
+    match protocol {
+        Protocol::Tcp => Segment::tcp(0x02),
+        Protocol::Udp | Protocol::Sctp => Segment::NOT_TCP,
+    }
+}
+
+/// What the connection table says; nothing when it has no say.
+fn follow(question: &Question, picture: &Picture, steps: &mut Vec<String>) -> Option<Outcome> {
+    let held = picture.connection.as_ref()?;
+    let Some(backend) = held.endpoint else {
+        steps.push("The connection table knows it, but its endpoint's place was given to another: it is opened anew.".into());
+        return None;
+    };
+    let entry = ForwardEntry {
+        backend: held.backend,
+        generation: backend.generation,
+        service: held.service,
+        last_seen: held.last_seen,
+        state: held.state.number(),
+        source_port: Port::default(),
+    };
+    let endpoint = SocketAddr::new(backend.address, backend.port);
+    if !entry.goes_on(backend.generation, backend.state, segment(question.protocol), picture.now, &picture.settings) {
+        steps.push(format!(
+            "The connection table has it with {endpoint} ({:?}, {:?}), which is over or takes nothing new: it is opened anew.",
+            held.state, backend.state
+        ));
+        return None;
+    }
+    steps.push(format!("It belongs to a connection ({:?}) with {endpoint}.", held.state));
+    Some(Outcome::Sent { endpoint, masqueraded: held.masquerade.is_some() })
+}
+
+/// A packet for no frontend.
+fn unknown(question: &Question, picture: &Picture, steps: &mut Vec<String>) -> Outcome {
+    let destination = question.destination;
+    let [_, network] = picture.networks;
+    if picture.services.is_some_and(|services| services.contains(&destination.ip())) {
+        if network & NetworkFlags::CLUSTER_IP != 0 {
+            steps.push(format!("{} is a ClusterIP, and its Service has no port {}/{}.", destination.ip(), destination.port(), question.protocol));
+            return Outcome::Dropped(Reason::NoPort);
+        }
+        if network & NetworkFlags::SERVICE != 0 {
+            steps.push(format!("{} is in a range of ClusterIPs, and no Service has it.", destination.ip()));
+            return Outcome::Dropped(Reason::Unallocated);
+        }
+    }
+    steps.push(format!("No frontend is at {destination}/{}.", question.protocol));
+    Outcome::Passed(Reason::NotService)
+}
+
+/// The first packet of a connection to a frontend.
+fn open(question: &Question, picture: &Picture, (frontend, name): (&Frontend, &str), steps: &mut Vec<String>) -> Outcome {
+    let kind = match frontend.kind() {
+        Some(FrontendKind::ClusterIp) => "the ClusterIP",
+        Some(FrontendKind::NodePort) => "a NodePort",
+        Some(FrontendKind::LoadBalancer) => "a load balancer's address",
+        Some(FrontendKind::ExternalIp) => "an external IP",
+        None => "a frontend of a kind unknown to this version",
+    };
+    steps.push(format!("{}/{} is {kind} of {name}.", question.destination, question.protocol));
+    let client = question.source.ip();
+    if frontend.has(FrontendFlags::SOURCE_RANGES) {
+        match picture.source_ranges.iter().find(|range| range.contains(&client)) {
+            Some(range) => steps.push(format!("{client} is within the source range {range}.")),
+            None => {
+                steps.push(format!("{client} is within none of the source ranges {}.", list(&picture.source_ranges)));
+                return Outcome::Dropped(Reason::SourceRange);
+            }
+        }
+    }
+    let [source_network, _] = picture.networks;
+    let by_network = picture.settings.flags & SettingFlags::INSIDE_BY_NETWORK != 0 && source_network & NetworkFlags::POD != 0;
+    let is_inside = question.from == From::Pod || by_network;
+    if question.from == From::Node {
+        steps.push(if by_network {
+            format!("{client} is a pod's address, so it is inside the cluster.")
+        } else {
+            format!("{client} is outside the cluster.")
+        });
+    }
+    let (place, local, drops) = if is_inside {
+        (0, FrontendFlags::INSIDE_LOCAL, FrontendFlags::INSIDE_DROPS)
+    } else {
+        (1, FrontendFlags::OUTSIDE_LOCAL, FrontendFlags::OUTSIDE_DROPS)
+    };
+    let slots = &picture.slots[place];
+    let (list_flag, whose) = if frontend.has(local) {
+        (BackendFlags::IN_LOCAL_LIST, "this node's endpoints, as the traffic policy says")
+    } else {
+        (BackendFlags::IN_CLUSTER_LIST, "the endpoints of the whole cluster")
+    };
+    if slots.is_empty() {
+        if frontend.has(drops) {
+            steps.push("The traffic policy wants an endpoint on this node: there are some, and none here.".into());
+            return Outcome::Dropped(Reason::NoLocalEndpoint);
+        }
+        steps.push("The service port has no endpoint.".into());
+        return Outcome::Dropped(Reason::NoEndpoint);
+    }
+    let mut distinct = slots.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    steps.push(format!("It may go to {whose}: {} of them.", distinct.len()));
+    let eligible = |id: &u32| {
+        let record = picture.backends.get(id)?;
+        let is_one = record.service == frontend.service
+            && record.state == BackendState::Active
+            && record.flags & list_flag != 0;
+        is_one.then_some(record)
+    };
+    let picked = remembered(frontend, picture, &eligible, steps).or_else(|| {
+        let hash = spread(question, frontend);
+        let first = hash::slot(hash, slots.len() as u32) as usize;
+        steps.push(format!("The hash of the {} falls on slot {first} of {}.", spread_of(frontend), slots.len()));
+        (0..TRIES.min(slots.len())).find_map(|step| eligible(&slots[(first + step) % slots.len()])).copied()
+    });
+    let Some(backend) = picked else {
+        steps.push("No endpoint on the slots that are tried takes connections.".into());
+        return Outcome::Dropped(Reason::NoEndpoint);
+    };
+    let masqueraded = (question.from == From::Node && backend.flags & BackendFlags::LOCAL == 0)
+        || backend.address == client
+        || (picture.settings.flags & SettingFlags::MASQUERADE_ALL != 0
+            && frontend.kind() == Some(FrontendKind::ClusterIp));
+    Outcome::Sent { endpoint: SocketAddr::new(backend.address, backend.port), masqueraded }
+}
+
+fn remembered<'a>(
+    frontend: &Frontend,
+    picture: &Picture,
+    eligible: &impl Fn(&u32) -> Option<&'a BackendRecord>,
+    steps: &mut Vec<String>,
+) -> Option<BackendRecord> {
+    let (id, generation, last_opened) = picture.affinity.filter(|_| frontend.affinity != 0)?;
+    let age = picture.now.wrapping_sub(last_opened);
+    let timeout = frontend.affinity.saturating_mul(picture.settings.jiffies_per_second);
+    let backend = eligible(&id).filter(|backend| backend.generation == generation && age <= timeout);
+    steps.push(match backend {
+        Some(backend) => format!("Session affinity: the client stays with {}.", SocketAddr::new(backend.address, backend.port)),
+        None => "Session affinity: what the client had is too old, or takes no connections any more.".into(),
+    });
+    backend.copied()
+}
+
+fn spread_of(frontend: &Frontend) -> &'static str {
+    if frontend.affinity == 0 { "addresses and ports" } else { "client's address" }
+}
+
+/// As `pick::spread` of the kernel programs.
+fn spread(question: &Question, frontend: &Frontend) -> u32 {
+    match question.source.ip() {
+        IpAddr::V4(_) => spread_in::<Addr4>(question, frontend),
+        IpAddr::V6(_) => spread_in::<Addr6>(question, frontend),
+    }
+}
+
+fn spread_in<A: Address>(question: &Question, frontend: &Frontend) -> u32 {
+    let Question { protocol, source, destination, from: _ } = question;
+    let (Some(client), Some(vip)) = (A::from_ip(source.ip()), A::from_ip(destination.ip())) else { return 0 };
+    if frontend.affinity != 0 {
+        return hash::client_hash(&client);
+    }
+    hash::flow_hash(&FlowKey {
+        source: client,
+        destination: vip,
+        source_port: Port::new(source.port()),
+        destination_port: Port::new(destination.port()),
+        protocol: protocol.number().into(),
+    })
+}
+
+fn list<T: ToString>(values: &[T]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

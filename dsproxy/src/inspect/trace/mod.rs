@@ -1,0 +1,130 @@
+//! `dsproxy trace`: what would become of a packet that enters, and why, in words.
+//!
+//! `explain` is pure: a picture of the maps in, steps and an outcome out. It follows `pipeline/ingress.rs` of the kernel programs line
+//! by line, with the same hash and the same rules for connections; a test holds it against what packets really do.
+
+mod explain;
+mod picture;
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, bail};
+use dsproxy_common::{Protocol, count::Reason};
+use serde::Serialize;
+
+pub use self::{
+    explain::explain,
+    picture::{Affinities, Picture},
+};
+use super::{Live, View};
+use crate::cli::TraceArguments;
+
+/// By which kind of device a packet enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum From {
+    /// A pod's interface.
+    Pod,
+    /// A node device.
+    Node,
+}
+
+/// A packet that opens a connection, or belongs to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The client.
+    pub source: SocketAddr,
+    /// Where it sends to.
+    pub destination: SocketAddr,
+    /// By what it enters.
+    pub from: From,
+}
+
+/// What becomes of the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It goes on as it came.
+    Passed(Reason),
+    /// It goes to this endpoint.
+    Sent {
+        /// The endpoint.
+        endpoint: SocketAddr,
+        /// Whether it leaves with an address of the node.
+        masqueraded: bool,
+    },
+    /// It goes no further; for some reasons the client is told.
+    Dropped(Reason),
+}
+
+/// The answer: how it was arrived at, and what it is.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trace {
+    packet: String,
+    steps: Vec<String>,
+    verdict: &'static str,
+    reason: Option<&'static str>,
+    endpoint: Option<SocketAddr>,
+    masqueraded: bool,
+}
+
+impl Trace {
+    /// The answer to `question`.
+    pub fn new(question: &Question, steps: Vec<String>, outcome: Outcome) -> Self {
+        let Question { protocol, source, destination, from: _ } = question;
+        let (verdict, reason, endpoint, masqueraded) = match outcome {
+            Outcome::Passed(reason) => ("pass", Some(reason.name()), None, false),
+            Outcome::Sent { endpoint, masqueraded } => ("send", None, Some(endpoint), masqueraded),
+            Outcome::Dropped(reason) => ("drop", Some(reason.name()), None, false),
+        };
+        Self { packet: format!("{protocol} {source} -> {destination}"), steps, verdict, reason, endpoint, masqueraded }
+    }
+}
+
+impl View for Trace {
+    fn table(&self) -> String {
+        let Self { packet, steps, verdict: _, reason: _, endpoint: _, masqueraded: _ } = self;
+        let mut text = format!("{packet}\n");
+        for (number, step) in (1..).zip(steps) {
+            text += &format!("  {number}. {step}\n");
+        }
+        text
+    }
+}
+
+/// Reads what `arguments` ask.
+///
+/// # Errors
+///
+/// When source and destination are not of one family.
+pub fn question(arguments: &TraceArguments) -> anyhow::Result<Question> {
+    let TraceArguments { protocol, source, destination, from, inspect: _ } = arguments;
+    let source = end(source).with_context(|| format!("read the source {source:?}"))?;
+    let destination = end(destination).with_context(|| format!("read the destination {destination:?}"))?;
+    if source.is_ipv4() != destination.is_ipv4() {
+        bail!("{} and {} are not of one family", source.ip(), destination.ip());
+    }
+    Ok(Question { protocol: (*protocol).into(), source, destination, from: *from })
+}
+
+/// An address with a port, or without one; then the port is zero.
+fn end(text: &str) -> anyhow::Result<SocketAddr> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(address, 0));
+    }
+    text.parse().context("write ADDRESS:PORT, an IPv6 address in brackets")
+}
+
+/// Makes `dsproxy trace`.
+///
+/// # Errors
+///
+/// When the maps cannot be read, or the question makes no sense.
+pub fn trace(live: &Live, arguments: &TraceArguments) -> anyhow::Result<Trace> {
+    let question = question(arguments)?;
+    let picture = Picture::read(&live.maps, &question).context("read the maps")?;
+    let (steps, outcome) = explain(&question, &picture);
+    Ok(Trace::new(&question, steps, outcome))
+}
