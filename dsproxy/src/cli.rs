@@ -8,6 +8,7 @@ use crate::{
     app,
     config::{RunFlags, flags::BpffsFlag},
     inspect,
+    model::Protocol,
 };
 
 /// A dual-stack kube-proxy replacement with an eBPF data path.
@@ -30,6 +31,8 @@ enum Command {
     Backends(InspectArguments),
     /// The connections in the maps
     Connections(InspectArguments),
+    /// What would become of a packet that enters, and why
+    Trace(TraceArguments),
     /// Remove programs, maps and pins, so that connections through Services end; or what kube-proxy has left
     Cleanup(CleanupArguments),
 }
@@ -44,6 +47,48 @@ pub struct InspectArguments {
     /// The form of the output
     #[arg(short, long, value_name = "FORM", default_value = "table")]
     pub output: OutputFormat,
+}
+
+/// What `dsproxy trace` is told.
+#[derive(Debug, Args)]
+pub struct TraceArguments {
+    /// The protocol
+    pub protocol: TransportProtocol,
+
+    /// The client, ADDRESS:PORT; without a port, any
+    pub source: String,
+
+    /// Where it sends to, ADDRESS:PORT, an IPv6 address in brackets
+    pub destination: String,
+
+    /// By what the packet enters
+    #[arg(long, value_name = "WHAT", default_value = "pod")]
+    pub from: inspect::trace::From,
+
+    /// Where the maps are, and the form of the output.
+    #[command(flatten)]
+    pub inspect: InspectArguments,
+}
+
+/// A protocol, as it is written on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TransportProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl From<TransportProtocol> for Protocol {
+    fn from(protocol: TransportProtocol) -> Self {
+        match protocol {
+            TransportProtocol::Tcp => Self::Tcp,
+            TransportProtocol::Udp => Self::Udp,
+            TransportProtocol::Sctp => Self::Sctp,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -78,6 +123,9 @@ impl Arguments {
             Command::Services(arguments) => inspect::print(&arguments, inspect::services),
             Command::Backends(arguments) => inspect::print(&arguments, inspect::backends),
             Command::Connections(arguments) => inspect::print(&arguments, inspect::connections),
+            Command::Trace(arguments) => {
+                inspect::print(&arguments.inspect, |live| inspect::trace::trace(live, &arguments))
+            }
             Command::Cleanup(CleanupArguments { bpffs: _, kube_proxy: true }) => app::cleanup_kube_proxy(),
             Command::Cleanup(CleanupArguments { bpffs, kube_proxy: false }) => app::cleanup(&bpffs.directory),
         }

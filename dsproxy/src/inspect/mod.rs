@@ -1,6 +1,7 @@
-//! `dsproxy status`, `services`, `backends` and `connections`: read from the live maps, whether a daemon runs or not.
+//! `dsproxy status`, `services`, `backends`, `connections` and `trace`: read from the live maps, whether a daemon runs or not.
 
 mod columns;
+pub mod trace;
 mod views;
 
 use std::io::{self, Write as _};

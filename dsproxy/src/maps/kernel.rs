@@ -237,6 +237,14 @@ impl KernelMaps {
         Ok(addresses)
     }
 
+    /// Where `client` of the service port was last sent: the backend's id and generation, and the jiffies then.
+    pub fn affinity(&self, service: u32, client: IpAddr) -> Result<Option<Affinity>, MapError> {
+        match IpFamily::of(client) {
+            IpFamily::V4 => self.v4.affinity(service, client),
+            IpFamily::V6 => self.v6.affinity(service, client),
+        }
+    }
+
     /// Everything the diff needs to know.
     pub fn contents(&self) -> Result<Contents, MapError> {
         let frontends = self.frontends()?;
@@ -344,6 +352,11 @@ impl MapStore for KernelMaps {
 }
 
 impl<A: Address + Pod> FamilyMaps<A> {
+    fn affinity(&self, service: u32, client: IpAddr) -> Result<Option<Affinity>, MapError> {
+        let Some(client) = A::from_ip(client) else { return Ok(None) };
+        present(self.affinity.get(&AffinityKey { client, service }, 0)).map_err(kernel("read", MapKind::Affinities))
+    }
+
     fn open(take: &mut impl FnMut(&'static str) -> Option<Map>) -> Result<Self, OpenError> {
         let names = family_maps(A::FAMILY);
         Ok(Self {
@@ -570,6 +583,15 @@ fn network_key<A: Address + Pod>(network: &IpNet) -> Option<Key<A>> {
 fn range_key<A: Address + Pod>(service: u32, range: &IpNet) -> Option<Key<SourceRange<A>>> {
     let client = A::from_ip(range.network())?;
     Some(Key::new(u32::BITS + u32::from(range.prefix_len()), SourceRange { service, client }))
+}
+
+/// What stands under a key, if anything does.
+fn present<T>(result: Result<T, AyaError>) -> Result<Option<T>, AyaError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(AyaError::KeyNotFound) => Ok(None),
+        Err(other) => Err(other),
+    }
 }
 
 fn record<A: Address>(backend: &Backend<A>) -> BackendRecord {

@@ -7,7 +7,7 @@ use dsproxy_common::{
     count::Reason,
     flow::{FlowKey, ForwardEntry, Segment},
     hash,
-    service::{BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKind},
+    service::{Affinity, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKind},
     settings::{NetworkFlags, SettingFlags},
 };
 
@@ -23,11 +23,10 @@ pub fn explain(question: &Question, picture: &Picture) -> (Vec<String>, Outcome)
         From::Pod => "It enters by a pod's interface, so its sender is inside the cluster.".to_owned(),
         From::Node => "It enters by a node device.".to_owned(),
     }];
-    let outcome = follow(question, picture, &mut steps)
-        .unwrap_or_else(|| match &picture.frontend {
-            Some((frontend, name)) => open(question, picture, (frontend, name), &mut steps),
-            None => unknown(question, picture, &mut steps),
-        });
+    let outcome = follow(question, picture, &mut steps).unwrap_or_else(|| match &picture.frontend {
+        Some((frontend, name)) => open(question, picture, (frontend, name), &mut steps),
+        None => unknown(question, picture, &mut steps),
+    });
     steps.push(match outcome {
         Outcome::Passed(reason) => format!("It passes as it is ({}).", reason.name()),
         Outcome::Dropped(reason) => match reason {
@@ -57,7 +56,9 @@ fn segment(protocol: Protocol) -> Segment {
 fn follow(question: &Question, picture: &Picture, steps: &mut Vec<String>) -> Option<Outcome> {
     let held = picture.connection.as_ref()?;
     let Some(backend) = held.endpoint else {
-        steps.push("The connection table knows it, but its endpoint's place was given to another: it is opened anew.".into());
+        steps.push(
+            "The connection table knows it, but its endpoint's place was given to another: it is opened anew.".into(),
+        );
         return None;
     };
     let entry = ForwardEntry {
@@ -86,7 +87,12 @@ fn unknown(question: &Question, picture: &Picture, steps: &mut Vec<String>) -> O
     let [_, network] = picture.networks;
     if picture.services.is_some_and(|services| services.contains(&destination.ip())) {
         if network & NetworkFlags::CLUSTER_IP != 0 {
-            steps.push(format!("{} is a ClusterIP, and its Service has no port {}/{}.", destination.ip(), destination.port(), question.protocol));
+            steps.push(format!(
+                "{} is a ClusterIP, and its Service has no port {}/{}.",
+                destination.ip(),
+                destination.port(),
+                question.protocol
+            ));
             return Outcome::Dropped(Reason::NoPort);
         }
         if network & NetworkFlags::SERVICE != 0 {
@@ -99,7 +105,12 @@ fn unknown(question: &Question, picture: &Picture, steps: &mut Vec<String>) -> O
 }
 
 /// The first packet of a connection to a frontend.
-fn open(question: &Question, picture: &Picture, (frontend, name): (&Frontend, &str), steps: &mut Vec<String>) -> Outcome {
+fn open(
+    question: &Question,
+    picture: &Picture,
+    (frontend, name): (&Frontend, &str),
+    steps: &mut Vec<String>,
+) -> Outcome {
     let kind = match frontend.kind() {
         Some(FrontendKind::ClusterIp) => "the ClusterIP",
         Some(FrontendKind::NodePort) => "a NodePort",
@@ -119,7 +130,8 @@ fn open(question: &Question, picture: &Picture, (frontend, name): (&Frontend, &s
         }
     }
     let [source_network, _] = picture.networks;
-    let by_network = picture.settings.flags & SettingFlags::INSIDE_BY_NETWORK != 0 && source_network & NetworkFlags::POD != 0;
+    let by_network =
+        picture.settings.flags & SettingFlags::INSIDE_BY_NETWORK != 0 && source_network & NetworkFlags::POD != 0;
     let is_inside = question.from == From::Pod || by_network;
     if question.from == From::Node {
         steps.push(if by_network {
@@ -153,9 +165,8 @@ fn open(question: &Question, picture: &Picture, (frontend, name): (&Frontend, &s
     steps.push(format!("It may go to {whose}: {} of them.", distinct.len()));
     let eligible = |id: &u32| {
         let record = picture.backends.get(id)?;
-        let is_one = record.service == frontend.service
-            && record.state == BackendState::Active
-            && record.flags & list_flag != 0;
+        let is_one =
+            record.service == frontend.service && record.state == BackendState::Active && record.flags & list_flag != 0;
         is_one.then_some(record)
     };
     let picked = remembered(frontend, picture, &eligible, steps).or_else(|| {
@@ -181,12 +192,14 @@ fn remembered<'a>(
     eligible: &impl Fn(&u32) -> Option<&'a BackendRecord>,
     steps: &mut Vec<String>,
 ) -> Option<BackendRecord> {
-    let (id, generation, last_opened) = picture.affinity.filter(|_| frontend.affinity != 0)?;
+    let Affinity { backend: id, generation, last_opened } = picture.affinity.filter(|_| frontend.affinity != 0)?;
     let age = picture.now.wrapping_sub(last_opened);
     let timeout = frontend.affinity.saturating_mul(picture.settings.jiffies_per_second);
     let backend = eligible(&id).filter(|backend| backend.generation == generation && age <= timeout);
     steps.push(match backend {
-        Some(backend) => format!("Session affinity: the client stays with {}.", SocketAddr::new(backend.address, backend.port)),
+        Some(backend) => {
+            format!("Session affinity: the client stays with {}.", SocketAddr::new(backend.address, backend.port))
+        }
         None => "Session affinity: what the client had is too old, or takes no connections any more.".into(),
     });
     backend.copied()

@@ -12,11 +12,8 @@ use anyhow::{Context as _, bail};
 use dsproxy_common::{Protocol, count::Reason};
 use serde::Serialize;
 
-pub use self::{
-    explain::explain,
-    picture::{Affinities, Picture},
-};
-use super::{Live, View};
+pub use self::{explain::explain, picture::Picture};
+use super::{Live, View, views::jiffies};
 use crate::cli::TraceArguments;
 
 /// By which kind of device a packet enters.
@@ -72,9 +69,9 @@ pub struct Trace {
 
 impl Trace {
     /// The answer to `question`.
-    pub fn new(question: &Question, steps: Vec<String>, outcome: Outcome) -> Self {
+    pub fn new(question: &Question, steps: Vec<String>, outcome: &Outcome) -> Self {
         let Question { protocol, source, destination, from: _ } = question;
-        let (verdict, reason, endpoint, masqueraded) = match outcome {
+        let (verdict, reason, endpoint, masqueraded) = match *outcome {
             Outcome::Passed(reason) => ("pass", Some(reason.name()), None, false),
             Outcome::Sent { endpoint, masqueraded } => ("send", None, Some(endpoint), masqueraded),
             Outcome::Dropped(reason) => ("drop", Some(reason.name()), None, false),
@@ -124,7 +121,9 @@ fn end(text: &str) -> anyhow::Result<SocketAddr> {
 /// When the maps cannot be read, or the question makes no sense.
 pub fn trace(live: &Live, arguments: &TraceArguments) -> anyhow::Result<Trace> {
     let question = question(arguments)?;
-    let picture = Picture::read(&live.maps, &question).context("read the maps")?;
+    let settings = live.maps.settings().context("read the settings")?;
+    let now = jiffies(settings.jiffies_per_second)?;
+    let picture = Picture::read(&live.maps, &question, now).context("read the maps")?;
     let (steps, outcome) = explain(&question, &picture);
-    Ok(Trace::new(&question, steps, outcome))
+    Ok(Trace::new(&question, steps, &outcome))
 }

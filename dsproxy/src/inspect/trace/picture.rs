@@ -7,8 +7,8 @@ use std::{
 
 use dsproxy_common::{
     IpFamily, Protocol,
-    service::{Frontend, Slots},
-    settings::Settings,
+    service::{Affinity, Frontend, Slots},
+    settings::{NetworkFlags, Settings},
 };
 use ipnet::IpNet;
 
@@ -17,9 +17,6 @@ use crate::maps::{
     BackendRecord, FrontendAddress, MapError,
     kernel::{ConnectionRecord, KernelMaps},
 };
-
-/// Which backend a client of the service port was last sent to: its id and generation, and the jiffies then.
-pub type Affinities = Option<(u32, u32, u32)>;
 
 /// What the maps hold that matters to one packet.
 #[derive(Clone, Debug)]
@@ -37,7 +34,7 @@ pub struct Picture {
     /// The connection that the packet belongs to.
     pub connection: Option<ConnectionRecord>,
     /// Where the client was last sent.
-    pub affinity: Affinities,
+    pub affinity: Option<Affinity>,
     /// The source ranges of the service port.
     pub source_ranges: Vec<IpNet>,
     /// `NetworkFlags` of the packet's source and destination.
@@ -52,7 +49,7 @@ impl Picture {
     /// # Errors
     ///
     /// When a map cannot be read.
-    pub fn read(maps: &KernelMaps, question: &Question) -> Result<Self, MapError> {
+    pub fn read(maps: &KernelMaps, question: &Question, now: u32) -> Result<Self, MapError> {
         let Question { protocol, source, destination, from: _ } = *question;
         let family = IpFamily::of(destination.ip());
         let address = address(destination, protocol);
@@ -65,7 +62,7 @@ impl Picture {
         let networks = maps.networks()?;
         Ok(Self {
             settings: maps.settings()?,
-            now: super::super::now(),
+            now,
             slots: [slots(|frontend| frontend.inside)?, slots(|frontend| frontend.outside)?],
             backends: maps
                 .backends()?
@@ -103,7 +100,6 @@ fn flags(networks: &[(IpNet, u32)], address: IpAddr) -> u32 {
 
 /// The smallest network that holds every ClusterIP and range of them.
 fn covering(networks: &[(IpNet, u32)], family: IpFamily) -> Option<IpNet> {
-    use dsproxy_common::settings::NetworkFlags;
     let relevant = networks
         .iter()
         .filter(|(network, flags)| {
