@@ -13,6 +13,12 @@ pub(crate) fn forget(value: usize, noise: u32, most: usize) -> Option<usize> {
     (value <= most).then_some(value)
 }
 
+/// `value`, of which the verifier knows nothing afterwards. `noise` is as for `forget`.
+#[inline(always)]
+pub(crate) fn blurred(value: u32, noise: u32) -> u32 {
+    blur(value as usize, noise) as u32
+}
+
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn blur(mut value: usize, noise: u32) -> usize {

@@ -12,6 +12,7 @@ use crate::{
     icmp,
     packet::{Linear, Short, View},
     rewrite::End,
+    verifier,
 };
 
 /// Where the ports stand, in TCP as in UDP and SCTP, and how much they take together.
@@ -56,7 +57,7 @@ pub(super) fn parse<F: Family>(
     key: &mut FlowKey<F::Address>,
 ) -> Result<Result<Headers, Reason>, Short> {
     let Transport { protocol, offset, end, piece } = *transport;
-    key.protocol = protocol.into();
+    key.protocol = verifier::blurred(protocol.into(), offset as u32);
     let (content, length) = match Protocol::from_number(protocol) {
         Some(Protocol::Tcp) => (Content::Tcp, TCP_HEADER),
         Some(Protocol::Udp) => (Content::Udp, UDP_HEADER),
