@@ -6,6 +6,8 @@
 mod choice;
 mod clash;
 mod connections;
+mod fragments;
+mod icmp_errors;
 mod load;
 mod malformed;
 mod masquerade;
@@ -13,6 +15,8 @@ mod offload;
 mod parse;
 mod policy;
 mod property;
+mod refuse;
+mod reset;
 mod termination;
 mod translate;
 mod world;

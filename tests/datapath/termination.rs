@@ -96,8 +96,8 @@ fn without_any_endpoint_left_udp_is_dropped_and_established_tcp_goes_on() {
         world.serve(&served(Protocol::Tcp));
         world.serve(&served(Protocol::Udp));
         tcp.goes_on(world, flags::ACK, backend);
-        tcp.meets(world, flags::SYN, &Expected::Dropped(Reason::NoEndpoint));
-        udp.meets(world, 0, &Expected::Dropped(Reason::NoEndpoint));
+        tcp.is_refused(world, flags::SYN);
+        udp.is_refused(world, 0);
         // The same endpoint comes back: what was open goes on, UDP included.
         world.serve(&served(Protocol::Tcp).active([1]));
         world.serve(&served(Protocol::Udp).active([1]));

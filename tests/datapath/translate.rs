@@ -93,22 +93,6 @@ fn what_is_for_nobody_passes_untouched() {
 }
 
 #[test]
-fn a_service_without_endpoints_drops_what_would_open_a_connection() {
-    everywhere(|world| {
-        world.serve(&Served::new(1, Protocol::Tcp));
-        world.serve(&Served::new(1, Protocol::Udp));
-        let (client, vip) = (world.client(40_000), world.vip(1));
-        let dropped =
-            |name, input| Case { name, hook: Hook::Ingress, input, expected: Expected::Dropped(Reason::NoEndpoint) };
-        world.check(&[
-            dropped("SYN", Packet::tcp(client, vip).flags(flags::SYN)),
-            dropped("ACK", Packet::tcp(client, vip)),
-            dropped("UDP", Packet::udp(client, vip)),
-        ]);
-    });
-}
-
-#[test]
 fn udp_without_a_checksum_stays_without() {
     everywhere(|world| {
         let service = world.serve(&Served::new(1, Protocol::Udp).active([1]));

@@ -272,6 +272,8 @@ pub(crate) enum Expected {
     Replied(u32, Packet),
     /// It becomes this packet, for this reason, and no service port's counters know of it.
     Rewritten(Reason, Packet),
+    /// It becomes this packet, which goes back by the device it came by.
+    Answered(Reason, Packet),
     /// It goes on as it came.
     Passed(Reason),
     /// It goes no further.
@@ -410,6 +412,11 @@ impl World {
                 (Verdict::Pass, output(packet), counted(Reason::Replied).service(*service, &counters))
             }
             Expected::Rewritten(reason, packet) => (Verdict::Pass, output(packet), counted(*reason)),
+            Expected::Answered(reason, packet) => {
+                let answer = packet.clone().on(self.link).to_bytes();
+                verify(self.link, &answer).expect("an answer with right checksums");
+                (Verdict::Redirect, answer, counted(*reason))
+            }
             Expected::Passed(reason) => (Verdict::Pass, bytes::Bytes::copy_from_slice(input), counted(*reason)),
             Expected::Dropped(reason) => (Verdict::Drop, bytes::Bytes::copy_from_slice(input), counted(*reason)),
         }
@@ -468,6 +475,14 @@ impl Flow {
     #[track_caller]
     pub(crate) fn meets(&self, world: &World, flags: u8, expected: &Expected) {
         world.send("the client sends", Hook::Ingress, &self.packet(self.client, self.vip, flags), expected);
+    }
+
+    /// The client's packet is refused.
+    #[track_caller]
+    pub(crate) fn is_refused(&self, world: &World, flags: u8) {
+        let input = self.packet(self.client, self.vip, flags);
+        let expected = Expected::Answered(Reason::NoEndpoint, input.refusal());
+        world.send("the client sends in vain", Hook::Ingress, &input, &expected);
     }
 
     /// `endpoint` answers the client.

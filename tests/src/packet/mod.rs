@@ -2,6 +2,7 @@
 //!
 //! Written from the RFCs and sharing no code with the kernel programs, so that a mistake in those is not repeated here.
 
+mod answer;
 mod build;
 mod checksum;
 mod dissect;

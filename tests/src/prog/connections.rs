@@ -10,6 +10,7 @@ use aya::{
 use dsproxy_common::{
     Addr4, Addr6, Address, IpFamily, Port, Protocol,
     flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
+    fragment::{Fragment, FragmentKey},
     layout::family_maps,
 };
 
@@ -22,16 +23,17 @@ pub struct Connections {
 }
 
 struct Tables<A: Address + Pod> {
-    forward: Table<A, ForwardEntry>,
-    forward_brief: Table<A, ForwardEntry>,
-    egress: Table<A, EgressEntry<A>>,
-    egress_brief: Table<A, EgressEntry<A>>,
-    snat: Table<A, SnatEntry<A>>,
+    forward: Table<FlowKey<A>, ForwardEntry>,
+    forward_brief: Table<FlowKey<A>, ForwardEntry>,
+    egress: Table<FlowKey<A>, EgressEntry<A>>,
+    egress_brief: Table<FlowKey<A>, EgressEntry<A>>,
+    snat: Table<FlowKey<A>, SnatEntry<A>>,
+    fragments: Table<FragmentKey<A>, Fragment>,
 }
 
-struct Table<A: Address + Pod, E: Pod> {
+struct Table<K: Pod, E: Pod> {
     name: &'static str,
-    map: HashMap<MapData, FlowKey<A>, E>,
+    map: HashMap<MapData, K, E>,
 }
 
 /// One direction of a connection: whose packets it is about.
@@ -63,7 +65,7 @@ impl Connections {
         }
     }
 
-    /// Forgets every connection.
+    /// Forgets every connection, and what was in fragments.
     ///
     /// # Errors
     ///
@@ -101,6 +103,7 @@ impl<A: Address + Pod> Tables<A> {
             egress: Table::open(ids, names.egress)?,
             egress_brief: Table::open(ids, names.egress_brief)?,
             snat: Table::open(ids, names.snat)?,
+            fragments: Table::open(ids, names.fragments)?,
         })
     }
 
@@ -112,12 +115,13 @@ impl<A: Address + Pod> Tables<A> {
     }
 
     fn clear(&mut self) -> Result<(), ProgError> {
-        let Self { forward, forward_brief, egress, egress_brief, snat } = self;
+        let Self { forward, forward_brief, egress, egress_brief, snat, fragments } = self;
         forward.clear()?;
         forward_brief.clear()?;
         egress.clear()?;
         egress_brief.clear()?;
-        snat.clear()
+        snat.clear()?;
+        fragments.clear()
     }
 
     fn remove(
@@ -135,7 +139,7 @@ impl<A: Address + Pod> Tables<A> {
     }
 }
 
-impl<A: Address + Pod, E: Pod> Table<A, E> {
+impl<K: Pod, E: Pod> Table<K, E> {
     fn open(ids: &[u32], name: &'static str) -> Result<Self, ProgError> {
         let failed = |source| ProgError::Connections { operation: "open", name, source };
         for id in ids {
@@ -148,7 +152,7 @@ impl<A: Address + Pod, E: Pod> Table<A, E> {
         Err(ProgError::NoMap { name })
     }
 
-    fn keys(&self) -> Result<Vec<FlowKey<A>>, ProgError> {
+    fn keys(&self) -> Result<Vec<K>, ProgError> {
         let failed = |source| ProgError::Connections { operation: "read", name: self.name, source };
         self.map.keys().collect::<Result<_, _>>().map_err(failed)
     }
@@ -160,7 +164,7 @@ impl<A: Address + Pod, E: Pod> Table<A, E> {
         Ok(())
     }
 
-    fn remove(&mut self, key: &FlowKey<A>) -> Result<bool, ProgError> {
+    fn remove(&mut self, key: &K) -> Result<bool, ProgError> {
         match self.map.remove(key) {
             Ok(()) => Ok(true),
             Err(aya::maps::MapError::KeyNotFound) => Ok(false),

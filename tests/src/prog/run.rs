@@ -18,6 +18,8 @@ pub enum Verdict {
     Pass,
     /// The packet ends here (`TC_ACT_SHOT`).
     Drop,
+    /// It leaves by the device that the program has named (`TC_ACT_REDIRECT`).
+    Redirect,
     /// Anything else.
     Other(u32),
 }
@@ -27,6 +29,7 @@ impl Verdict {
         match value.cast_signed() {
             -1 => Self::Pass,
             2 => Self::Drop,
+            7 => Self::Redirect,
             _ => Self::Other(value),
         }
     }
