@@ -8,7 +8,7 @@ use std::{
 };
 
 use dsproxy::{
-    model::IpFamily,
+    model::{IpFamily, ObjectName},
     source::{
         Delta,
         manifests::{Manifests, Pace},
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use crate::{
     harness::Source,
-    objects::{model_service, model_slice, name, service, slice},
+    objects::{model_node, model_service, model_service_cidr, model_slice, name, node, service, service_cidr, slice},
 };
 
 /// Waiting times under which only inotify can be in time.
@@ -202,20 +202,40 @@ async fn lists_and_documents_are_told_apart() {
     let list = json!({
         "apiVersion": "v1",
         "kind": "List",
-        "items": [service("a", 1), slice("a-4", IpFamily::V4, &[1]), {"apiVersion": "v1", "kind": "Node"}],
+        "items": [service("a", 1), slice("a-4", IpFamily::V4, &[1]), node("n", "z", 1), {"apiVersion": "v1", "kind": "Pod"}],
     });
     let typed = json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSliceList",
         "items": [slice("b-6", IpFamily::V6, &[2])],
     });
-    let cidr = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}});
-    write(&directory, "all.yaml", &[list, cidr, typed, service("c", 3)]);
+    let ingress = json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "in"}});
+    let range = service_cidr("kubernetes", &["10.96.0.0/16"]);
+    write(&directory, "all.yaml", &[list, range, ingress, typed, service("c", 3)]);
     assert_eq!(source.service().await, Delta::Apply(model_service("a", 1)));
     assert_eq!(source.service().await, Delta::Apply(model_service("c", 3)));
     assert_eq!(source.slice().await, Delta::Apply(model_slice("a-4", IpFamily::V4, &[1])));
     assert_eq!(source.slice().await, Delta::Apply(model_slice("b-6", IpFamily::V6, &[2])));
+    assert_eq!(source.node().await, Delta::Snapshot(vec![]));
+    assert_eq!(source.node().await, Delta::Apply(model_node("n", "z", 1)));
+    assert_eq!(source.service_cidr().await, Delta::Snapshot(vec![]));
+    assert_eq!(source.service_cidr().await, Delta::Apply(model_service_cidr("kubernetes", &["10.96.0.0/16"])));
     assert_eq!(source.status.rejected(), 0);
+}
+
+#[tokio::test]
+async fn nodes_and_service_cidrs_come_change_and_go() {
+    let directory = directory();
+    write(&directory, "a.yaml", &[node("n", "z", 1), service_cidr("kubernetes", &["fd00:96::/112"])]);
+    let mut source = started(directory.path(), pace()).await;
+    assert_eq!(source.node().await, Delta::Snapshot(vec![model_node("n", "z", 1)]));
+    let range = model_service_cidr("kubernetes", &["fd00:96::/112"]);
+    assert_eq!(source.service_cidr().await, Delta::Snapshot(vec![range]));
+    write(&directory, "a.yaml", &[node("n", "y", 1)]);
+    assert_eq!(source.node().await, Delta::Apply(model_node("n", "y", 1)));
+    assert_eq!(source.service_cidr().await, Delta::Delete(ObjectName::of_cluster("kubernetes")));
+    fs::remove_file(directory.path().join("a.yaml")).expect("remove");
+    assert_eq!(source.node().await, Delta::Delete(ObjectName::of_cluster("n")));
 }
 
 #[tokio::test]

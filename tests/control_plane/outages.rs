@@ -129,7 +129,7 @@ fn half_a_list_is_none() {
         assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
         assert_eq!(source.snapshot_of_slices().await, [model_slice("web-6", IpFamily::V6, &[1])]);
         source.until_connected().await;
-        assert_eq!(source.status.failures(), 4);
+        assert_eq!(source.status.failures(), 2 * Resource::ALL.len() as u64);
         source.assert_silent();
     });
 }

@@ -103,12 +103,12 @@ impl ControlPlane {
         namespace.run(|| runtime.block_on(server.restart_with_other_history(version))).expect("node A is there");
     }
 
-    /// Waits until both kinds are watched.
+    /// Waits until all kinds are watched.
     pub(crate) fn until_watched(&self) {
         self.runtime.block_on(self.server.until_watched());
     }
 
-    /// Waits until both kinds were listed more often than `before`.
+    /// Waits until all kinds were listed more often than `before`.
     pub(crate) fn until_listed_again(&self, before: [usize; Resource::ALL.len()]) {
         self.runtime.block_on(self.server.until("another list", |server| {
             Resource::ALL.into_iter().zip(before).all(|(resource, before)| server.count(Verb::List, resource) > before)

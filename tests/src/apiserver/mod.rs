@@ -195,7 +195,7 @@ impl ApiServer {
         assert!(tokio::time::timeout(within, holds).await.is_ok(), "waited in vain for {what}");
     }
 
-    /// Waits until both resources are watched.
+    /// Waits until all resources are watched.
     pub async fn until_watched(&self) {
         self.until("open watches", |server| Resource::ALL.iter().all(|&resource| server.open_watches(resource) > 0))
             .await;
