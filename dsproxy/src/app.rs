@@ -29,6 +29,7 @@ use crate::{
     progress::Progress,
     reconcile::Reconciler,
     source::{SourceStatus, kubernetes, manifests::Manifests},
+    start_event,
 };
 
 /// The target of the API client's own log.
@@ -152,6 +153,9 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     let reconciler = Reconciler::new(maps, &contents, local_node, progress, std::time::Instant::now());
     drop(contents);
     let mut reconciler = tokio::spawn(reconciler.run(events, addresses));
+    if let Source::Kubernetes(client) = &source {
+        tokio::spawn(start_event::tell(client.clone(), node.clone()));
+    }
     let mut source = tokio::spawn(async move {
         match source {
             Source::Manifests(manifests) => manifests.run(sender, status).await,

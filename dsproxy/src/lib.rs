@@ -33,4 +33,5 @@ pub mod progress;
 pub mod reconcile;
 pub mod resolve;
 pub mod source;
+pub mod start_event;
 pub mod sync_times;

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     io::Write,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -72,6 +73,37 @@ fn pod_interfaces_come_and_go() {
             command(&format!("ip link delete veth{at}"));
         }
         expect(&mut watch, "").await;
+    });
+}
+
+#[test]
+fn the_nodes_addresses_follow_within_milliseconds() {
+    let (node, pod) = (Namespace::new(), Namespace::new());
+    node.veth_to("uplink", &pod);
+    node.veth_to("veth1", &pod);
+    follow(&node, || async {
+        let watch = start().await;
+        let mut addresses = watch.addresses();
+        let ip = |line: &str| command(&format!("ip {line}"));
+        let mut quickest = PATIENCE;
+        for (line, wanted) in [
+            ("addr add 192.0.2.1/24 dev uplink", vec!["192.0.2.1"]),
+            // What a pod's interface carries is none of the node's.
+            ("addr add 10.1.0.1/32 dev veth1", vec!["192.0.2.1"]),
+            ("addr add 2001:db8::1/64 dev uplink nodad", vec!["192.0.2.1", "2001:db8::1"]),
+            ("addr add 203.0.113.1/32 dev lo", vec!["192.0.2.1", "203.0.113.1", "2001:db8::1"]),
+            ("addr del 192.0.2.1/24 dev uplink", vec!["203.0.113.1", "2001:db8::1"]),
+            ("link del uplink", vec!["203.0.113.1"]),
+        ] {
+            ip(line);
+            let started = Instant::now();
+            let wanted: Vec<IpAddr> = wanted.iter().map(|text| text.parse().expect("an address")).collect();
+            let came = addresses.wait_for(|now| now.all.iter().copied().eq(wanted.iter().copied()));
+            let came = tokio::time::timeout(PATIENCE, came).await;
+            came.unwrap_or_else(|_| panic!("{line}: still {:?}", watch.addresses().borrow())).expect("the watch is on");
+            quickest = quickest.min(started.elapsed());
+        }
+        assert!(quickest < Duration::from_millis(50), "{quickest:?} from the event to the announcement");
     });
 }
 

@@ -11,4 +11,5 @@ mod node;
 mod objects;
 mod outages;
 mod refusals;
+mod start;
 mod watching;

@@ -59,7 +59,7 @@ pub(super) fn choose(found: &Found<'_>, wanted: Wanted, node: &NodeView) -> Vec<
     let last_resort = |endpoint: &Endpoint| endpoint.serving && endpoint.terminating;
     let is_local = |endpoint: &Endpoint| is_local(endpoint, node);
 
-    let mode = topology::Mode::of(found.values().copied().filter(|endpoint| ready(endpoint)), node);
+    let mode = topology::Mode::of(&found.values().copied().filter(|endpoint| ready(endpoint)), node);
     let any_ready = found.values().any(|endpoint| ready(endpoint));
     let any_ready_local = found.values().any(|endpoint| is_local(endpoint) && ready(endpoint));
     found

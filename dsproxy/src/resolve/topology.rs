@@ -19,7 +19,7 @@ pub(super) enum Mode {
 
 impl Mode {
     /// The mode for a service port with these ready endpoints.
-    pub(super) fn of<'a>(ready: impl Iterator<Item = &'a Endpoint> + Clone, node: &NodeView) -> Self {
+    pub(super) fn of<'a>(ready: &(impl Iterator<Item = &'a Endpoint> + Clone), node: &NodeView) -> Self {
         [Self::SameNode, Self::SameZone]
             .into_iter()
             .find(|mode| {

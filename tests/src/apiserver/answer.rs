@@ -6,7 +6,10 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
-use hyper::{Response, StatusCode, body::Frame};
+use hyper::{
+    Method, Response, StatusCode,
+    body::{Frame, Incoming},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -19,10 +22,16 @@ use super::{
 
 pub(super) type Body = BoxBody<Bytes, io::Error>;
 
+/// Where Events are made that are about something without a namespace.
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
+
 /// Answers a request, or ends the connection without an answer.
-pub(super) async fn answer<B>(request: &hyper::Request<B>, shared: &Arc<Shared>) -> io::Result<Response<Body>> {
-    let request = match Request::read(request) {
-        Ok(_) if !is_authorized(request) => return Ok(refuse(&Refusal::with(401))),
+pub(super) async fn answer(request: hyper::Request<Incoming>, shared: &Arc<Shared>) -> io::Result<Response<Body>> {
+    if request.method() == Method::POST && request.uri().path() == EVENTS {
+        return take_event(request, shared).await;
+    }
+    let request = match Request::read(&request) {
+        Ok(_) if !is_authorized(&request) => return Ok(refuse(&Refusal::with(401))),
         Ok(request) => request,
         Err(bewildering) => {
             lock(&shared.bewildering).push(bewildering);
@@ -67,6 +76,19 @@ pub(super) async fn answer<B>(request: &hyper::Request<B>, shared: &Arc<Shared>)
             Ok(Ok(body)) => Ok(with_body(StatusCode::OK, body)),
         },
     }
+}
+
+/// Keeps an Event, whoever may make one.
+async fn take_event(request: hyper::Request<Incoming>, shared: &Shared) -> io::Result<Response<Body>> {
+    if !is_authorized(&request) {
+        return Ok(refuse(&Refusal::with(401)));
+    }
+    let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+    let event: Value = serde_json::from_slice(&body)?;
+    let text = event.to_string();
+    lock(&shared.events).push(event);
+    shared.moved();
+    Ok(with_body(StatusCode::CREATED, whole(text)))
 }
 
 fn list(request: &Request, shared: &Shared) -> Result<Result<Value, Refusal>, String> {

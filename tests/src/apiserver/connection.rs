@@ -26,7 +26,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>, reset: wa
 async fn serve(stream: TcpStream, shared: Arc<Shared>, mut reset: watch::Receiver<bool>) {
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
-        Box::pin(async move { answer::answer(&request, &shared).await })
+        Box::pin(async move { answer::answer(request, &shared).await })
     });
     let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     tokio::select! {

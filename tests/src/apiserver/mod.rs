@@ -50,6 +50,7 @@ struct Shared {
     store: Mutex<Store>,
     faults: Faults,
     requests: Mutex<Vec<Request>>,
+    events: Mutex<Vec<Value>>,
     streams: OpenStreams,
     /// Requests that were not understood.
     bewildering: Mutex<Vec<String>>,
@@ -80,6 +81,7 @@ impl ApiServer {
                 store: Mutex::new(Store::new(1000)),
                 faults: Faults::default(),
                 requests: Mutex::default(),
+                events: Mutex::default(),
                 streams: OpenStreams::default(),
                 bewildering: Mutex::default(),
                 progress: watch::Sender::new(0),
@@ -181,6 +183,11 @@ impl ApiServer {
     pub fn count(&self, verb: Verb, resource: Resource) -> usize {
         let asked = |request: &&Request| request.verb == verb && request.resource == resource;
         lock(&self.shared.requests).iter().filter(asked).count()
+    }
+
+    /// The Events that it was told of.
+    pub fn events(&self) -> Vec<Value> {
+        lock(&self.shared.events).clone()
     }
 
     /// Waits until a condition on this server holds.
