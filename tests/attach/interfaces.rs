@@ -97,11 +97,14 @@ fn the_nodes_addresses_follow_within_milliseconds() {
         ] {
             ip(line);
             let started = Instant::now();
+            let before = addresses.borrow().clone();
             let wanted: Vec<IpAddr> = wanted.iter().map(|text| text.parse().expect("an address")).collect();
             let came = addresses.wait_for(|now| now.all.iter().copied().eq(wanted.iter().copied()));
             let came = tokio::time::timeout(PATIENCE, came).await;
             came.unwrap_or_else(|_| panic!("{line}: still {:?}", watch.addresses().borrow())).expect("the watch is on");
-            quickest = quickest.min(started.elapsed());
+            if *addresses.borrow() != before {
+                quickest = quickest.min(started.elapsed());
+            }
         }
         assert!(quickest < Duration::from_millis(50), "{quickest:?} from the event to the announcement");
     });
