@@ -150,7 +150,8 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
 
     let (sender, events) = mpsc::channel(EVENT_BACKLOG);
     let local_node = LocalNode::new(&node, config.node_ips, config.node_port_addresses.clone());
-    let reconciler = Reconciler::new(maps, &contents, local_node, progress, std::time::Instant::now());
+    let reconciler = Reconciler::new(maps, &contents, local_node, progress, std::time::Instant::now())
+        .with_networks(config.networks());
     drop(contents);
     let mut reconciler = tokio::spawn(reconciler.run(events, addresses));
     if let Source::Kubernetes(client) = &source {

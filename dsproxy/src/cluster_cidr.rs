@@ -81,6 +81,11 @@ impl ClusterCidrs {
         }
     }
 
+    /// The CIDRs.
+    pub fn iter(&self) -> impl Iterator<Item = IpNet> {
+        self.v4.map(IpNet::V4).into_iter().chain(self.v6.map(IpNet::V6))
+    }
+
     /// Whether `address` is a pod's; none when there is no CIDR of its family to tell by.
     pub fn contains(&self, address: IpAddr) -> Option<bool> {
         match address {

@@ -14,10 +14,37 @@ use std::{
 use dsproxy_common::{IpFamily, settings::NetworkFlags};
 use ipnet::IpNet;
 
-use crate::maps::{Contents, Write};
+use crate::{
+    maps::{Contents, Write},
+    model::ObjectName,
+};
 
 /// Flags of what counts among the networks of Services.
 const OF_SERVICES: u32 = NetworkFlags::SERVICE | NetworkFlags::CLUSTER_IP;
+
+/// What the configuration says of networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfiguredNetworks {
+    /// Ranges with their [`NetworkFlags`].
+    pub ranges: Vec<(IpNet, u32)>,
+    /// Whether this node's pods are those in the `podCIDRs` of its Node object.
+    pub node_says_pods: bool,
+}
+
+impl ConfiguredNetworks {
+    /// All ranges, with those that ClusterIPs are given out from and the `podCIDRs` of the Node object.
+    pub fn ranges<'a>(
+        &'a self,
+        service_cidrs: impl IntoIterator<Item = IpNet> + 'a,
+        pod_cidrs: &'a [IpNet],
+    ) -> impl Iterator<Item = (IpNet, u32)> + 'a {
+        let of_services = NetworkFlags::SERVICE | NetworkFlags::NOT_MASQUERADED;
+        let of_pods = NetworkFlags::POD | NetworkFlags::NOT_MASQUERADED;
+        let pods = pod_cidrs.iter().filter(|_| self.node_says_pods).map(move |cidr| (*cidr, of_pods));
+        let services = service_cidrs.into_iter().map(move |cidr| (cidr, of_services));
+        self.ranges.iter().copied().chain(pods).chain(services)
+    }
+}
 
 /// What should stand in the maps, and what does.
 #[derive(Debug, Default)]
@@ -26,6 +53,7 @@ pub struct Networks {
     ranges: BTreeMap<IpNet, u32>,
     /// How many Services have each ClusterIP.
     cluster_ips: BTreeMap<IpAddr, u32>,
+    of_services: HashMap<ObjectName, Vec<IpAddr>>,
     /// What stands in the maps.
     held: HashMap<IpNet, u32>,
     held_service_networks: BTreeMap<IpFamily, IpNet>,
@@ -72,14 +100,26 @@ impl Networks {
         }
     }
 
-    /// Enters that one more Service has the ClusterIP `address`.
-    pub fn add_cluster_ip(&mut self, address: IpAddr) {
+    /// Makes `cluster_ips` those of `service`.
+    pub fn set_service(&mut self, service: &ObjectName, cluster_ips: &[IpAddr]) {
+        if self.of_services.get(service).map_or(&[][..], Vec::as_slice) == cluster_ips {
+            return;
+        }
+        cluster_ips.iter().for_each(|address| self.add_cluster_ip(*address));
+        let before = if cluster_ips.is_empty() {
+            self.of_services.remove(service)
+        } else {
+            self.of_services.insert(service.clone(), cluster_ips.to_vec())
+        };
+        before.into_iter().flatten().for_each(|address| self.remove_cluster_ip(address));
+    }
+
+    fn add_cluster_ip(&mut self, address: IpAddr) {
         *self.cluster_ips.entry(address).or_default() += 1;
         self.stale.insert(address.into());
     }
 
-    /// Enters that one Service less has the ClusterIP `address`.
-    pub fn remove_cluster_ip(&mut self, address: IpAddr) {
+    fn remove_cluster_ip(&mut self, address: IpAddr) {
         if let Some(count) = self.cluster_ips.get_mut(&address) {
             *count -= 1;
             if *count == 0 {
@@ -365,10 +405,16 @@ mod tests {
     #[test]
     fn two_services_share_an_address() {
         let mut networks = Networks::default();
-        let address = IpAddr::from([10, 96, 0, 1]);
-        networks.add_cluster_ip(address);
-        networks.add_cluster_ip(address);
-        networks.remove_cluster_ip(address);
-        assert_eq!(networks.plan().len(), 2, "the entry, and where ClusterIPs are");
+        let (first, second) = (ObjectName::new("default", "a"), ObjectName::new("default", "b"));
+        let addresses = ["10.96.0.1", "fd00:96::1"].map(|text| text.parse().expect("an address"));
+        networks.set_service(&first, &addresses);
+        networks.set_service(&second, &addresses);
+        networks.set_service(&first, &[]);
+        assert_eq!(networks.plan().len(), 4, "in either family the entry, and where ClusterIPs are");
+        networks.set_service(&second, &addresses[..1]);
+        assert_eq!(networks.plan().len(), 2);
+        networks.set_service(&second, &[]);
+        assert_eq!(networks.plan(), []);
+        assert!(networks.of_services.is_empty() && networks.cluster_ips.is_empty());
     }
 }

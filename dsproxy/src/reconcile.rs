@@ -19,16 +19,22 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    claims::{Claims, Conflict},
     cluster::Cluster,
-    diff::{Conflict, Known, Plan, PlanError},
+    diff::{Known, PlanError},
     interfaces::NodeAddresses,
     local_node::LocalNode,
-    maps::{Contents, FrontendAddress, MapError, MapKind, MapStore, Write},
+    maps::{Contents, MapError, MapKind, MapStore, Write},
+    masquerade::Masquerade,
     model::{IpFamily, ObjectName},
+    networks::{ConfiguredNetworks, Networks},
     progress::{NoLocalEndpoints, Progress, Snapshot},
-    resolve::{HealthCheck, LeftOut, Resolution, ResolvedPort},
+    resolve::{HealthCheck, LeftOut},
     source::{Delta, Event},
 };
+
+mod host;
+mod services;
 
 #[cfg(test)]
 mod tests;
@@ -66,14 +72,6 @@ impl ServiceError {
     }
 }
 
-/// What became of the ports of one Service.
-#[derive(Default)]
-struct Outcome {
-    conflicts: Vec<Conflict>,
-    /// The first failure.
-    error: Option<ServiceError>,
-}
-
 /// What load balancers are told, by Service.
 pub type HealthChecks = BTreeMap<ObjectName, HealthCheck>;
 
@@ -81,10 +79,15 @@ pub type HealthChecks = BTreeMap<ObjectName, HealthCheck>;
 pub struct Reconciler<S> {
     store: S,
     known: Known,
+    networks: Networks,
+    masquerade: Masquerade,
+    configured: ConfiguredNetworks,
     cluster: Cluster,
+    claims: Claims,
     /// The names of the service ports in the maps, by Service.
     served: HashMap<ObjectName, BTreeSet<String>>,
     failed: BTreeMap<ObjectName, Failure>,
+    /// The frontends that a Service wants and another has.
     conflicting: BTreeMap<ObjectName, Vec<Conflict>>,
     /// What cannot be served of which Service.
     left_out: BTreeMap<ObjectName, Vec<LeftOut>>,
@@ -95,8 +98,8 @@ pub struct Reconciler<S> {
     retry_at: Option<Instant>,
     /// Whether a write since the last attempt at what has failed may have made room for it.
     made_room: bool,
-    /// Whether a frontend was removed since those in conflict were last looked at.
-    removed_frontend: bool,
+    /// Why what is not a Service's is not in the maps as it should be.
+    host_failure: Option<String>,
     was_synced: bool,
     progress: Arc<Progress>,
 }
@@ -121,7 +124,11 @@ impl<S: MapStore> Reconciler<S> {
         Self {
             store,
             known,
+            networks: Networks::new(contents),
+            masquerade: Masquerade::new(contents),
+            configured: ConfiguredNetworks::default(),
             cluster: Cluster::new(node),
+            claims: Claims::default(),
             served,
             failed: BTreeMap::new(),
             conflicting: BTreeMap::new(),
@@ -131,10 +138,15 @@ impl<S: MapStore> Reconciler<S> {
             retry_after: RETRY.0,
             retry_at: None,
             made_room: false,
-            removed_frontend: false,
+            host_failure: None,
             was_synced: false,
             progress,
         }
+    }
+
+    /// Goes by what the configuration says of networks.
+    pub fn with_networks(self, configured: ConfiguredNetworks) -> Self {
+        Self { configured, ..self }
     }
 
     /// What load balancers are told, for whoever follows it.
@@ -242,6 +254,7 @@ impl<S: MapStore> Reconciler<S> {
             let seconds = started.elapsed().as_secs_f64();
             info!(services, slices, failed, seconds, "what the source listed is in the maps, but for what failed");
         }
+        self.bring_host_up_to_date(now);
         debug!(services = count, seconds = started.elapsed().as_secs_f64(), "reconciled");
         self.publish(now, started.elapsed());
     }
@@ -251,6 +264,9 @@ impl<S: MapStore> Reconciler<S> {
         let failed = self.failed.keys().cloned().collect();
         self.retry_at = None;
         self.bring_up_to_date(failed, now);
+        if self.host_failure.is_some() {
+            self.bring_host_up_to_date(now);
+        }
         self.publish(now, started.elapsed());
     }
 
@@ -261,147 +277,13 @@ impl<S: MapStore> Reconciler<S> {
         }
     }
 
-    /// Services that are gone are taken out first, so that a VIP may pass from one to another in one go; within a Service a
-    /// port takes over from another before that one is taken out. What has waited for a frontend of another Service
-    /// is tried again when anything was removed.
-    fn bring_up_to_date(&mut self, mut services: BTreeSet<ObjectName>, now: Instant) {
-        if services.is_empty() {
-            return;
-        }
-        let mut errors: BTreeMap<ObjectName, ServiceError> = BTreeMap::new();
-        let (gone, mut present): (Vec<_>, Vec<_>) = services
-            .iter()
-            .map(|service| (service.clone(), self.resolve(service)))
-            .partition(|(_, ports)| ports.is_empty());
-        // Of Services that come at once and claim one frontend the oldest has it, on every node.
-        present.sort_by_key(|(service, _)| self.cluster.age(service));
-        for (service, ports) in gone.iter().chain(&present) {
-            if let Err(error) = self.bring_one_up_to_date(service, ports, now) {
-                errors.insert(service.clone(), error);
-            }
-        }
-        // What is wanted is never removed, so this comes to an end.
-        while std::mem::take(&mut self.removed_frontend) {
-            for service in self.conflicting.keys().cloned().collect::<Vec<_>>() {
-                let ports = self.resolve(&service);
-                if let Err(error) = self.bring_one_up_to_date(&service, &ports, now) {
-                    errors.insert(service.clone(), error);
-                }
-                services.insert(service);
-            }
-        }
-        self.note_failures(&services, &errors, now);
-    }
-
-    /// What a Service asks for; what is to be told of it elsewhere is noted.
-    fn resolve(&mut self, service: &ObjectName) -> Vec<ResolvedPort> {
-        let Resolution { ports, health_check, left_out } = self.cluster.resolve(service);
-        self.health_checks.send_if_modified(|checks| match health_check {
-            Some(check) => checks.insert(service.clone(), check.clone()) != Some(check),
-            None => checks.remove(service).is_some(),
-        });
-        note(&mut self.without_local, service, NoLocalEndpoints::of(&ports));
-        if self.left_out.get(service).is_none_or(|known| *known != left_out) {
-            left_out.iter().for_each(|reason| warn!(%service, %reason, "part of a Service is not served"));
-        }
-        note(&mut self.left_out, service, left_out);
-        ports
-    }
-
-    fn bring_one_up_to_date(
-        &mut self,
-        service: &ObjectName,
-        ports: &[ResolvedPort],
-        now: Instant,
-    ) -> Result<(), ServiceError> {
-        let mut outcome = self.put(service, ports, now);
-        let removed = self.remove_unwanted(service, ports, now)?;
-        if removed && outcome.error.is_some() {
-            // What was removed may be just the room that was missing.
-            outcome = self.put(service, ports, now);
-        }
-        let Outcome { conflicts, error } = outcome;
-        self.note_conflicts(service, conflicts);
-        error.map_or(Ok(()), Err)
-    }
-
-    /// Writes what the ports of one Service want, each as far as it can be had.
-    fn put(&mut self, service: &ObjectName, ports: &[ResolvedPort], now: Instant) -> Outcome {
-        let siblings: BTreeSet<FrontendAddress> = ports.iter().flat_map(ResolvedPort::frontends).collect();
-        let mut outcome = Outcome::default();
-        for port in ports {
-            let written = self.plan(port, &siblings, now).and_then(|plan| {
-                outcome.conflicts.extend(plan.conflicts);
-                if !plan.writes.is_empty() {
-                    self.served.entry(service.clone()).or_default().insert(port.name.to_string());
-                }
-                Ok(self.write(&plan.writes, now)?)
-            });
-            if let Err(error) = written {
-                outcome.error.get_or_insert(error);
-            }
-        }
-        outcome
-    }
-
-    /// In a full map, what a service port no longer wants goes before what it wants instead: it makes room, and
-    /// endpoints that are gone must not be served for want of it.
-    fn plan(
-        &mut self,
-        port: &ResolvedPort,
-        siblings: &BTreeSet<FrontendAddress>,
-        now: Instant,
-    ) -> Result<Plan, ServiceError> {
-        match self.known.plan(port, siblings, now) {
-            Ok(plan) => Ok(plan),
-            Err(full) => {
-                let reduction = self.known.plan_reduction(port, siblings, now).ok_or(full)?;
-                self.write(&reduction.writes, now)?;
-                Ok(self.known.plan(port, siblings, now)?)
-            }
-        }
-    }
-
-    /// Says whether anything was removed.
-    fn remove_unwanted(
-        &mut self,
-        service: &ObjectName,
-        ports: &[ResolvedPort],
-        now: Instant,
-    ) -> Result<bool, MapError> {
-        let wanted: BTreeSet<String> = ports.iter().map(|port| port.name.to_string()).collect();
-        let unwanted: Vec<String> =
-            self.served.get(service).into_iter().flatten().filter(|name| !wanted.contains(*name)).cloned().collect();
-        for name in &unwanted {
-            let writes = self.known.plan_removal(name);
-            self.write(&writes, now)?;
-            if let Some(served) = self.served.get_mut(service) {
-                served.remove(name);
-                if served.is_empty() {
-                    self.served.remove(service);
-                }
-            }
-        }
-        Ok(!unwanted.is_empty())
-    }
-
-    fn note_conflicts(&mut self, service: &ObjectName, conflicts: Vec<Conflict>) {
-        if conflicts.is_empty() {
-            self.conflicting.remove(service);
-        } else if self.conflicting.get(service) != Some(&conflicts) {
-            for Conflict { address, holder } in &conflicts {
-                warn!(%service, %address, %holder, "the frontend belongs to another Service, which keeps it");
-            }
-            self.conflicting.insert(service.clone(), conflicts);
-        }
-    }
-
     fn write(&mut self, writes: &[Write], now: Instant) -> Result<(), MapError> {
         for write in writes {
             self.store.write(write).inspect_err(|_| self.known.failed(write))?;
             self.known.applied(write, now);
+            self.networks.applied(write);
+            self.masquerade.applied(write);
             self.made_room |= makes_room(write);
-            self.removed_frontend |= matches!(write, Write::RemoveFrontend { .. });
         }
         self.progress.wrote(writes.len());
         Ok(())
@@ -459,7 +341,7 @@ impl<S: MapStore> Reconciler<S> {
                 service_ports: self.known.service_count(),
                 fill: IpFamily::ALL.map(|family| (family, self.known.fill(family))),
                 failed: self.failed.iter().map(|(name, failure)| (name.clone(), failure.text.clone())).collect(),
-                stuck: self.failed.values().any(|failure| !failure.full),
+                stuck: self.host_failure.is_some() || self.failed.values().any(|failure| !failure.full),
                 conflicts: self.conflicting.values().map(Vec::len).sum(),
                 left_out: self.left_out.values().map(Vec::len).sum(),
                 no_local_endpoints: self.without_local.values().copied().sum(),

@@ -1,9 +1,9 @@
 //! What of the configuration the kernel programs are told.
 
-use dsproxy_common::settings::SettingFlags;
+use dsproxy_common::settings::{NetworkFlags, SettingFlags};
 
 use super::{Config, GoneBackend, LocalDetection, SocketLb};
-use crate::datapath::load::DatapathSettings;
+use crate::{cluster_cidr::ClusterCidrs, datapath::load::DatapathSettings, networks::ConfiguredNetworks};
 
 impl Config {
     /// The settings of the kernel programs.
@@ -20,6 +20,21 @@ impl Config {
             flags: flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag),
             snat_ports: [self.snat_ports.first, self.snat_ports.last],
             ..DatapathSettings::default()
+        }
+    }
+
+    /// What is known of networks from the start.
+    pub fn networks(&self) -> ConfiguredNetworks {
+        let pods = self.cluster_cidr.iter().flat_map(ClusterCidrs::iter);
+        // Where pods are known by their node's own range, those of other nodes are none of this node's.
+        let of_pods = match self.local_detection {
+            LocalDetection::NodeCidr => NetworkFlags::NOT_MASQUERADED,
+            _ => NetworkFlags::POD | NetworkFlags::NOT_MASQUERADED,
+        };
+        let others = self.non_masquerade_cidrs.iter().map(|cidr| (*cidr, NetworkFlags::NOT_MASQUERADED));
+        ConfiguredNetworks {
+            ranges: pods.map(|cidr| (cidr, of_pods)).chain(others).collect(),
+            node_says_pods: self.local_detection == LocalDetection::NodeCidr,
         }
     }
 

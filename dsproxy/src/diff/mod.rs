@@ -74,22 +74,11 @@ struct KnownService {
     runs: [Runs; 2],
 }
 
-/// The writes that make one service port right, and what could not be had.
+/// The writes that make one service port right.
 #[derive(Debug, Default)]
 pub struct Plan {
     /// The writes, in order.
     pub writes: Vec<Write>,
-    /// Frontends left out because they belong to another service port.
-    pub conflicts: Vec<Conflict>,
-}
-
-/// Two service ports want one frontend. The first to have it keeps it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conflict {
-    /// The frontend.
-    pub address: FrontendAddress,
-    /// Which service port has it.
-    pub holder: String,
 }
 
 /// Why a service port cannot be planned.
@@ -209,6 +198,12 @@ impl Known {
     /// The names of all service ports.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.ids_by_name.keys().map(String::as_str)
+    }
+
+    /// The frontends of the service port `name`.
+    pub fn frontends_of(&self, name: &str) -> impl Iterator<Item = FrontendAddress> {
+        let service = self.ids_by_name.get(name).and_then(|id| self.services.get(id));
+        service.into_iter().flat_map(|known| &known.frontends).copied()
     }
 
     /// How many frontends, backends that are not gone, slots and source ranges of `family` are in use.

@@ -7,17 +7,17 @@ use std::{
 };
 
 use dsproxy_common::{
-    IpFamily,
+    IpFamily, Protocol,
     filter::FilterBit,
     service::{BackendFlags, BackendState, Frontend, FrontendFlags, Slots},
 };
 use ipnet::IpNet;
 
-use super::{Conflict, Known, KnownService, Plan, PlanError, backends::Standing, filter, index, run_of, runs::Runs};
+use super::{Known, KnownService, Plan, PlanError, backends::Standing, filter, index, run_of, runs::Runs};
 use crate::{
     maglev,
     maps::{FilterOf, FrontendAddress, MapKind, Write},
-    resolve::{Distribution, Reach, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend, ResolvedPort, ServicePortName},
+    resolve::{Distribution, Reach, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend, ResolvedPort},
 };
 
 /// One service port while it is planned.
@@ -31,6 +31,8 @@ struct Draft<'a> {
     /// What is to be written once the frontends have been switched.
     retirements: Vec<Write>,
     frontends: BTreeMap<FrontendAddress, Frontend>,
+    /// Those that go on to check their source even when there is no range left: they let nobody in then.
+    guarded: BTreeSet<FrontendAddress>,
     /// Words of filters as they will be.
     words: HashMap<(IpFamily, FilterOf, u32), u64>,
 }
@@ -38,8 +40,8 @@ struct Draft<'a> {
 impl Known {
     /// The writes that make `wanted` stand in the maps.
     ///
-    /// `siblings` are the frontends of all ports of its Service: between these a frontend passes by a single write,
-    /// so that ports may change their names or swap their numbers without a gap.
+    /// A frontend that is another service port's passes by a single write. Those that this one no longer wants are left to be
+    /// taken over where they are `claimed`, so that ports may change their names, or Services swap their VIPs, without a gap.
     ///
     /// # Errors
     ///
@@ -48,7 +50,7 @@ impl Known {
     pub fn plan(
         &self,
         wanted: &ResolvedPort,
-        siblings: &BTreeSet<FrontendAddress>,
+        claimed: &BTreeSet<FrontendAddress>,
         now: Instant,
     ) -> Result<Plan, PlanError> {
         let name = wanted.name.to_string();
@@ -69,6 +71,7 @@ impl Known {
             plan: Plan::default(),
             retirements: Vec::new(),
             frontends: BTreeMap::new(),
+            guarded: BTreeSet::new(),
             words: HashMap::new(),
         };
         if held.is_none_or(|held| held.name.as_deref() != Some(&name)) {
@@ -84,14 +87,39 @@ impl Known {
                 source_ranges: Vec::new(),
             };
             let resolved = wanted.families.iter().find(|resolved| resolved.family == family).unwrap_or(&absent);
-            draft.source_ranges(resolved)?;
-            let ids = draft.backends(resolved, &wanted.name)?;
-            draft.slots(resolved, &ids)?;
+            let mut resolved = resolved.clone();
+            let awaiting: Vec<_> = self.awaiting(held, wanted, family, claimed).collect();
+            let guarded = awaiting.iter().filter(|frontend| frontend.checks_source);
+            draft.guarded.extend(guarded.map(|frontend| frontend.address));
+            resolved.frontends.extend(awaiting);
+            draft.source_ranges(&resolved)?;
+            let ids = draft.backends(&resolved, wanted.name.protocol)?;
+            draft.slots(&resolved, &ids)?;
         }
-        draft.switch_frontends(&wanted.name, siblings)?;
+        draft.switch_frontends()?;
         let Draft { mut plan, mut retirements, .. } = draft;
         plan.writes.append(&mut retirements);
         Ok(plan)
+    }
+
+    /// The frontends of `family` that the service port has, no longer wants, and keeps as they are until whoever claims them takes
+    /// them over.
+    fn awaiting<'a>(
+        &'a self,
+        held: Option<&'a KnownService>,
+        wanted: &'a ResolvedPort,
+        family: IpFamily,
+        claimed: &'a BTreeSet<FrontendAddress>,
+    ) -> impl Iterator<Item = ResolvedFrontend> + 'a {
+        let held = held.into_iter().flat_map(|held| &held.frontends);
+        held.filter(move |address| address.family() == family && claimed.contains(*address))
+            .filter(|address| wanted.frontends().all(|wanted| wanted != **address))
+            .filter_map(|address| {
+                let frontend = self.frontends.get(address)?;
+                let [inside, outside] = reaches(frontend).map(|(_, reach)| reach);
+                let checks_source = frontend.has(FrontendFlags::SOURCE_RANGES);
+                Some(ResolvedFrontend { address: *address, kind: frontend.kind()?, inside, outside, checks_source })
+            })
     }
 
     /// The writes that take away what `wanted` lacks and add nothing, for when there is no room for all of it. None when
@@ -99,7 +127,7 @@ impl Known {
     pub fn plan_reduction(
         &self,
         wanted: &ResolvedPort,
-        siblings: &BTreeSet<FrontendAddress>,
+        claimed: &BTreeSet<FrontendAddress>,
         now: Instant,
     ) -> Option<Plan> {
         let ResolvedPort { name, affinity, families } = wanted;
@@ -107,7 +135,7 @@ impl Known {
         let known = self.services.get(&service)?;
         let families = families.iter().map(|resolved| self.reduced(resolved, service, known)).collect();
         let reduced = ResolvedPort { name: name.clone(), affinity: *affinity, families };
-        self.plan(&reduced, siblings, now).ok()
+        self.plan(&reduced, claimed, now).ok()
     }
 
     /// What of `wanted` stands already.
@@ -180,6 +208,12 @@ impl Known {
         writes
     }
 
+    /// The writes that take those frontends out that the service port `name` has and `is_its` says are not its.
+    pub fn plan_strays(&self, name: &str, is_its: impl Fn(&FrontendAddress) -> bool) -> Vec<Write> {
+        let strays = self.frontends_of(name).filter(|address| !is_its(address));
+        strays.map(|address| Write::RemoveFrontend { address }).collect()
+    }
+
     /// The writes that clear the filters' bits of what has been gone for long.
     pub fn plan_filter_retirement(&self, now: Instant) -> Vec<Write> {
         let mut writes = Vec::new();
@@ -239,7 +273,7 @@ impl Draft<'_> {
     fn backends(
         &mut self,
         resolved: &ResolvedFamily,
-        name: &ServicePortName,
+        protocol: Protocol,
     ) -> Result<BTreeMap<(IpAddr, u16), u32>, PlanError> {
         let family = resolved.family;
         let of_endpoint = |endpoint: &ResolvedEndpoint| ((endpoint.address, endpoint.port), Standing::of(endpoint));
@@ -247,7 +281,7 @@ impl Draft<'_> {
         let plan = self.known.families[index(family)].backends.plan(self.service, &wanted)?;
         for (id, record) in plan.before {
             if record.state != BackendState::Gone {
-                let bit = filter::backend_bit(record.address, record.port, name.protocol);
+                let bit = filter::backend_bit(record.address, record.port, protocol);
                 self.set_bit(family, FilterOf::Backends, bit);
             }
             self.write(Write::Backend { family, id, record });
@@ -301,12 +335,14 @@ impl Draft<'_> {
         let drops = !has(Reach::Local) && has(Reach::Cluster);
         for frontend in frontends {
             let slots = |reach| placed.get(&reach).copied().unwrap_or_default();
+            let checks_source =
+                frontend.checks_source && (!source_ranges.is_empty() || self.guarded.contains(&frontend.address));
             let record = Frontend {
                 service: self.service,
                 inside: slots(frontend.inside),
                 outside: slots(frontend.outside),
                 affinity: self.affinity,
-                flags: flags(frontend, drops, frontend.checks_source && !source_ranges.is_empty()),
+                flags: flags(frontend, drops, checks_source),
             };
             self.frontends.insert(frontend.address, record);
         }
@@ -319,38 +355,24 @@ impl Draft<'_> {
         addresses
             .filter(|address| address.family() == family)
             .filter_map(|address| self.known.frontends.get(address))
-            .flat_map(|frontend| {
-                let of = |flag| if frontend.has(flag) { Reach::Local } else { Reach::Cluster };
-                [
-                    (frontend.inside, of(FrontendFlags::INSIDE_LOCAL)),
-                    (frontend.outside, of(FrontendFlags::OUTSIDE_LOCAL)),
-                ]
-            })
+            .flat_map(reaches)
             .all(|(slots, of)| run_of(slots) != Some(first) || of == reach)
     }
 
-    fn switch_frontends(
-        &mut self,
-        name: &ServicePortName,
-        siblings: &BTreeSet<FrontendAddress>,
-    ) -> Result<(), PlanError> {
+    /// Frontends last, new ones before those that go: the first frontend of a run keeps it from being given to others.
+    fn switch_frontends(&mut self) -> Result<(), PlanError> {
         let known = self.known;
         let mut added: BTreeMap<IpFamily, u32> = BTreeMap::new();
         let mut switches = Vec::new();
-        for (address, frontend) in std::mem::take(&mut self.frontends) {
-            let held = known.frontends.get(&address);
-            let holder = held.filter(|held| held.service != self.service).and_then(|held| known.name_of(held.service));
-            if let Some(holder) = holder.filter(|holder| !name.is_sibling(holder)) {
-                self.plan.conflicts.push(Conflict { address, holder: holder.to_owned() });
-                continue;
-            }
-            let family = address.family();
-            self.set_bit(family, FilterOf::Frontends, filter::filter_bit(&address));
+        let wanted = std::mem::take(&mut self.frontends);
+        for (address, frontend) in &wanted {
+            let (held, family) = (known.frontends.get(address), address.family());
+            self.set_bit(family, FilterOf::Frontends, filter::filter_bit(address));
             if held.is_none() {
                 *added.entry(family).or_default() += 1;
             }
-            if held != Some(&frontend) {
-                switches.push(Write::Frontend { address, frontend });
+            if held != Some(frontend) {
+                switches.push(Write::Frontend { address: *address, frontend: *frontend });
             }
         }
         let capacity = known.capacities.frontends;
@@ -360,12 +382,17 @@ impl Draft<'_> {
             }
         }
         self.plan.writes.append(&mut switches);
-        // Removals last: the first frontend of a run keeps it from being given to others.
         let held = self.held.into_iter().flat_map(|held| &held.frontends);
-        let removed = held.filter(|address| !siblings.contains(address));
+        let removed = held.filter(|address| !wanted.contains_key(address));
         self.plan.writes.extend(removed.map(|address| Write::RemoveFrontend { address: *address }));
         Ok(())
     }
+}
+
+/// The slots for clients inside and outside, and which list stands there.
+fn reaches(frontend: &Frontend) -> [(Slots, Reach); 2] {
+    let of = |flag| if frontend.has(flag) { Reach::Local } else { Reach::Cluster };
+    [(frontend.inside, of(FrontendFlags::INSIDE_LOCAL)), (frontend.outside, of(FrontendFlags::OUTSIDE_LOCAL))]
 }
 
 /// The kind and [`FrontendFlags`] of `frontend`; `drops` when there are endpoints, and none on this node.

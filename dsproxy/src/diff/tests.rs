@@ -234,7 +234,6 @@ impl World {
         let writes = match wanted {
             Some(wanted) => {
                 let plan = self.plan(number, wanted).map_err(|error| error.to_string())?;
-                assert!(plan.conflicts.is_empty());
                 new.extend(expected(&BTreeMap::from([(number, wanted.clone())])));
                 plan.writes
             }
@@ -466,25 +465,33 @@ fn a_full_map_is_named_and_what_is_served_stays_served() {
 }
 
 #[test]
-fn the_first_to_have_a_frontend_keeps_it_until_it_goes() {
+fn a_frontend_passes_to_another_service_port_by_one_write() {
     let mut world = World::new();
-    world.reach(0, Some(&simple([1]))).expect("room");
-    let mut rival = resolved(1, &simple([2]));
+    world.reach(0, Some(&simple([1, 3]))).expect("room");
+    let first = expected(&BTreeMap::from([(0, simple([1, 3]))]));
+    let mut rival = resolved(1, &simple([2, 4]));
     for family in &mut rival.families {
         family.frontends[0].address.address = vip(family.family, FrontendKind::ClusterIp, 0);
     }
-    let plan = world.known.plan(&rival, &siblings(&rival), world.now).expect("room");
-    assert_eq!(plan.conflicts.len(), 2);
-    assert_eq!(plan.conflicts[0].holder, "default/service-0:http/TCP");
-    let first = expected(&BTreeMap::from([(0, simple([1]))]));
+    // The one that has it and wants it no longer leaves it to the other.
+    let mut without = resolved(0, &simple([1, 3]));
+    without.families.iter_mut().for_each(|family| family.frontends.clear());
+    let plan = world.known.plan(&without, &siblings(&rival), world.now).expect("room");
     world.apply(&plan.writes, &first, &first).expect("writes");
     assert_eq!(world.store.served().expect("whole"), first);
-    world.reach(0, None).expect("removal");
+
     let plan = world.known.plan(&rival, &siblings(&rival), world.now).expect("room");
-    assert!(plan.conflicts.is_empty());
-    let mut second = expected(&BTreeMap::from([(0, simple([2]))]));
+    let switches = plan.writes.iter().filter(|write| matches!(write, Write::Frontend { .. })).count();
+    let removals = plan.writes.iter().filter(|write| matches!(write, Write::RemoveFrontend { .. })).count();
+    assert_eq!((switches, removals), (2, 0), "one a family");
+    let mut second = expected(&BTreeMap::from([(0, simple([2, 4]))]));
     second.values_mut().for_each(|served| served.name = rival.name.to_string());
-    world.apply(&plan.writes, &second, &second).expect("writes");
-    let holders: BTreeSet<_> = world.store.served().expect("whole").into_values().map(|served| served.name).collect();
-    assert_eq!(holders, BTreeSet::from(["default/service-1:http/TCP".to_owned()]));
+    world.apply(&plan.writes, &first, &second).expect("writes");
+    assert_eq!(world.store.served().expect("whole"), second);
+    assert_eq!(world.known.fill(IpFamily::V4)[2].1, 2, "the slots of the first are free");
+
+    // Left with the wrong one, it goes.
+    let strays = world.known.plan_strays(&rival.name.to_string(), |address| address.family() == IpFamily::V6);
+    world.apply(&strays, &second, &BTreeMap::new()).expect("writes");
+    assert_eq!(world.store.served().expect("whole").len(), 1);
 }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use dsproxy_common::settings::NetworkFlags;
 use proptest::prelude::*;
 
 use super::*;
@@ -11,7 +12,7 @@ use crate::{
         Capacities, FrontendAddress,
         memory::{MemoryMaps, Served},
     },
-    model::{Endpoint, EndpointSlice, Protocol, Service, ServicePort, SlicePort},
+    model::{Endpoint, EndpointSlice, Protocol, Service, ServiceCidr, ServicePort, SlicePort},
     resolve::scenarios::{MapState, Objects, scenarios, synced_reconciler},
     source::Delta,
 };
@@ -34,17 +35,23 @@ struct Asked {
     vip: u8,
     port: u16,
     endpoints: Vec<u8>,
+    /// When it was made, in seconds; zero: it does not say.
+    created: u64,
 }
 
 impl Asked {
     fn dual(vip: u8, endpoints: &[u8]) -> Self {
-        Self { families: IpFamily::ALL.to_vec(), vip, port: 80, endpoints: endpoints.to_vec() }
+        Self { families: IpFamily::ALL.to_vec(), vip, port: 80, endpoints: endpoints.to_vec(), created: 0 }
     }
 
     fn frontends(&self) -> impl Iterator<Item = FrontendAddress> {
         let &Self { vip: number, port, .. } = self;
         let vips = self.families.iter().map(move |family| vip(*family, number));
         vips.map(move |address| FrontendAddress { address, port, protocol: Protocol::Tcp })
+    }
+
+    fn created(&self) -> Option<SystemTime> {
+        (self.created > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(self.created))
     }
 
     fn endpoints(&self, family: IpFamily) -> Vec<(IpAddr, u16)> {
@@ -84,6 +91,7 @@ fn slice_name(name: &str, family: IpFamily) -> ObjectName {
 fn service(name: &str, asked: &Asked) -> Service {
     Service {
         name: object_name(name),
+        created: asked.created(),
         cluster_ips: asked.families.iter().map(|family| vip(*family, asked.vip)).collect(),
         ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: asked.port, node_port: None }],
         ..Service::default()
@@ -193,6 +201,12 @@ impl World {
             asked.frontends().all(|address| served.get(&address).is_some_and(|served| is_whole(&address, served)))
         };
         self.asked.iter().filter(is_served).map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Who of those that ask for `frontend` is to have it.
+    fn holder(&self, frontend: FrontendAddress) -> &str {
+        let claimants = self.asked.iter().filter(|(_, asked)| asked.frontends().any(|address| address == frontend));
+        claimants.min_by_key(|(name, asked)| (asked.created(), *name)).map_or("", |(name, _)| name)
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -449,15 +463,63 @@ fn a_conflict_in_one_family_leaves_the_other_alone() {
 }
 
 #[test]
-fn a_restart_keeps_who_had_the_frontend() {
+fn the_oldest_has_the_frontend_whatever_the_order_and_after_a_restart() {
+    let asked = |endpoint, created| Asked { created, ..Asked::dual(1, &[endpoint]) };
+    // By name the others would come first.
+    let all = [("a", asked(1, 3)), ("b", asked(2, 2)), ("c", asked(3, 1))];
+    for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [2, 0, 1]] {
+        let mut world = World::new(ROOM);
+        for at in order {
+            let (name, asked) = all[at].clone();
+            world.put(name, asked);
+        }
+        assert_eq!(world.served_in_full(), ["c"], "{order:?}");
+        assert_eq!(world.snapshot().conflicts, 4, "two Services, two families");
+        let (before, written) = (world.served(), world.reconciler.store.written());
+        world.restart();
+        assert_eq!((world.served(), world.reconciler.store.written()), (before, written), "{order:?}");
+        world.change([("c", None)]);
+        assert_eq!(world.served_in_full(), ["b"], "the next oldest has it at once");
+        world.change([("b", None)]);
+        assert_eq!(world.served_in_full(), ["a"]);
+        assert_eq!(world.snapshot().conflicts, 0);
+    }
+}
+
+#[test]
+fn cluster_ips_ranges_and_node_addresses_follow() {
+    let cidr = |text: &str| text.parse::<ipnet::IpNet>().expect("a network");
     let mut world = World::new(ROOM);
-    // By name the rival would come first.
-    world.put("z-holder", Asked::dual(1, &[1]));
-    world.put("a-rival", Asked::dual(1, &[2]));
-    let before = world.served();
-    world.restart();
-    assert_eq!(world.served(), before);
-    assert_eq!(world.snapshot().conflicts, 2);
+    world.put("a", Asked::dual(1, &[1]));
+    let networks = |world: &World| world.reconciler.store.contents().networks.into_iter().collect::<BTreeMap<_, _>>();
+    let of_a = IpFamily::ALL.map(|family| ipnet::IpNet::from(vip(family, 1)));
+    assert_eq!(networks(&world).into_keys().collect::<Vec<_>>(), of_a);
+
+    let range = ServiceCidr { name: ObjectName::of_cluster("kubernetes"), cidrs: vec![cidr("10.96.0.0/12")] };
+    world.reconciler.apply(Event::ServiceCidrs(Delta::Snapshot(vec![range])));
+    world.reconciler.set_addresses(NodeAddresses {
+        of_devices: BTreeMap::from([(7, [cidr("192.0.2.1/32").addr(), cidr("2001:db8::1/128").addr()].into())]),
+        ..NodeAddresses::default()
+    });
+    world.reconciler.reconcile(world.now);
+    let of_range = NetworkFlags::SERVICE | NetworkFlags::NOT_MASQUERADED;
+    assert_eq!(networks(&world)[&cidr("10.96.0.0/12")], of_range);
+    assert_eq!(networks(&world)[&of_a[0]], of_range | NetworkFlags::CLUSTER_IP);
+    let contents = world.reconciler.store.contents();
+    assert_eq!(contents.service_networks, [(IpFamily::V4, Some(cidr("10.96.0.0/12"))), (IpFamily::V6, Some(of_a[1]))]);
+    assert_eq!(contents.masquerade.len(), 4, "the device and all others, in either family");
+
+    // A write that fails is tried again without another event.
+    world.reconciler.store.fail_after(Some(0));
+    world.reconciler.set_addresses(NodeAddresses::default());
+    world.reconciler.reconcile(world.now);
+    assert!(world.snapshot().stuck);
+    world.pass(Duration::from_secs(1));
+    assert!(world.reconciler.store.contents().masquerade.is_empty() && !world.snapshot().stuck);
+
+    world.change([("a", None)]);
+    assert_eq!(networks(&world).into_keys().collect::<Vec<_>>(), [cidr("10.96.0.0/12")]);
+    assert_eq!(world.reconciler.store.contents().service_networks[1], (IpFamily::V6, None));
 }
 
 /// Fills one map; gives the Services that fit, and the message about the others.
@@ -615,8 +677,8 @@ fn asked() -> impl Strategy<Value = Asked> {
         1 => Just(vec![IpFamily::V6]),
         1 => Just(vec![IpFamily::V6, IpFamily::V4]),
     ];
-    (families, 1u8..5, 80u16..82, proptest::collection::vec(1u8..7, 0..5))
-        .prop_map(|(families, vip, port, endpoints)| Asked { families, vip, port, endpoints })
+    (families, 1u8..5, 80u16..82, proptest::collection::vec(1u8..7, 0..5), 0u64..3)
+        .prop_map(|(families, vip, port, endpoints, created)| Asked { families, vip, port, endpoints, created })
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -684,8 +746,9 @@ proptest! {
                 continue;
             }
             for frontend in asked.frontends() {
-                let Served { name: holder, inside: endpoints, .. } = &served[&frontend];
-                if *holder == port_name(name) {
+                if world.holder(frontend) == name {
+                    let Served { name: holder, inside: endpoints, .. } = &served[&frontend];
+                    prop_assert_eq!(holder, &port_name(name));
                     prop_assert_eq!(endpoints, &asked.endpoints(frontend.family()));
                 }
             }
