@@ -210,7 +210,12 @@ impl State {
             (MapKind::Frontends, capacities.frontends),
             (MapKind::Backends, capacities.backends),
             (MapKind::Slots, capacities.slots),
+            (MapKind::SourceRanges, capacities.source_ranges),
+            (MapKind::Networks, capacities.networks()),
             (MapKind::Connections, capacities.connections),
+            (MapKind::BriefConnections, capacities.brief_connections),
+            (MapKind::Masqueraded, capacities.connections),
+            (MapKind::Affinities, capacities.affinities),
         ];
         let capacities = capacities.map(|(map, capacity)| ([("map", map.name().to_owned())], capacity.into()));
         gauges(encoder, "map_capacity", "Entries a map has room for, in each family", capacities)

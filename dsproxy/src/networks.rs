@@ -56,6 +56,7 @@ pub struct Networks {
     of_services: HashMap<ObjectName, Vec<IpAddr>>,
     /// What stands in the maps.
     held: HashMap<IpNet, u32>,
+    entries: BTreeMap<IpFamily, u32>,
     held_service_networks: BTreeMap<IpFamily, IpNet>,
     /// What may stand in the maps otherwise than it should.
     stale: BTreeSet<IpNet>,
@@ -66,7 +67,10 @@ impl Networks {
     pub fn new(contents: &Contents) -> Self {
         let held: HashMap<IpNet, u32> = contents.networks.iter().copied().collect();
         let service_networks = contents.service_networks.iter();
+        let mut entries: BTreeMap<IpFamily, u32> = BTreeMap::new();
+        held.keys().for_each(|network| *entries.entry(IpFamily::of(network.addr())).or_default() += 1);
         Self {
+            entries,
             stale: held.keys().copied().collect(),
             held,
             held_service_networks: service_networks
@@ -161,8 +165,14 @@ impl Networks {
     /// Enters a write that the store has taken.
     pub fn applied(&mut self, write: &Write) {
         match write {
-            Write::Network { network, flags } => drop(self.held.insert(*network, *flags)),
-            Write::RemoveNetwork { network } => drop(self.held.remove(network)),
+            Write::Network { network, flags } => {
+                let is_new = self.held.insert(*network, *flags).is_none();
+                *self.entries.entry(IpFamily::of(network.addr())).or_default() += u32::from(is_new);
+            }
+            Write::RemoveNetwork { network } => {
+                let was_there = self.held.remove(network).is_some();
+                *self.entries.entry(IpFamily::of(network.addr())).or_default() -= u32::from(was_there);
+            }
             Write::ServiceNetwork { family, network: Some(network) } => {
                 self.held_service_networks.insert(*family, *network);
             }
@@ -177,8 +187,8 @@ impl Networks {
     }
 
     /// How many entries of `family` stand in the maps.
-    pub fn entries(&self, family: IpFamily) -> usize {
-        self.held.keys().filter(|network| IpFamily::of(network.addr()) == family).count()
+    pub fn entries(&self, family: IpFamily) -> u32 {
+        self.entries.get(&family).copied().unwrap_or_default()
     }
 
     /// What the entry of `network` should say, if there is to be one.
@@ -367,6 +377,8 @@ mod tests {
                 let wanted: BTreeSet<IpNet> = ranges.iter().map(|(range, _)| range.trunc())
                     .chain(cluster_ips.iter().map(|address| IpNet::from(*address))).collect();
                 prop_assert_eq!(maps.networks.keys().copied().collect::<BTreeSet<_>>(), wanted);
+                let entries = IpFamily::ALL.map(|family| networks.entries(family) as usize);
+                prop_assert_eq!(entries.iter().sum::<usize>(), maps.networks.len());
                 for family in IpFamily::ALL {
                     let of_services = maps.networks.iter().filter(|(network, flags)| {
                         let own = ranges.iter().any(|(range, flags)| range.trunc() == **network && flags & OF_SERVICES != 0)

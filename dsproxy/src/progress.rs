@@ -37,7 +37,7 @@ pub struct Snapshot {
     /// Service ports in the maps.
     pub service_ports: usize,
     /// Entries in use, for each family.
-    pub fill: [(IpFamily, [(MapKind, u32); 4]); 2],
+    pub fill: [(IpFamily, [(MapKind, u32); 5]); 2],
     /// Services that are not served as they should be, with the reason.
     pub failed: BTreeMap<ObjectName, String>,
     /// Whether a write has failed that there was room for, so that the maps may stay behind.
@@ -95,7 +95,8 @@ impl Sum for NoLocalEndpoints {
 
 impl Default for Snapshot {
     fn default() -> Self {
-        let unused = [MapKind::Frontends, MapKind::Backends, MapKind::Slots, MapKind::SourceRanges].map(|map| (map, 0));
+        let unused = [MapKind::Frontends, MapKind::Backends, MapKind::Slots, MapKind::SourceRanges, MapKind::Networks]
+            .map(|map| (map, 0));
         Self {
             synced: false,
             services: 0,

@@ -331,6 +331,11 @@ impl<S: MapStore> Reconciler<S> {
         }
     }
 
+    fn fill(&self, family: IpFamily) -> [(MapKind, u32); 5] {
+        let [frontends, backends, slots, source_ranges] = self.known.fill(family);
+        [frontends, backends, slots, source_ranges, (MapKind::Networks, self.networks.entries(family))]
+    }
+
     fn publish(&self, now: Instant, took: Duration) {
         let (services, slices) = self.cluster.len();
         self.progress.publish(
@@ -339,7 +344,7 @@ impl<S: MapStore> Reconciler<S> {
                 services,
                 slices,
                 service_ports: self.known.service_count(),
-                fill: IpFamily::ALL.map(|family| (family, self.known.fill(family))),
+                fill: IpFamily::ALL.map(|family| (family, self.fill(family))),
                 failed: self.failed.iter().map(|(name, failure)| (name.clone(), failure.text.clone())).collect(),
                 stuck: self.host_failure.is_some() || self.failed.values().any(|failure| !failure.full),
                 conflicts: self.conflicting.values().map(Vec::len).sum(),

@@ -1,0 +1,104 @@
+//! The connections.
+
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use dsproxy_common::flow::FlowState;
+use nix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+
+use super::{name, names};
+use crate::inspect::{Live, View, columns::Columns};
+
+/// `dsproxy connections`.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Connections(Vec<ConnectionRow>);
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ConnectionRow {
+    family: String,
+    protocol: String,
+    client: SocketAddr,
+    frontend: SocketAddr,
+    backend: Option<SocketAddr>,
+    /// The node's address and port that the backend sees, where it does not see the client.
+    masquerade: Option<SocketAddr>,
+    state: &'static str,
+    idle_seconds: u32,
+    name: String,
+}
+
+/// Makes `dsproxy connections`: those whose entries still count.
+///
+/// # Errors
+///
+/// When the maps cannot be read.
+pub fn connections(live: &Live) -> anyhow::Result<Connections> {
+    let names = names(&live.maps)?;
+    let settings = live.maps.settings()?;
+    let now = jiffies(settings.jiffies_per_second)?;
+    let mut rows = Vec::new();
+    for connection in live.maps.connections()? {
+        // An entry written since the clock was read would seem to be very old.
+        let age = now.wrapping_sub(connection.last_seen);
+        let age = if age > u32::MAX / 2 { 0 } else { age };
+        if age > settings.lifetimes[usize::from(connection.state.number())] {
+            continue;
+        }
+        let (address, port) = connection.client;
+        rows.push(ConnectionRow {
+            family: connection.frontend.family().to_string(),
+            protocol: connection.frontend.protocol.to_string(),
+            client: SocketAddr::new(address, port),
+            frontend: SocketAddr::new(connection.frontend.address, connection.frontend.port),
+            backend: connection.endpoint.map(|record| SocketAddr::new(record.address, record.port)),
+            masquerade: connection.masquerade.map(|(address, port)| SocketAddr::new(address, port)),
+            state: match connection.state {
+                FlowState::Opening => "opening",
+                FlowState::Answered => "answered",
+                FlowState::Established => "established",
+                FlowState::ClientClosed => "client-closed",
+                FlowState::BackendClosed => "backend-closed",
+                FlowState::Closing => "closing",
+                FlowState::Reset => "reset",
+                FlowState::Stateless => "active",
+            },
+            idle_seconds: age / settings.jiffies_per_second.max(1),
+            name: name(&names, connection.service),
+        });
+    }
+    rows.sort_by_key(|row| (row.client, row.frontend));
+    Ok(Connections(rows))
+}
+
+impl View for Connections {
+    fn table(&self) -> String {
+        let mut columns =
+            Columns::new(&["PROTOCOL", "CLIENT", "FRONTEND", "BACKEND", "SEEN AS", "STATE", "IDLE", "SERVICE PORT"]);
+        for row in &self.0 {
+            columns.row([
+                row.protocol.clone(),
+                row.client.to_string(),
+                row.frontend.to_string(),
+                row.backend.map_or_else(|| "gone".to_owned(), |backend| backend.to_string()),
+                row.masquerade.unwrap_or(row.client).to_string(),
+                row.state.to_owned(),
+                format!("{}s", row.idle_seconds),
+                row.name.clone(),
+            ]);
+        }
+        columns.text()
+    }
+}
+
+/// The low half of the kernel's jiffies now, to within a tick or two: they follow the monotonic clock from a start of
+/// minus five minutes (`INITIAL_JIFFIES` in include/linux/jiffies.h).
+fn jiffies(per_second: u32) -> anyhow::Result<u32> {
+    let uptime = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("read the clock")?;
+    let seconds = u64::try_from(uptime.tv_sec()).unwrap_or_default();
+    let nanoseconds = u64::try_from(uptime.tv_nsec()).unwrap_or_default();
+    let ticks = seconds * u64::from(per_second) + nanoseconds * u64::from(per_second) / 1_000_000_000;
+    Ok((ticks as u32).wrapping_sub(300 * per_second))
+}

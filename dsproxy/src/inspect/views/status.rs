@@ -1,0 +1,160 @@
+//! What is attached where, how full the maps are, and what became of packets.
+
+use anyhow::Context as _;
+use dsproxy_common::{IpFamily, layout::LAYOUT_VERSION, service::BackendState};
+use ipnet::IpNet;
+use nix::sys::utsname::uname;
+use serde::Serialize;
+
+use crate::{
+    datapath::attach,
+    inspect::{Live, View, columns::Columns},
+    interfaces::{self, Overrides, Role},
+    maps::{MapKind, MapStore as _},
+};
+
+/// `dsproxy status`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    version: &'static str,
+    kernel: String,
+    layout: u32,
+    hooks: Vec<Hook>,
+    maps: Vec<MapFill>,
+    packets: Vec<PacketCount>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Hook {
+    interface: String,
+    role: Option<Role>,
+    direction: String,
+    kind: String,
+    program_id: u32,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MapFill {
+    map: &'static str,
+    family: Option<String>,
+    entries: usize,
+    capacity: u32,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PacketCount {
+    reason: &'static str,
+    family: Option<String>,
+    verdict: &'static str,
+    packets: u64,
+    meaning: &'static str,
+}
+
+/// Makes `dsproxy status`.
+///
+/// # Errors
+///
+/// When maps, links or interfaces cannot be read.
+pub fn status(live: &Live) -> anyhow::Result<Status> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+    let interfaces = runtime.block_on(interfaces::read(&Overrides::new(&[], &[])?))?;
+    let hooks = attach::list(&live.bpffs.links(), &interfaces)?;
+    let capacities = live.maps.capacities();
+    let frontends = live.maps.frontends()?;
+    let backends = live.maps.backends()?;
+    let mut maps = vec![MapFill {
+        map: "services",
+        family: None,
+        entries: live.maps.names()?.len(),
+        capacity: capacities.services,
+    }];
+    let (ranges, networks) = (live.maps.source_ranges()?, live.maps.networks()?);
+    for family in IpFamily::ALL {
+        let frontend_count = frontends.iter().filter(|(address, _)| address.family() == family).count();
+        let in_use = |state| state != BackendState::Gone;
+        let backend_count = backends.iter().filter(|(of, _, record)| *of == family && in_use(record.state)).count();
+        let of_family = |networks: &mut dyn Iterator<Item = IpNet>| {
+            networks.filter(|network| IpFamily::of(network.addr()) == family).count()
+        };
+        let made = |map| live.maps.entries(family, map);
+        for (map, entries, capacity) in [
+            (MapKind::Frontends, frontend_count, capacities.frontends),
+            (MapKind::Backends, backend_count, capacities.backends),
+            (MapKind::SourceRanges, of_family(&mut ranges.iter().map(|(_, range)| *range)), capacities.source_ranges),
+            (MapKind::Networks, of_family(&mut networks.iter().map(|(network, _)| *network)), capacities.networks()),
+            (MapKind::Connections, made(MapKind::Connections)?, capacities.connections),
+            (MapKind::BriefConnections, made(MapKind::BriefConnections)?, capacities.brief_connections),
+            (MapKind::Masqueraded, made(MapKind::Masqueraded)?, capacities.connections),
+            (MapKind::Affinities, made(MapKind::Affinities)?, capacities.affinities),
+        ] {
+            maps.push(MapFill { map: map.name(), family: Some(family.to_string()), entries, capacity });
+        }
+    }
+    let counted = live.maps.counters()?.into_iter().filter(|(.., packets)| *packets > 0);
+    let packets = counted.map(|(reason, family, packets)| PacketCount {
+        reason: reason.name(),
+        family: family.map(|family| family.to_string()),
+        verdict: if reason.is_drop() { "drop" } else { "pass" },
+        packets,
+        meaning: reason.explanation().trim(),
+    });
+    Ok(Status {
+        version: env!("CARGO_PKG_VERSION"),
+        kernel: uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default(),
+        layout: LAYOUT_VERSION,
+        hooks: hooks
+            .into_iter()
+            .map(|hook| Hook {
+                interface: hook.interface,
+                role: hook.role,
+                direction: hook.direction.to_string(),
+                kind: hook.kind.to_string(),
+                program_id: hook.program_id,
+            })
+            .collect(),
+        maps,
+        packets: packets.collect(),
+    })
+}
+
+impl View for Status {
+    fn table(&self) -> String {
+        let Self { version, kernel, layout, hooks, maps, packets } = self;
+        let mut text = format!("dsproxy {version}, map layout {layout}, kernel {kernel}\n\n");
+        let mut columns = Columns::new(&["INTERFACE", "ROLE", "DIRECTION", "KIND", "PROGRAM"]);
+        for Hook { interface, role, direction, kind, program_id } in hooks {
+            let role = match role {
+                Some(Role::PodInterface) => "pod interface",
+                Some(Role::NodeDevice) => "node device",
+                None => "",
+            };
+            columns.row([interface.clone(), role.to_owned(), direction.clone(), kind.clone(), program_id.to_string()]);
+        }
+        text += &columns.text();
+        let mut columns = Columns::new(&["MAP", "FAMILY", "ENTRIES", "CAPACITY"]);
+        for MapFill { map, family, entries, capacity } in maps {
+            let family = family.clone().unwrap_or_default();
+            columns.row([(*map).to_owned(), family, entries.to_string(), capacity.to_string()]);
+        }
+        text += "\n";
+        text += &columns.text();
+        let mut columns = Columns::new(&["PACKETS", "FAMILY", "VERDICT", "REASON", "MEANING"]);
+        for PacketCount { reason, family, verdict, packets, meaning } in packets {
+            let family = family.clone().unwrap_or_default();
+            columns.row([
+                packets.to_string(),
+                family,
+                (*verdict).to_owned(),
+                (*reason).to_owned(),
+                (*meaning).to_owned(),
+            ]);
+        }
+        text += "\n";
+        text += &columns.text();
+        text
+    }
+}
