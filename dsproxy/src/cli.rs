@@ -13,7 +13,7 @@ use crate::{
 
 /// A dual-stack kube-proxy replacement with an eBPF data path.
 #[derive(Debug, Parser)]
-#[command(name = "dsproxy", version, max_term_width = 120)]
+#[command(name = "dsproxy", version, propagate_version = true, max_term_width = 120)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -275,6 +275,19 @@ fn thousands_of_chains_are_removed() {
 }
 
 #[test]
+fn a_cleanup_without_the_capability_says_what_it_takes() {
+    let lab = Lab::new().expect("the lab is built");
+    let node = lab.node(Side::A).namespace();
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"]);
+    command.arg(daemon_binary().expect("the daemon is built")).args(["cleanup", "--kube-proxy"]);
+    let output = node.run(|| command.output()).expect("the namespace is there").expect("the command runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(error.contains("Operation not permitted") && error.contains("CAP_NET_ADMIN"), "{error}");
+}
+
+#[test]
 fn chains_of_iptables_legacy_are_told_without_its_programs() {
     let lab = Lab::new().expect("the lab is built");
     let node = lab.node(Side::A).namespace();

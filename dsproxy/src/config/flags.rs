@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use ipnet::IpNet;
 
 use super::{
@@ -34,11 +34,11 @@ pub struct RunFlags {
     pub write_config_to: Option<PathBuf>,
 
     /// Set the sysctls that it takes, and exit
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub init_only: bool,
 
     /// Remove everything of dsproxy's and of kube-proxy's from the kernel, as `dsproxy cleanup --kube-proxy` does, and exit
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub cleanup: bool,
 
     /// kube-proxy's flags.
@@ -95,11 +95,11 @@ pub struct OwnFlags {
 
     /// Keep the host from giving the ports of --snat-ports and --node-port-range to its own sockets
     /// (net.ipv4.ip_local_reserved_ports)
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = clap::ArgAction::Set)]
     pub reserve_ports: bool,
 
     /// Masquerade what pods send out of the cluster
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
     pub masquerade_egress: bool,
 
     /// Where pods' packets go without being masqueraded by --masquerade-egress, beside the cluster's own addresses

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, builder::BoolishValueParser};
 use serde_json::{Map, Value};
 
 use super::{
@@ -55,7 +55,7 @@ pub struct KubeProxyFlags {
     pub pod_interface_name_prefix: Option<String>,
 
     /// Masquerade everything sent to ClusterIPs
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub masquerade_all: Option<bool>,
 
     /// The node addresses that serve NodePorts: CIDRs (a family without one: all its addresses), or primary; else all
@@ -76,7 +76,7 @@ pub struct KubeProxyFlags {
     pub metrics_bind_address: Option<String>,
 
     /// End when an address cannot be listened at, instead of trying again
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub bind_address_hard_fail: Option<bool>,
 
     /// How unlikely the kernel is to end this process for want of memory, -1000 to 1000 [default: -999]
@@ -100,7 +100,7 @@ pub struct KubeProxyFlags {
     pub conntrack_tcp_timeout_close_wait: Option<GoDuration>,
 
     /// Whether the kernel's own connection table accepts TCP out of the window
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub conntrack_tcp_be_liberal: Option<bool>,
 
     /// As --timeout-udp if that is longer, and for the kernel's own connection table; 0: as it is
@@ -122,7 +122,7 @@ pub struct KubeProxyFlags {
     #[arg(long, value_name = "BIT", hide = true)]
     pub iptables_masquerade_bit: Option<i32>,
     /// Without effect
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub iptables_localhost_nodeports: Option<bool>,
     /// Without effect
     #[arg(long, value_name = "DURATION", hide = true)]
@@ -143,7 +143,7 @@ pub struct KubeProxyFlags {
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', hide = true)]
     pub ipvs_exclude_cidrs: Vec<String>,
     /// Without effect
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub ipvs_strict_arp: Option<bool>,
     /// Without effect
     #[arg(long, value_name = "DURATION", hide = true)]
@@ -155,7 +155,7 @@ pub struct KubeProxyFlags {
     #[arg(long, value_name = "DURATION", hide = true)]
     pub ipvs_udp_timeout: Option<GoDuration>,
     /// Without effect
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub profiling: Option<bool>,
     /// Without effect
     #[arg(long, value_name = "VERSION", hide = true)]
@@ -204,13 +204,13 @@ pub struct KubeProxyLogFlags {
     #[arg(long, value_name = "SIZE", hide = true)]
     pub log_json_info_buffer_size: Option<String>,
     /// Without effect
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub log_json_split_stream: Option<bool>,
     /// Without effect
     #[arg(long, value_name = "SIZE", hide = true)]
     pub log_text_info_buffer_size: Option<String>,
     /// Without effect
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub log_text_split_stream: Option<bool>,
 }
 

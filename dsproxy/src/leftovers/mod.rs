@@ -87,7 +87,7 @@ impl fmt::Display for Leftover {
 #[derive(Debug, Error)]
 pub enum LeftoverError {
     /// The kernel did not answer or refused.
-    #[error("{operation}: {source}")]
+    #[error("{operation}: {source}; it takes root, or CAP_NET_ADMIN, and the host's network namespace")]
     Netlink {
         /// What was tried.
         operation: String,

@@ -103,6 +103,8 @@ fn each_flag_says_what_it_says_in_kube_proxy() {
         (&["--masquerade-all"], |config| config.masquerade_all),
         (&["--masquerade-all=true", "--proxy-mode", "nftables"], |config| config.masquerade_all),
         (&["--masquerade-all=false"], |config| !config.masquerade_all),
+        // As Go reads them.
+        (&["--masquerade-all=T", "--reserve-ports=0"], |config| config.masquerade_all && !config.reserve_ports),
         (&["--nodeport-addresses", "primary"], |config| config.node_port_addresses == NodePortAddresses::Primary),
         (&["--nodeport-addresses", "10.0.0.0/8,fd00::/8"], |config| {
             config.node_port_addresses.to_list() == ["10.0.0.0/8", "fd00::/8"]
