@@ -127,8 +127,8 @@ fn config(
         masquerade_egress,
         non_masquerade_cidrs,
         tcp_gone_backend,
-        timeouts,
         bpffs,
+        timeouts,
         sizes,
     } = own.clone();
     let (bind_address, node_ips) = node_addresses(said, node_ip.unwrap_or_default(), places, warnings)?;

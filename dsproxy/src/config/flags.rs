@@ -33,7 +33,7 @@ pub struct RunFlags {
     #[arg(long, value_name = "FILE")]
     pub write_config_to: Option<PathBuf>,
 
-    /// Set the sysctls that it takes, and exit
+    /// Set the host's sysctls as a run with these flags would, and exit
     #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub init_only: bool,
 
@@ -56,6 +56,7 @@ pub struct RunFlags {
 
 /// The flags that only dsproxy has; they count beside `--config` as well.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "As only dsproxy has them")]
 pub struct OwnFlags {
     /// The devices towards other nodes and the world, instead of those that are found
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
@@ -110,13 +111,13 @@ pub struct OwnFlags {
     #[arg(long, value_name = "WHAT", default_value = "continue")]
     pub tcp_gone_backend: GoneBackend,
 
-    /// How long connections count without a packet.
-    #[command(flatten)]
-    pub timeouts: TimeoutFlags,
-
     /// Where pins are.
     #[command(flatten)]
     pub bpffs: BpffsFlag,
+
+    /// How long connections count without a packet.
+    #[command(flatten)]
+    pub timeouts: TimeoutFlags,
 
     /// How large the maps are made.
     #[command(flatten)]

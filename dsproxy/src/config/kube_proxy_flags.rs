@@ -66,8 +66,7 @@ pub struct KubeProxyFlags {
     #[arg(long, value_name = "IP")]
     pub bind_address: Option<IpAddr>,
 
-    /// Where /healthz and /livez are served, [default: [::]:10256, which stands for all addresses of both families];
-    /// empty: nowhere
+    /// Where /healthz and /livez are served [default: [::]:10256, all addresses of both families]; empty: nowhere
     #[arg(long, value_name = "HOST:PORT", value_parser = healthz_address)]
     pub healthz_bind_address: Option<String>,
 
