@@ -210,15 +210,14 @@ impl<S: MapStore> Reconciler<S> {
             Event::Services(Delta::Snapshot(services)) => times.services_changed(services.len() as u64, now),
             Event::Services(Delta::Apply(_) | Delta::Delete(_)) => times.services_changed(1, now),
             Event::EndpointSlices(Delta::Snapshot(slices)) => {
-                for family in IpFamily::ALL {
-                    let of_family = slices.iter().filter(|slice| slice.family == family).count();
-                    times.slices_changed(family, of_family as u64, now);
+                for slice in slices {
+                    times.slice_changed(slice.family, slice.triggered, now);
                 }
             }
-            Event::EndpointSlices(Delta::Apply(slice)) => times.slices_changed(slice.family, 1, now),
+            Event::EndpointSlices(Delta::Apply(slice)) => times.slice_changed(slice.family, slice.triggered, now),
             Event::EndpointSlices(Delta::Delete(name)) => {
                 if let Some(family) = self.cluster.family_of(name) {
-                    times.slices_changed(family, 1, now);
+                    times.slice_changed(family, None, now);
                 }
             }
             Event::Nodes(_) | Event::ServiceCidrs(_) => {}

@@ -100,17 +100,15 @@ impl SyncTimes {
         self.queued.store(milliseconds(now), Ordering::Relaxed);
     }
 
-    /// So many EndpointSlices of a family have changed.
-    pub fn slices_changed(&self, family: IpFamily, count: u64, now: SystemTime) {
-        self.endpoints(family).add(count);
+    /// An EndpointSlice of a family has changed, for what happened when its controller says that it was triggered.
+    pub fn slice_changed(&self, family: IpFamily, triggered: Option<SystemTime>, now: SystemTime) {
+        self.endpoints(family).add(1);
         self.queued.store(milliseconds(now), Ordering::Relaxed);
-    }
-
-    /// A change of a slice of this family was made for what happened `at` that time.
-    pub fn triggered(&self, family: IpFamily, at: SystemTime) {
-        let mut triggers = of(&self.triggers, family).lock().unwrap_or_else(PoisonError::into_inner);
-        if at > self.started && triggers.len() < MOST_TRIGGERS {
-            triggers.push(at);
+        if let Some(at) = triggered.filter(|at| *at > self.started) {
+            let mut triggers = of(&self.triggers, family).lock().unwrap_or_else(PoisonError::into_inner);
+            if triggers.len() < MOST_TRIGGERS {
+                triggers.push(at);
+            }
         }
     }
 
@@ -200,7 +198,8 @@ mod tests {
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         assert_eq!((times.last_queued(), times.last_synced()), (0.0, 0.0));
         times.services_changed(3, at(10));
-        times.slices_changed(IpFamily::V6, 2, at(11));
+        times.slice_changed(IpFamily::V6, None, at(10));
+        times.slice_changed(IpFamily::V6, None, at(11));
         let counts = || {
             let of = |changes: &Changes| (changes.total(), changes.pending());
             (of(times.services()), of(times.endpoints(IpFamily::V4)), of(times.endpoints(IpFamily::V6)))
@@ -218,10 +217,10 @@ mod tests {
     fn what_happened_is_timed_once_the_maps_have_it() {
         let times = SyncTimes::default();
         let after = |seconds| times.started + Duration::from_secs(seconds);
-        times.triggered(IpFamily::V6, after(10));
-        times.triggered(IpFamily::V6, after(20));
-        times.triggered(IpFamily::V6, times.started - Duration::from_secs(1));
-        times.triggered(IpFamily::V4, after(99));
+        times.slice_changed(IpFamily::V6, Some(after(10)), after(20));
+        times.slice_changed(IpFamily::V6, Some(after(20)), after(20));
+        times.slice_changed(IpFamily::V6, Some(times.started - Duration::from_secs(1)), after(20));
+        times.slice_changed(IpFamily::V4, Some(after(99)), after(20));
         times.synced(Duration::ZERO, false, after(21));
         for (now, expected) in [(22, "sum 14 count 2"), (40, "sum 14 count 2")] {
             times.synced(Duration::ZERO, true, after(now));

@@ -12,7 +12,7 @@ use prometheus_client::{
 
 use crate::{
     model::IpFamily,
-    progress::Progress,
+    progress::{NoLocalEndpoints, Progress},
     sync_times::{Changes, Question, SyncTimes},
 };
 
@@ -31,6 +31,7 @@ impl Collector for KubeProxyMetrics {
         let times = progress.sync_times();
         sync(&mut encoder, times)?;
         changes(&mut encoder, times)?;
+        no_local_endpoints(&mut encoder, progress.snapshot().no_local_endpoints)?;
         answers(&mut encoder, times)
     }
 }
@@ -90,6 +91,23 @@ fn changes(encoder: &mut DescriptorEncoder<'_>, times: &SyncTimes) -> Result<(),
             let label = [("ip_family", family.to_string())];
             let value = i64::try_from(of(times, family).pending()).unwrap_or(i64::MAX);
             ConstGauge::new(value).encode(gauge.encode_family(&label)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// A gauge, whatever its name says: it is kube-proxy's.
+fn no_local_endpoints(encoder: &mut DescriptorEncoder<'_>, counts: NoLocalEndpoints) -> Result<(), fmt::Error> {
+    let mut gauge = encoder.encode_descriptor(
+        "sync_proxy_rules_no_local_endpoints_total",
+        "Service ports whose traffic policy keeps packets to this node, which has none of their endpoints",
+        None,
+        MetricType::Gauge,
+    )?;
+    for family in IpFamily::ALL {
+        for (policy, count) in [("internal", counts.internal(family)), ("external", counts.external(family))] {
+            let labels = [("ip_family", family.to_string()), ("traffic_policy", policy.to_owned())];
+            ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX)).encode(gauge.encode_family(&labels)?)?;
         }
     }
     Ok(())
