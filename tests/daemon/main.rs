@@ -6,6 +6,7 @@ mod control_plane;
 mod full_maps;
 mod health;
 mod kernel_without;
+mod kube_proxy_metrics;
 mod layout;
 mod leftovers;
 mod outages;
