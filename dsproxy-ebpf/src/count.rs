@@ -37,6 +37,50 @@ pub(crate) fn reply(service: u32, bytes: u32) {
     });
 }
 
+/// Counts what became of a socket's call.
+#[inline(always)]
+pub(crate) fn socket(reason: Reason, family: IpFamily) {
+    if let Some(counter) = maps::COUNTERS.get_ptr_mut(counter_index(reason, Some(family))) {
+        // SAFETY: this CPU's own value.
+        unsafe { add_one(counter) };
+    }
+}
+
+/// Counts a socket that was led to a backend of `service`. Its packets pass by uncounted.
+#[inline(always)]
+pub(crate) fn socket_opened(service: u32) {
+    if let Some(counters) = maps::SERVICE_COUNTERS.get_ptr_mut(service) {
+        // SAFETY: this CPU's own value.
+        unsafe { add_one(&raw mut (*counters).connections) };
+    }
+}
+
+/// Adds one in a single instruction: a program of a system call may be interrupted, on its CPU, by those of packets and by
+/// another of its own kind.
+///
+/// # Safety
+///
+/// The counter must be writable.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+unsafe fn add_one(counter: *mut u64) {
+    // SAFETY: given by the caller.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({counter} + 0) += {one}",
+            counter = in(reg) counter,
+            one = in(reg) 1u64,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+unsafe fn add_one(counter: *mut u64) {
+    // SAFETY: given by the caller.
+    unsafe { *counter += 1 };
+}
+
 #[inline(always)]
 fn with(service: u32, change: impl FnOnce(&mut ServiceCounters)) {
     if let Some(counters) = maps::SERVICE_COUNTERS.get_ptr_mut(service) {

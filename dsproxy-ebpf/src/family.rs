@@ -46,6 +46,7 @@ pub(crate) struct Maps<A: 'static> {
     pub(crate) networks: &'static maps::Networks<A>,
     pub(crate) masquerade: &'static maps::NodeAddresses<A>,
     pub(crate) fragments: &'static maps::Fragments<A>,
+    pub(crate) sockets: &'static maps::Sockets<A>,
     pub(crate) scratch: &'static maps::Scratch<A>,
 }
 
@@ -126,6 +127,7 @@ impl Family for V4 {
             networks: &maps::NETWORKS_V4,
             masquerade: &maps::MASQUERADE_V4,
             fragments: &maps::FRAGMENTS_V4,
+            sockets: &maps::SOCKETS_V4,
             scratch: &maps::SCRATCH_V4,
         }
     }
@@ -193,6 +195,7 @@ impl Family for V6 {
             networks: &maps::NETWORKS_V6,
             masquerade: &maps::MASQUERADE_V6,
             fragments: &maps::FRAGMENTS_V6,
+            sockets: &maps::SOCKETS_V6,
             scratch: &maps::SCRATCH_V6,
         }
     }

@@ -3,9 +3,11 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use dsproxy_common::{
     Address, Port,
+    count::Reason,
     filter::FilterBit,
     flow::FlowKey,
     service::{Frontend, FrontendKey, SourceRange},
+    settings::{NetworkFlags, Settings},
 };
 
 use crate::{family::Family, maps::Filter};
@@ -49,6 +51,22 @@ pub(crate) fn frontend<F: Family>(key: &FlowKey<F::Address>) -> Option<Frontend>
 pub(crate) fn network<F: Family>(address: F::Address) -> u32 {
     let bits = size_of::<F::Address>() as u32 * 8;
     F::maps().networks.get(&Key::new(bits, address)).copied().unwrap_or_default()
+}
+
+/// What becomes of a packet for no frontend: `otherwise`, unless it is for a ClusterIP, or an address that may become one.
+#[inline(always)]
+pub(crate) fn without_frontend<F: Family>(key: &FlowKey<F::Address>, settings: &Settings, otherwise: Reason) -> Reason {
+    if !F::services(settings).has(&key.destination) {
+        return otherwise;
+    }
+    let network = network::<F>(key.destination);
+    if network & NetworkFlags::CLUSTER_IP != 0 {
+        Reason::NoPort
+    } else if network & NetworkFlags::SERVICE != 0 {
+        Reason::Unallocated
+    } else {
+        otherwise
+    }
 }
 
 /// Whether `client` is within the source ranges of `service`.

@@ -22,14 +22,15 @@ mod pipeline;
 mod refuse;
 mod reset;
 mod rewrite;
+mod socket;
 mod track;
 mod verifier;
 mod wire;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    macros::classifier,
-    programs::TcContext,
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
 };
 use dsproxy_common::count::Reason;
 
@@ -81,6 +82,54 @@ pub fn node_ingress_ip(context: TcContext) -> i32 {
 #[classifier]
 pub fn node_egress_ip(context: TcContext) -> i32 {
     action(&context, pipeline::egress(&context, Link::None, Side::Node))
+}
+
+/// Where a socket is connected to.
+#[cgroup_sock_addr(connect4)]
+pub fn socket_connect4(context: SockAddrContext) -> i32 {
+    socket::connect4(context.sock_addr) as i32
+}
+
+/// As `socket_connect4`, of an IPv6 socket.
+#[cgroup_sock_addr(connect6)]
+pub fn socket_connect6(context: SockAddrContext) -> i32 {
+    socket::connect6(context.sock_addr) as i32
+}
+
+/// Where a datagram of a socket that is not connected goes.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn socket_sendmsg4(context: SockAddrContext) -> i32 {
+    socket::sendmsg4(context.sock_addr) as i32
+}
+
+/// As `socket_sendmsg4`, to an IPv6 address.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn socket_sendmsg6(context: SockAddrContext) -> i32 {
+    socket::sendmsg6(context.sock_addr) as i32
+}
+
+/// Where a datagram is said to come from.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn socket_recvmsg4(context: SockAddrContext) -> i32 {
+    socket::recvmsg4(context.sock_addr) as i32
+}
+
+/// As `socket_recvmsg4`, on an IPv6 socket.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn socket_recvmsg6(context: SockAddrContext) -> i32 {
+    socket::recvmsg6(context.sock_addr) as i32
+}
+
+/// Whom a socket is said to be connected to.
+#[cgroup_sock_addr(getpeername4)]
+pub fn socket_getpeername4(context: SockAddrContext) -> i32 {
+    socket::getpeername4(context.sock_addr) as i32
+}
+
+/// As `socket_getpeername4`, of an IPv6 socket.
+#[cgroup_sock_addr(getpeername6)]
+pub fn socket_getpeername6(context: SockAddrContext) -> i32 {
+    socket::getpeername6(context.sock_addr) as i32
 }
 
 /// What is not dropped goes on to whatever program is attached after ours, and from there to the stack. An answer in place of

@@ -54,7 +54,7 @@ fn translate<F: Family, C: PacketContext>(
     settings: &Settings,
 ) -> Result<Reason, Reason> {
     if packet.content == Content::Other {
-        return Err(unknown::<F>(packet.key, settings, Reason::OtherProtocol));
+        return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol));
     }
     if masquerade::may_be_answer(packet.key, settings)
         && let Some(found) = track::snat::<F>(packet.key)
@@ -62,10 +62,10 @@ fn translate<F: Family, C: PacketContext>(
         return to_client::<F, C>(context, packet, found, settings);
     }
     if packet.content == Content::Echo {
-        return Err(unknown::<F>(packet.key, settings, Reason::OtherProtocol));
+        return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol));
     }
     if !lookup::may_be_frontend::<F>(packet.key) {
-        return Err(unknown::<F>(packet.key, settings, Reason::NotService));
+        return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::NotService));
     }
     let now = clock::now();
     if let Some(found) = track::forward::<F>(packet.key) {
@@ -76,23 +76,7 @@ fn translate<F: Family, C: PacketContext>(
     }
     match lookup::frontend::<F>(packet.key) {
         Some(frontend) => open::<F, C>(context, packet, &frontend, side, now, settings),
-        None => Err(unknown::<F>(packet.key, settings, Reason::NotService)),
-    }
-}
-
-/// What becomes of a packet for no frontend: `otherwise`, unless it is for a ClusterIP, or an address that may become one.
-#[inline(always)]
-fn unknown<F: Family>(key: &FlowKey<F::Address>, settings: &Settings, otherwise: Reason) -> Reason {
-    if !F::services(settings).has(&key.destination) {
-        return otherwise;
-    }
-    let network = lookup::network::<F>(key.destination);
-    if network & NetworkFlags::CLUSTER_IP != 0 {
-        Reason::NoPort
-    } else if network & NetworkFlags::SERVICE != 0 {
-        Reason::Unallocated
-    } else {
-        otherwise
+        None => Err(lookup::without_frontend::<F>(packet.key, settings, Reason::NotService)),
     }
 }
 

@@ -154,7 +154,7 @@ fn take<F: Family>(key: &FlowKey<F::Address>, entry: &SnatEntry<F::Address>, now
 
 /// The address that packets leave `device` with: its own, else the node's.
 #[inline(always)]
-fn node_address<F: Family>(device: u32) -> Option<F::Address> {
+pub(crate) fn node_address<F: Family>(device: u32) -> Option<F::Address> {
     let addresses = F::maps().masquerade;
     // SAFETY: copied at once; user space replaces an address by a new element, and rarely.
     unsafe { addresses.get(&device).or_else(|| addresses.get(&0)) }.copied()
