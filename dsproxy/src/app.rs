@@ -14,9 +14,12 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     attachments::Attachments,
     capabilities,
-    config::{self, Assembled, LogConfig, LogFormat, RunFlags, SourceConfig, file::File, follow},
+    config::{self, Assembled, Config, LogConfig, LogFormat, RunFlags, SocketLb, SourceConfig, file::File, follow},
     datapath::{
-        attach::{self, Attacher, Programs},
+        attach::{
+            self, Attacher, Programs,
+            cgroup::{self, Cgroup, SocketPrograms},
+        },
         bpffs::Bpffs,
         load::{self, Loaded},
     },
@@ -28,6 +31,7 @@ use crate::{
     metrics::Metrics,
     progress::Progress,
     reconcile::Reconciler,
+    sockets,
     source::{SourceStatus, kubernetes, manifests::Manifests},
     start_event,
 };
@@ -107,6 +111,7 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     let overrides = Overrides::new(&config.node_devices, &config.pod_interfaces)?;
     let interfaces = interfaces::watch(overrides).await?;
     refuse_missing_devices(&config.node_devices)?;
+    let cgroup = cgroup_of(&config)?;
 
     for failure in host_settings::apply(&host_settings::plan(&config, cpus()), Path::new("/")) {
         warn!("{failure}");
@@ -114,13 +119,12 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     // A large iptables takes a while to list.
     tokio::task::spawn_blocking(warn_of_leftovers);
     let bpffs = Bpffs::ensure(&config.bpffs)?;
-    let Loaded { object, maps, found } = load::load(Some(&bpffs), &config.capacities, &config.datapath_settings())?;
+    let Loaded { mut object, maps, found } = load::load(Some(&bpffs), &config.capacities, &config.datapath_settings())?;
     let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
     info!(found, frontends = contents.frontends.len(), backends = contents.backends.len(), "maps ready");
     #[cfg(feature = "packet-log")]
-    let mut object = object;
-    #[cfg(feature = "packet-log")]
     crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
+    lead_sockets(&mut object, cgroup.as_ref(), &bpffs)?;
     let attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), config.attach)?;
     let addresses = interfaces.addresses();
     let attachments = Attachments::follow(attacher, interfaces)?;
@@ -153,6 +157,9 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     let reconciler = Reconciler::new(maps, &contents, local_node, progress, std::time::Instant::now())
         .with_networks(config.networks());
     drop(contents);
+    if cgroup.is_some() {
+        tokio::spawn(sockets::end_those_left_behind(load::open_pinned(&bpffs)?, reconciler.gone()));
+    }
     let mut reconciler = tokio::spawn(reconciler.run(events, addresses));
     if let Source::Kubernetes(client) = &source {
         tokio::spawn(start_event::tell(client.clone(), node.clone()));
@@ -181,6 +188,37 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
         () = attachments.ended() => bail!("the task that follows interfaces ended; the data path goes on as it is"),
         ended = &mut source => bail!("the source ended ({ended:?}); the data path goes on as it is"),
     }
+    Ok(())
+}
+
+/// The cgroup whose sockets are led to backends; none when nobody's are.
+fn cgroup_of(config: &Config) -> anyhow::Result<Option<Cgroup>> {
+    if config.socket_lb == SocketLb::Off {
+        return Ok(None);
+    }
+    let cgroup = Cgroup::open(config.cgroup.as_deref())?;
+    if config.cgroup.is_none() && !cgroup.is_root() {
+        warn!(
+            cgroup = %cgroup.path().display(),
+            "this is not the root of the machine's cgroups: processes outside of it do not reach Services by their sockets; \
+             share the host's /sys/fs/cgroup, or the host's cgroup namespace, with this container"
+        );
+    }
+    Ok(Some(cgroup))
+}
+
+/// Attaches the programs of sockets to `cgroup`, or takes those of an earlier run away.
+fn lead_sockets(object: &mut aya::Ebpf, cgroup: Option<&Cgroup>, bpffs: &Bpffs) -> anyhow::Result<()> {
+    let Some(cgroup) = cgroup else {
+        let detached = cgroup::detach_all(&bpffs.links())?;
+        if detached > 0 {
+            info!(detached, "sockets are no longer led to backends");
+        }
+        return Ok(());
+    };
+    load::load_socket_programs(object)?;
+    let (attached, changed) = SocketPrograms::of(object)?.attach(cgroup, &bpffs.links())?;
+    info!(cgroup = %cgroup.path().display(), hooks = attached.len(), changed, "sockets are led to backends");
     Ok(())
 }
 

@@ -32,6 +32,7 @@ mod packet_log;
 pub mod progress;
 pub mod reconcile;
 pub mod resolve;
+pub mod sockets;
 pub mod source;
 pub mod start_event;
 pub mod sync_times;

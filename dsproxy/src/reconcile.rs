@@ -10,10 +10,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use dsproxy_common::service::BackendState;
+use dsproxy_common::{Protocol, service::BackendState};
 use thiserror::Error;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time,
 };
 use tracing::{debug, info, warn};
@@ -102,6 +102,8 @@ pub struct Reconciler<S> {
     host_failure: Option<String>,
     was_synced: bool,
     progress: Arc<Progress>,
+    /// Told when a UDP backend has gone.
+    gone: Arc<Notify>,
 }
 
 /// Why a Service is not served as it should be.
@@ -141,6 +143,7 @@ impl<S: MapStore> Reconciler<S> {
             host_failure: None,
             was_synced: false,
             progress,
+            gone: Arc::default(),
         }
     }
 
@@ -152,6 +155,11 @@ impl<S: MapStore> Reconciler<S> {
     /// What load balancers are told, for whoever follows it.
     pub fn health_checks(&self) -> watch::Receiver<HealthChecks> {
         self.health_checks.subscribe()
+    }
+
+    /// Tells whenever a UDP backend has gone.
+    pub fn gone(&self) -> Arc<Notify> {
+        Arc::clone(&self.gone)
     }
 
     /// Works until the source is gone.
@@ -282,10 +290,21 @@ impl<S: MapStore> Reconciler<S> {
             self.known.applied(write, now);
             self.networks.applied(write);
             self.masquerade.applied(write);
+            if self.ends_udp(write) {
+                self.gone.notify_one();
+            }
             self.made_room |= makes_room(write);
         }
         self.progress.wrote(writes.len());
         Ok(())
+    }
+
+    /// Whether a write takes away a backend that UDP sockets may be connected to; one of a service port that nobody knows any
+    /// more may be one.
+    fn ends_udp(&self, write: &Write) -> bool {
+        let Write::Backend { record, .. } = write else { return false };
+        record.state == BackendState::Gone
+            && self.known.protocol_of(record.service).is_none_or(|protocol| protocol == Protocol::Udp)
     }
 
     /// Logs what is new among the failures, one line for each reason, and sets the time of the next attempt.

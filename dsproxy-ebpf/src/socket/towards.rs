@@ -69,7 +69,8 @@ fn towards_backend<S: Place>(context: SocketContext, call: Call) -> Result<Reaso
     if !is_host && settings.flags & SettingFlags::ALL_SOCKETS == 0 {
         return Err(Reason::NotService);
     }
-    let frontend = if lookup::may_be_frontend::<S::Family>(&flow) { lookup::frontend::<S::Family>(&flow) } else { None };
+    let frontend =
+        if lookup::may_be_frontend::<S::Family>(&flow) { lookup::frontend::<S::Family>(&flow) } else { None };
     let Some(frontend) = frontend else {
         forget_backend::<S>(context, &flow, protocol);
         return Err(lookup::without_frontend::<S::Family>(&flow, settings, Reason::NotService));

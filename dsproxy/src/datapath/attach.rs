@@ -12,6 +12,7 @@
 //! others', `bpf` speaks to the kernel. None of them knows what the programs do.
 
 mod bpf;
+pub mod cgroup;
 mod clsact;
 mod error;
 mod listing;

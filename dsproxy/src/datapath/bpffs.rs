@@ -176,7 +176,7 @@ fn source_of_mount<'a>(mountinfo: &'a str, directory: &Path) -> Option<&'a str> 
 }
 
 /// Undoes the kernel's octal escapes of space, tab, newline and backslash.
-fn unescape(field: &str) -> String {
+pub(super) fn unescape(field: &str) -> String {
     let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     escapes.iter().fold(field.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
 }

@@ -11,7 +11,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapData, MapError as AyaMapError, MapInfo},
-    programs::{ProgramError, SchedClassifier},
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier},
 };
 use dsproxy_common::{
     IpFamily,
@@ -23,7 +23,7 @@ use nix::time::{ClockId, clock_getres};
 use thiserror::Error;
 use tracing::warn;
 
-use super::bpffs::Bpffs;
+use super::{attach::cgroup::SocketHook, bpffs::Bpffs};
 use crate::maps::{
     Capacities, MapError, MapStore as _,
     kernel::{KernelMaps, OpenError, network_record},
@@ -206,6 +206,22 @@ pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, wanted: &DatapathSet
         classifier.load().map_err(failed)?;
     }
     Ok(Loaded { object, maps, found })
+}
+
+/// Loads the programs of sockets. Apart from the others, so that a kernel without them (`CONFIG_CGROUP_BPF`) can do without.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn load_socket_programs(object: &mut Ebpf) -> Result<(), LoadError> {
+    for hook in SocketHook::ALL {
+        let name = hook.program();
+        let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+        let failed = |source| LoadError::Program { name, source };
+        let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
+        program.load().map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Opens the maps that are pinned on `bpffs`.

@@ -222,7 +222,7 @@ impl Known {
     }
 
     /// The protocol in the name of a service port.
-    fn protocol_of(&self, service: u32) -> Option<Protocol> {
+    pub fn protocol_of(&self, service: u32) -> Option<Protocol> {
         let (_, protocol) = self.name_of(service)?.rsplit_once('/')?;
         Protocol::ALL.into_iter().find(|known| known.to_string() == protocol)
     }

@@ -1,6 +1,6 @@
 //! The maps in the kernel, through aya. The only file that knows aya's maps.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use aya::{
     Pod,
@@ -17,6 +17,7 @@ use dsproxy_common::{
     layout::{self, family_maps},
     service::{Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendKey, ServiceName, Slots, SourceRange},
     settings::{Network, Settings},
+    socket::{SocketEntry, SocketKey},
 };
 use ipnet::IpNet;
 use thiserror::Error;
@@ -49,6 +50,7 @@ struct FamilyMaps<A: Address + Pod> {
     ranges: LpmTrie<MapData, SourceRange<A>, u32>,
     networks: LpmTrie<MapData, A, u32>,
     masquerade: HashMap<MapData, u32, A>,
+    sockets: HashMap<MapData, SocketKey<A>, SocketEntry<A>>,
 }
 
 /// Why the maps cannot be used as they are.
@@ -89,6 +91,21 @@ pub struct ConnectionRecord {
     pub state: FlowState,
     /// The jiffies when a packet was last seen.
     pub last_seen: u32,
+}
+
+/// A socket that was led to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketRecord {
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// Where its packets go; the VIP where that is what the socket's datagrams are looked up by.
+    pub peer: SocketAddr,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The id of the backend.
+    pub backend: u32,
+    /// Whether the id still means the same endpoint, and that is not gone.
+    pub is_served: bool,
 }
 
 impl KernelMaps {
@@ -199,6 +216,14 @@ impl KernelMaps {
         let mut backends = self.v4.backends()?;
         backends.extend(self.v6.backends()?);
         Ok(backends)
+    }
+
+    /// The sockets of both families that were led to backends. Some may be closed, and some may be missed while the table
+    /// changes.
+    pub fn sockets(&self) -> Result<Vec<SocketRecord>, MapError> {
+        let mut sockets = self.v4.sockets()?;
+        sockets.extend(self.v6.sockets()?);
+        Ok(sockets)
     }
 
     /// The connections of both families. Some may be over, and some may be missed while the table changes.
@@ -374,6 +399,7 @@ impl<A: Address + Pod> FamilyMaps<A> {
             ranges: typed(take, names.ranges)?,
             networks: typed(take, names.networks)?,
             masquerade: typed(take, names.masquerade)?,
+            sockets: typed(take, names.sockets)?,
         })
     }
 
@@ -516,6 +542,7 @@ impl<A: Address + Pod> FamilyMaps<A> {
             MapKind::BriefConnections => count(map, self.forward_brief.keys()),
             MapKind::Masqueraded => count(map, self.snat.keys()),
             MapKind::Affinities => count(map, self.affinity.keys()),
+            MapKind::Sockets => count(map, self.sockets.keys()),
             MapKind::Services
             | MapKind::Frontends
             | MapKind::Filter
@@ -527,6 +554,24 @@ impl<A: Address + Pod> FamilyMaps<A> {
             | MapKind::Settings
             | MapKind::Counters => Ok(0),
         }
+    }
+
+    fn sockets(&self) -> Result<Vec<SocketRecord>, MapError> {
+        let mut sockets = Vec::new();
+        for entry in self.sockets.iter() {
+            let (SocketKey { cookie: [low, high], address, port, protocol }, SocketEntry { backend, generation, .. }) =
+                entry.map_err(kernel("read", MapKind::Sockets))?;
+            let Some(protocol) = u8::try_from(protocol).ok().and_then(Protocol::from_number) else { continue };
+            let held = self.backends.get(&backend, 0).map_err(kernel("read", MapKind::Backends))?;
+            sockets.push(SocketRecord {
+                cookie: u64::from(low) | u64::from(high) << 32,
+                peer: SocketAddr::new(address.into(), port.number()),
+                protocol,
+                backend,
+                is_served: held.generation == generation && BackendState::from_number(held.state) != BackendState::Gone,
+            });
+        }
+        Ok(sockets)
     }
 
     fn connections(&self) -> Result<Vec<ConnectionRecord>, MapError> {

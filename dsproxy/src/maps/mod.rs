@@ -265,6 +265,8 @@ pub enum MapKind {
     Masqueraded,
     /// Clients that stay with their endpoint.
     Affinities,
+    /// Sockets that were led to backends.
+    Sockets,
     /// Source ranges of service ports.
     SourceRanges,
     /// What is known of networks.
@@ -290,6 +292,7 @@ impl MapKind {
             Self::BriefConnections => "brief connections",
             Self::Masqueraded => "masqueraded connections",
             Self::Affinities => "affinities",
+            Self::Sockets => "sockets",
             Self::SourceRanges => "source ranges",
             Self::Networks => "networks",
             Self::NodeAddresses => "node addresses",
@@ -310,7 +313,7 @@ impl MapKind {
             Self::BriefConnections => Some("--max-brief-connections"),
             Self::Affinities => Some("--max-affinities"),
             Self::SourceRanges => Some("--max-source-ranges"),
-            Self::Filter | Self::NodeAddresses | Self::Settings | Self::Counters => None,
+            Self::Filter | Self::NodeAddresses | Self::Settings | Self::Sockets | Self::Counters => None,
         }
     }
 }

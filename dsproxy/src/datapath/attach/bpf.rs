@@ -36,6 +36,7 @@ const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_F_AFTER: u32 = 1 << 4;
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 
 /// More programs than the kernel allows at one hook (`BPF_MPROG_MAX`).
@@ -115,6 +116,9 @@ kernel_struct!(Query, 64, {
 kernel_struct!(TcxLinkInfo, 24, {
     kind: u32, id: u32, program_id: u32, unused: u32, interface: u32, attach_type: u32,
 });
+kernel_struct!(RawCgroupLinkInfo, 32, {
+    kind: u32, id: u32, program_id: u32, unused: u32, cgroup: u64, attach_type: u32, unused_at_end: u32,
+});
 kernel_struct!(RawProgramInfo, 80, {
     kind: u32, id: u32, tag: [u8; 8], jited_length: u32, xlated_length: u32,
     jited: u64, xlated: u64, load_time: u64, created_by: u32, map_count: u32,
@@ -134,6 +138,19 @@ pub(super) struct LinkInfo {
     pub(super) program_id: u32,
     /// The interface that it is attached to; zero once that is gone.
     pub(super) interface: u32,
+}
+
+/// A link to a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CgroupLinkInfo {
+    /// Its id, never used again.
+    pub(super) id: u32,
+    /// The program that it runs.
+    pub(super) program_id: u32,
+    /// The id of the cgroup that it is attached to; zero once that is gone.
+    pub(super) cgroup: u64,
+    /// The hook.
+    pub(super) attach_type: u32,
 }
 
 /// A program, as the kernel remembers it.
@@ -170,6 +187,17 @@ pub(super) fn attach(program: BorrowedFd<'_>, interface: u32, direction: Directi
         },
         ..LinkCreate::default()
     };
+    open(command::LINK_CREATE, &mut attribute)
+}
+
+/// Attaches a program to a hook of a cgroup, beside those of others.
+pub(super) fn attach_to_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attribute =
+        LinkCreate { program: raw(program), interface: raw(cgroup), attach_type, ..LinkCreate::default() };
     open(command::LINK_CREATE, &mut attribute)
 }
 
@@ -250,6 +278,14 @@ pub(super) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<Option<LinkInfo>
     info(link, &mut raw)?;
     let TcxLinkInfo { kind, id, program_id, interface, unused: _, attach_type: _ } = raw;
     Ok((kind == BPF_LINK_TYPE_TCX).then_some(LinkInfo { id, program_id, interface }))
+}
+
+/// What the kernel knows of a link; nothing if it is not one to a cgroup.
+pub(super) fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<Option<CgroupLinkInfo>> {
+    let mut raw = RawCgroupLinkInfo::default();
+    info(link, &mut raw)?;
+    let RawCgroupLinkInfo { kind, id, program_id, unused: _, cgroup, attach_type, unused_at_end: _ } = raw;
+    Ok((kind == BPF_LINK_TYPE_CGROUP).then_some(CgroupLinkInfo { id, program_id, cgroup, attach_type }))
 }
 
 /// What the kernel knows of a program.

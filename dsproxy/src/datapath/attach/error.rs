@@ -77,6 +77,33 @@ pub enum AttachError {
         /// The last one.
         to: u16,
     },
+    /// There is no cgroup v2 file system.
+    #[error(
+        "find the cgroup v2 file system: none is mounted here; sockets are led to backends below one (mount -t cgroup2 none \
+         DIR, and --cgroup DIR; in a container, share the host's /sys/fs/cgroup with a hostPath volume), or do without: \
+         --socket-lb off"
+    )]
+    NoCgroups,
+    /// What was to be the cgroup is none.
+    #[error("--cgroup {}: {source}; it has to be a directory of a cgroup v2 file system", path.display())]
+    Cgroup {
+        /// The directory.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// A program of someone else's tolerates none beside it.
+    #[error(
+        "attach to {hook} of the cgroup {}: a program of someone else's is there, attached so that no other may be; have it \
+         attached with BPF_F_ALLOW_MULTI or by a link, or do without: --socket-lb off", path.display()
+    )]
+    CgroupTaken {
+        /// The hook.
+        hook: &'static str,
+        /// The cgroup.
+        path: PathBuf,
+    },
     /// A pin could not be read, written or removed.
     #[error("{operation} {}: {source}", path.display())]
     Pin {

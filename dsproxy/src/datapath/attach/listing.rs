@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, path::Path};
 
 use nix::net::if_::{Interface, if_indextoname, if_nameindex};
 
-use super::{AttachError, AttachKind, Attachment, Direction, Failure, Hook, bpf, bpf_error, clsact, stray, tcx};
+use super::{
+    AttachError, AttachKind, Attachment, Direction, Failure, Hook, bpf, bpf_error, cgroup, clsact, stray, tcx,
+};
 use crate::interfaces::Interfaces;
 
 /// The attachments, by interface; `interfaces` lends the roles.
@@ -51,7 +53,7 @@ pub struct Cleanup {
     pub failures: Vec<Failure>,
 }
 
-/// Detaches every program of ours from every interface of the network namespace.
+/// Detaches every program of ours from every interface of the network namespace, and from cgroups.
 pub fn detach_all(pins: &Path) -> Cleanup {
     let mut cleanup = Cleanup::default();
     let mut note = |interface: &str, result: Result<usize, AttachError>| match result {
@@ -78,6 +80,9 @@ pub fn detach_all(pins: &Path) -> Cleanup {
             }
         }
         Err(error) => note("", Err(error)),
+    }
+    for hook in cgroup::SocketHook::ALL {
+        note(hook.name(), cgroup::detach(hook, pins).map(usize::from));
     }
     cleanup
 }

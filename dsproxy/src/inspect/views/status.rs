@@ -1,13 +1,20 @@
 //! What is attached where, how full the maps are, and what became of packets.
 
 use anyhow::Context as _;
-use dsproxy_common::{IpFamily, layout::LAYOUT_VERSION, service::BackendState};
+use dsproxy_common::{
+    IpFamily,
+    layout::{LAYOUT_VERSION, capacity},
+    service::BackendState,
+};
 use ipnet::IpNet;
 use nix::sys::utsname::uname;
 use serde::Serialize;
 
 use crate::{
-    datapath::attach,
+    datapath::attach::{
+        self,
+        cgroup::{self, SocketAttachment},
+    },
     inspect::{Live, View, columns::Columns},
     interfaces::{self, Overrides, Role},
     maps::{MapKind, MapStore as _},
@@ -21,6 +28,7 @@ pub struct Status {
     kernel: String,
     layout: u32,
     hooks: Vec<Hook>,
+    socket_hooks: Vec<SocketAttachment>,
     maps: Vec<MapFill>,
     packets: Vec<PacketCount>,
 }
@@ -90,6 +98,7 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
             (MapKind::BriefConnections, made(MapKind::BriefConnections)?, capacities.brief_connections),
             (MapKind::Masqueraded, made(MapKind::Masqueraded)?, capacities.connections),
             (MapKind::Affinities, made(MapKind::Affinities)?, capacities.affinities),
+            (MapKind::Sockets, made(MapKind::Sockets)?, capacity::SOCKETS),
         ] {
             maps.push(MapFill { map: map.name(), family: Some(family.to_string()), entries, capacity });
         }
@@ -116,6 +125,7 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
                 program_id: hook.program_id,
             })
             .collect(),
+        socket_hooks: cgroup::list(&live.bpffs.links())?,
         maps,
         packets: packets.collect(),
     })
@@ -123,7 +133,7 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
 
 impl View for Status {
     fn table(&self) -> String {
-        let Self { version, kernel, layout, hooks, maps, packets } = self;
+        let Self { version, kernel, layout, hooks, socket_hooks, maps, packets } = self;
         let mut text = format!("dsproxy {version}, map layout {layout}, kernel {kernel}\n\n");
         let mut columns = Columns::new(&["INTERFACE", "ROLE", "DIRECTION", "KIND", "PROGRAM"]);
         for Hook { interface, role, direction, kind, program_id } in hooks {
@@ -135,6 +145,14 @@ impl View for Status {
             columns.row([interface.clone(), role.to_owned(), direction.clone(), kind.clone(), program_id.to_string()]);
         }
         text += &columns.text();
+        if !socket_hooks.is_empty() {
+            let mut columns = Columns::new(&["SOCKETS", "CGROUP", "PROGRAM"]);
+            for SocketAttachment { hook, cgroup, program_id, link_id: _ } in socket_hooks {
+                columns.row([(*hook).to_owned(), cgroup.to_string(), program_id.to_string()]);
+            }
+            text += "\n";
+            text += &columns.text();
+        }
         let mut columns = Columns::new(&["MAP", "FAMILY", "ENTRIES", "CAPACITY"]);
         for MapFill { map, family, entries, capacity } in maps {
             let family = family.clone().unwrap_or_default();
