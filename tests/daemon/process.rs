@@ -49,6 +49,7 @@ impl<'lab> Daemon<'lab> {
         for (flag, value) in [
             ("--hostname-override", "node-a".to_owned()),
             ("--bpffs", bpffs(lab).display().to_string()),
+            ("--cgroup", lab.cgroup().directory().display().to_string()),
             ("--healthz-bind-address", format!("127.0.0.1:{HEALTH_PORT}")),
             ("--metrics-bind-address", format!("127.0.0.1:{METRICS_PORT}")),
         ] {

@@ -128,6 +128,8 @@ impl<'lab> Daemon<'lab> {
             .arg(&self.manifests)
             .arg("--bpffs")
             .arg(&self.bpffs)
+            .arg("--cgroup")
+            .arg(self.lab.cgroup().directory())
             .arg("--healthz-bind-address")
             .arg(format!("127.0.0.1:{HEALTH_PORT}"))
             .arg("--metrics-bind-address")

@@ -17,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{LabError, LabName, iproute, name::ROOT, namespace};
+use super::{LabError, LabName, cgroup, iproute, name::ROOT, namespace};
 
 /// How long a process may take to vanish after SIGKILL.
 const END_OF_PROCESS: Duration = Duration::from_secs(5);
@@ -42,6 +42,8 @@ pub enum Leftover {
     Process(u32),
     /// A mounted file system.
     Mount(PathBuf),
+    /// A cgroup.
+    Cgroup(PathBuf),
     /// A network namespace, with every interface in it.
     Namespace(String),
     /// A lab's directory.
@@ -53,6 +55,7 @@ impl fmt::Display for Leftover {
         match self {
             Self::Process(id) => write!(f, "process {id}"),
             Self::Mount(path) => write!(f, "mount {}", path.display()),
+            Self::Cgroup(path) => write!(f, "cgroup {}", path.display()),
             Self::Namespace(name) => write!(f, "network namespace {name}"),
             Self::Directory(path) => write!(f, "directory {}", path.display()),
         }
@@ -122,6 +125,7 @@ fn find_of(lab: LabName, found: &mut BTreeSet<Leftover>) {
     let started = fs::read_to_string(lab.processes_file()).unwrap_or_default();
     found.extend(started.lines().skip(1).filter_map(recorded_process).map(Leftover::Process));
     found.extend(mounts_below(&directory).into_iter().map(Leftover::Mount));
+    found.extend(cgroup::of_lab(lab).map(Leftover::Cgroup));
     found.extend(
         names_in(namespace::DIRECTORY)
             .into_iter()
@@ -139,12 +143,28 @@ fn remove_one(leftover: &Leftover) -> Result<(), LabError> {
         Leftover::Mount(path) => {
             umount2(path, MntFlags::MNT_DETACH).map_err(|errno| LabError::file("unmount", path, errno.into()))
         }
+        Leftover::Cgroup(path) => remove_cgroup(path),
         Leftover::Namespace(name) => iproute::ip(&["netns", "del", name]).map(|_| ()),
         Leftover::Directory(path) => {
             fs::remove_dir_all(path).map_err(|source| LabError::file("remove", path, source))?;
             // Labs of other processes may share the parent; it goes with the last of them.
             let _ = fs::remove_dir(ROOT);
             Ok(())
+        }
+    }
+}
+
+/// A thread that has just ended may still count as being in it.
+fn remove_cgroup(path: &Path) -> Result<(), LabError> {
+    let started = Instant::now();
+    loop {
+        match fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && started.elapsed() < END_OF_PROCESS => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(source) => return Err(LabError::file("remove", path, source)),
         }
     }
 }

@@ -13,6 +13,7 @@
 mod address;
 mod attachments;
 mod bulk;
+mod cgroup;
 mod daemon;
 mod echo;
 mod error;
@@ -30,6 +31,7 @@ mod wait;
 pub use address::DualStack;
 pub use attachments::{Attachment, attachments};
 pub use bulk::{Bulk, BulkReport};
+pub use cgroup::Cgroup;
 pub use daemon::{Attach, Daemon, DaemonOptions, HttpAnswer, daemon_binary};
 pub use echo::EchoServer;
 pub use error::LabError;
@@ -58,6 +60,7 @@ pub struct Lab {
     name: LabName,
     directory: PathBuf,
     nodes: [Node; 2],
+    cgroup: Cgroup,
     processes: Mutex<File>,
 }
 
@@ -78,14 +81,15 @@ impl Lab {
         let directory = name.directory();
         // The directory comes first: from here on whatever is left behind can be traced to its owner.
         let processes = leftovers::record_owner(name)?;
-        let build = || -> Result<[Node; 2], LabError> {
+        let build = || -> Result<([Node; 2], Cgroup), LabError> {
+            let cgroup = Cgroup::create(name)?;
             let a = Node::create(name, Side::A)?;
             let b = Node::create(name, Side::B)?;
             node::join(&a, &b)?;
-            Ok([a, b])
+            Ok(([a, b], cgroup))
         };
         match build() {
-            Ok(nodes) => Ok(Self { name, directory, nodes, processes: Mutex::new(processes) }),
+            Ok((nodes, cgroup)) => Ok(Self { name, directory, nodes, cgroup, processes: Mutex::new(processes) }),
             Err(error) => {
                 for failure in leftovers::remove(&Extent::Lab(name)) {
                     eprintln!("lab {name}: {failure}");
@@ -103,6 +107,11 @@ impl Lab {
     /// A directory for the lab's own files, removed with the lab.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The cgroup that the lab's daemons are attached to. Its clients' threads have to enter it to be looked at.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
     }
 
     /// A node.

@@ -1,0 +1,57 @@
+//! A call that cannot be served fails at once.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpStream, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use dsproxy_common::IpFamily;
+use dsproxy_tests::lab::{DualStack, eventually};
+
+use crate::host::{Host, PORT, SOON, mapped};
+
+/// Far less than a SYN waits for its answer.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+#[test]
+fn without_an_endpoint_every_call_is_refused_at_once() {
+    let host = Host::build();
+    let vip = DualStack::cluster_ip(1);
+    host.serve(vip, &["local"]);
+    let daemon = host.start("host");
+    host.await_service(vip);
+    host.serve(vip, &[]);
+    let v4 = vip.socket(IpFamily::V4, PORT);
+    for target in [v4, mapped(v4), vip.socket(IpFamily::V6, PORT)] {
+        eventually("waiting for the endpoint to go", SOON, || host.run(|| refused(target)))
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+    let status = daemon.json(&["status"]).expect("it tells");
+    let counted = |family: &str| {
+        let rows = status["packets"].as_array().expect("rows").iter();
+        let of_family = rows.filter(|row| row["reason"] == "no-endpoint" && row["family"] == family);
+        of_family.filter_map(|row| row["packets"].as_u64()).sum::<u64>()
+    };
+    assert!(counted("IPv4") >= 6 && counted("IPv6") >= 3, "{status:#}");
+}
+
+/// Tries all calls; fails unless each is refused at once.
+fn refused(target: SocketAddr) -> Result<(), String> {
+    let unspecified = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(unspecified).expect("a socket");
+    let calls: [(&str, &dyn Fn() -> io::Result<()>); 3] = [
+        ("sendto", &|| socket.send_to(b"anybody?", target).map(drop)),
+        ("connect UDP", &|| socket.connect(target)),
+        ("connect TCP", &|| TcpStream::connect_timeout(&target, 4 * AT_ONCE).map(drop)),
+    ];
+    for (name, call) in calls {
+        let started = Instant::now();
+        let outcome = call().map_err(|error| error.kind());
+        let took = started.elapsed();
+        if outcome != Err(io::ErrorKind::ConnectionRefused) || took > AT_ONCE {
+            return Err(format!("{name} to {target}: {outcome:?} after {took:?}"));
+        }
+    }
+    Ok(())
+}
