@@ -1,5 +1,5 @@
 //! Connected UDP sockets whose backend has gone: the kernel is asked to end them, so that their programs hear of it
-//! (`ECONNABORTED`) and connect anew, to a backend that is there.
+//! (`ECONNABORTED` where they wait for an answer, `EDESTADDRREQ` where they send) and connect anew, to a backend that is there.
 //!
 //! A socket that is not connected finds its way with the next datagram, and TCP is left to its two ends. Sockets of other
 //! network namespaces than the host's are not reached from here.

@@ -3,11 +3,11 @@
 use std::{io, net::UdpSocket, time::Duration};
 
 use dsproxy_common::IpFamily;
-use dsproxy_tests::lab::{DualStack, TcpSession, UdpSession, eventually};
+use dsproxy_tests::lab::{DualStack, TcpSession, UdpSession};
 
 use crate::{
     ask::connected_to,
-    host::{Host, PORT, SOON, mapped},
+    host::{Host, PORT, TARGET, mapped},
 };
 
 #[test]
@@ -23,7 +23,7 @@ fn a_connected_udp_socket_ends_with_its_backend_and_others_move_on() {
         |connected| targets.map(|target| host.run(|| UdpSession::open_here(target, connected).expect("a socket")));
     let connected = targets.map(|target| host.run(|| asked(connected_to(target))));
     let mut unconnected = open(false);
-    let elsewhere = host.backend("local").socket(IpFamily::V4, crate::host::TARGET);
+    let elsewhere = host.backend("local").socket(IpFamily::V4, TARGET);
     let direct = host.run(|| asked(connected_to(elsewhere)));
     let mut streams = targets.map(|target| host.run(|| TcpSession::open_here(target).expect("connected")));
     for session in &mut unconnected {
@@ -32,11 +32,7 @@ fn a_connected_udp_socket_ends_with_its_backend_and_others_move_on() {
 
     host.serve(vip, &["remote"]);
     for (socket, target) in connected.iter().zip(targets) {
-        eventually("waiting for the socket to end", SOON, || match ask(socket) {
-            Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
-            outcome => Err(format!("{target}: {outcome:?}")),
-        })
-        .unwrap_or_else(|error| panic!("{error}"));
+        ends(socket);
         host.run(|| socket.connect(target)).expect("connected anew");
         assert_eq!(ask(socket).expect("an answer"), "remote");
     }
@@ -59,11 +55,7 @@ fn a_service_made_anew_has_its_sockets_ended_too() {
     let target = vip.socket(IpFamily::V4, PORT);
     let socket = host.run(|| asked(connected_to(target)));
     host.manifests.remove(&host.service(vip, &["local"])).expect("the manifest is removed");
-    eventually("waiting for the socket to end", SOON, || match ask(&socket) {
-        Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
-        outcome => Err(format!("{outcome:?}")),
-    })
-    .unwrap_or_else(|error| panic!("{error}"));
+    ends(&socket);
     host.serve(vip, &["local"]);
     host.await_service(vip);
     host.run(|| socket.connect(target)).expect("connected anew");
@@ -75,6 +67,16 @@ fn asked(socket: UdpSocket) -> UdpSocket {
     socket.set_read_timeout(Some(Duration::from_secs(3))).expect("a time limit");
     assert_eq!(ask(&socket).expect("an answer"), "local");
     socket
+}
+
+/// Waits for something to come over a connected socket; fails unless the kernel ends the wait.
+fn ends(socket: &UdpSocket) {
+    let outcome = socket.recv(&mut [0; 64]);
+    let error = outcome.as_ref().expect_err("nobody has asked anything");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted, "{error}");
+    // It is connected to nobody now.
+    let error = socket.send(b"who").expect_err("nowhere to go");
+    assert_eq!(error.raw_os_error(), Some(libc::EDESTADDRREQ), "{error}");
 }
 
 /// Sends something over a connected socket; who answers.

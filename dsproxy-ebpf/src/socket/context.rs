@@ -3,7 +3,7 @@
 use core::mem::offset_of;
 
 use aya_ebpf::{
-    bindings::{bpf_sock, bpf_sock_addr},
+    bindings::{BPF_TCP_ESTABLISHED, bpf_sock, bpf_sock_addr},
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
 };
 use dsproxy_common::{Addr4, Addr6, Address, Port, Protocol};
@@ -76,6 +76,13 @@ impl SocketContext {
     pub(crate) fn answer(self, error: i32) {
         // SAFETY: a helper that takes an integer.
         unsafe { bpf_set_retval(-error) };
+    }
+
+    /// Whether a UDP socket is connected.
+    #[inline(always)]
+    pub(crate) fn is_connected(self) -> bool {
+        // SAFETY: a field of the kernel's socket.
+        unsafe { u32::load::<{ offset_of!(bpf_sock, state) }>(self.socket()) == BPF_TCP_ESTABLISHED }
     }
 
     #[inline(always)]

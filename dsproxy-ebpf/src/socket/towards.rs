@@ -72,7 +72,11 @@ fn towards_backend<S: Place>(context: SocketContext, call: Call) -> Result<Reaso
     let frontend =
         if lookup::may_be_frontend::<S::Family>(&flow) { lookup::frontend::<S::Family>(&flow) } else { None };
     let Some(frontend) = frontend else {
-        forget_backend::<S>(context, &flow, protocol);
+        // Every datagram of a connected IPv6 socket to an IPv4 address comes here with the address it is connected to
+        // (`udpv6_sendmsg` in net/ipv6/udp.c): that its program names nothing is not to name the backend.
+        if call == Call::Connect || !context.is_connected() {
+            forget_backend::<S>(context, &flow, protocol);
+        }
         return Err(lookup::without_frontend::<S::Family>(&flow, settings, Reason::NotService));
     };
     let cookie = context.cookie();
