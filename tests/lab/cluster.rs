@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::lab::{
-    Attach, Daemon, DaemonOptions, DualStack, EchoServer, ExchangeError, Lab, LabError, Manifests, Namespace, Pod,
-    ServiceManifest, Side, TcpSession, UdpSession, Wiring, eventually,
+    Attach, Backend as Endpoint, Daemon, DaemonOptions, DualStack, EchoServer, ExchangeError, Lab, LabError, Manifests,
+    Namespace, Pod, ServiceManifest, Side, TcpSession, UdpSession, Wiring, eventually,
 };
 
 /// The port of the VIPs.
@@ -13,6 +13,9 @@ pub(crate) const PORT: u16 = 80;
 
 /// The port the backends serve on.
 pub(crate) const TARGET: u16 = 8080;
+
+/// What every daemon is told that is to tell pods from others.
+pub(crate) const CLUSTER_CIDR: [&str; 2] = ["--cluster-cidr", "10.244.0.0/16,fd00:10:244::/48"];
 
 /// How long a change of the manifests may take to be seen in traffic.
 pub(crate) const SOON: Duration = Duration::from_secs(5);
@@ -34,8 +37,9 @@ pub(crate) struct Cluster {
 /// A pod with an echo server that answers with the pod's role.
 pub(crate) struct Backend {
     pub(crate) role: String,
+    pub(crate) side: Side,
     pub(crate) pod: Pod,
-    _server: EchoServer,
+    pub(crate) server: EchoServer,
 }
 
 impl Cluster {
@@ -56,17 +60,26 @@ impl Cluster {
     pub(crate) fn add_backend(&mut self, role: &str, side: Side, wiring: Wiring) {
         let pod = self.lab.add_pod(side, wiring, role).expect("the pod is added");
         let server = EchoServer::start(&pod, TARGET, role).expect("the server listens");
-        self.backends.push(Backend { role: role.to_owned(), pod, _server: server });
+        self.backends.push(Backend { role: role.to_owned(), side, pod, server });
+    }
+
+    /// The backend `role`.
+    pub(crate) fn find(&self, role: &str) -> &Backend {
+        self.backends.iter().find(|backend| backend.role == role).unwrap_or_else(|| panic!("no backend {role}"))
     }
 
     /// The addresses of the backend `role`.
     pub(crate) fn backend(&self, role: &str) -> DualStack {
-        self.backends
-            .iter()
-            .find(|backend| backend.role == role)
-            .unwrap_or_else(|| panic!("no backend {role}"))
-            .pod
-            .addresses()
+        self.find(role).pod.addresses()
+    }
+
+    /// The endpoints `roles`, each with its node.
+    pub(crate) fn endpoints(&self, roles: &[&str]) -> Vec<Endpoint> {
+        let endpoint = |role: &&str| {
+            let Backend { role: _, side, pod, server: _ } = self.find(role);
+            Endpoint { node: Some(side.role()), ..Endpoint::from(pod.addresses()) }
+        };
+        roles.iter().map(endpoint).collect()
     }
 
     /// Writes `service`, in place of what stood under its name before.
@@ -84,6 +97,27 @@ impl Cluster {
         let options = DaemonOptions { attach, ..DaemonOptions::default() };
         Daemon::start(&self.lab, &self.manifests, options).unwrap_or_else(|error| panic!("{error}"))
     }
+
+    /// Starts a daemon on `side`, which is told its node, the pods' networks and `arguments`.
+    pub(crate) fn start_daemon_on(&self, side: Side, arguments: &[&str]) -> Daemon<'_> {
+        start_daemon(&self.lab, &self.manifests, side, arguments)
+    }
+}
+
+/// [`Cluster::start_daemon_on`] in any lab.
+pub(crate) fn start_daemon<'lab>(
+    lab: &'lab Lab,
+    manifests: &Manifests,
+    side: Side,
+    arguments: &[&str],
+) -> Daemon<'lab> {
+    let told = [&CLUSTER_CIDR[..], &["--hostname-override", side.role()], arguments].concat();
+    let options = DaemonOptions {
+        side: Some(side),
+        arguments: told.into_iter().map(str::to_owned).collect(),
+        ..DaemonOptions::default()
+    };
+    Daemon::start(lab, manifests, options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A dual-stack Service `name` on TCP and UDP, served by the pods at `backends`.

@@ -5,14 +5,23 @@ use std::{net::SocketAddr, time::Duration};
 use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::lab::{
     Bulk, DualStack, EchoServer, ExchangeError, Extent, Lab, Load, Namespace, Side, Steady, TcpSession, UdpSession,
-    Wiring, eventually, find_leftovers, link_counters,
+    Wire, Wiring, eventually, find_leftovers, link_counters,
 };
 
 const PORT: u16 = 8080;
 
 #[test]
 fn every_pod_reaches_every_other_and_both_nodes() {
-    let lab = Lab::new().expect("the lab is built");
+    everybody_reaches_everybody(Wire::Direct);
+}
+
+#[test]
+fn every_pod_reaches_every_other_and_both_nodes_through_an_overlay() {
+    everybody_reaches_everybody(Wire::Vxlan);
+}
+
+fn everybody_reaches_everybody(wire: Wire) {
+    let lab = Lab::with(wire).expect("the lab is built");
     let pods = [
         (Side::A, Wiring::Routed, "routed"),
         (Side::A, Wiring::Bridged, "bridged"),

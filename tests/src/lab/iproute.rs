@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::{LabError, Namespace};
+use super::{DualStack, LabError, Namespace};
 
 /// Runs one `ip` command and returns what it printed.
 pub(crate) fn ip(arguments: &[&str]) -> Result<String, LabError> {
@@ -73,6 +73,20 @@ pub fn link_counters(namespace: &Namespace, interface: &str) -> Result<LinkCount
             reason: format!("no counters in {printed:?}"),
         }),
     }
+}
+
+/// Sets the MTU of `interface`.
+pub fn set_mtu(namespace: &Namespace, interface: &str, mtu: u16) -> Result<(), LabError> {
+    batch(namespace.name(), &[format!("link set {interface} mtu {mtu}")])
+}
+
+/// Gives `interface` another address of each family, without a network around them.
+pub fn add_address(namespace: &Namespace, interface: &str, addresses: DualStack) -> Result<(), LabError> {
+    let DualStack { v4, v6 } = addresses;
+    batch(
+        namespace.name(),
+        &[format!("addr add {v4}/32 dev {interface}"), format!("addr add {v6}/128 dev {interface} nodad")],
+    )
 }
 
 /// Runs one `tc` command inside `namespace` and returns what it printed.

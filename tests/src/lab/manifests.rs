@@ -22,7 +22,7 @@ use k8s_openapi::{
 };
 use serde::Serialize as _;
 
-use super::{DualStack, LabError};
+use super::{DualStack, LabError, Node};
 
 /// A directory of manifests that the daemon watches.
 #[derive(Debug)]
@@ -315,6 +315,33 @@ impl Manifests {
         let name = file_name(&service.namespace, &service.name);
         let yaml = service.to_yaml().map_err(|source| LabError::Manifest { name: name.clone(), source })?;
         self.write_text(&name, &yaml)
+    }
+
+    /// Writes the ServiceCIDR that the lab's ClusterIPs are of.
+    pub fn write_service_cidr(&self) -> Result<(), LabError> {
+        let DualStack { v4, v6 } = DualStack::cluster_ip(0);
+        let cidrs = format!("[{v4}/16, '{v6}/112']");
+        self.write_text(
+            "service-cidr.yaml",
+            &format!(
+                "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: kubernetes}}\n\
+                 spec: {{cidrs: {cidrs}}}\nstatus: {{conditions: [{{type: Ready, status: 'True'}}]}}\n"
+            ),
+        )
+    }
+
+    /// Writes the Node object of `node`, in `zone`.
+    pub fn write_node(&self, node: &Node, zone: &str) -> Result<(), LabError> {
+        let name = node.side().role();
+        let DualStack { v4, v6 } = node.addresses();
+        self.write_text(
+            &format!("{name}.yaml"),
+            &format!(
+                "apiVersion: v1\nkind: Node\n\
+                 metadata: {{name: {name}, labels: {{topology.kubernetes.io/zone: {zone}}}}}\nspec: {{}}\n\
+                 status: {{addresses: [{{type: InternalIP, address: {v4}}}, {{type: InternalIP, address: '{v6}'}}]}}\n"
+            ),
+        )
     }
 
     /// Writes any text as the file `name`. Readers see the old file or the new one, never half of it.

@@ -6,7 +6,7 @@
 //!   pod ──veth── bridge
 //! ```
 //!
-//! Both families everywhere. `rp_filter` is strict on both nodes, and no namespace has a route towards a
+//! Both families everywhere. `rp_filter` is strict on both nodes, unless there is an overlay between them, and no namespace has a route towards a
 //! VIP other than its default route. Nothing outside the lab's own namespaces is touched, and everything is
 //! removed when the [`Lab`] is dropped. The lab knows nothing of maps or of the daemon's inside.
 
@@ -24,6 +24,7 @@ mod manifests;
 mod name;
 mod namespace;
 mod node;
+mod overlay;
 mod runtime;
 mod session;
 mod wait;
@@ -35,7 +36,7 @@ pub use cgroup::Cgroup;
 pub use daemon::{Attach, Daemon, DaemonOptions, HttpAnswer, daemon_binary};
 pub use echo::EchoServer;
 pub use error::LabError;
-pub use iproute::{LinkCounters, link_counters, tc};
+pub use iproute::{LinkCounters, add_address, link_counters, set_mtu, tc};
 pub use leftovers::{Extent, Leftover, find as find_leftovers, remove as remove_leftovers};
 pub use load::{Load, LoadReport, Steady, SteadyReport};
 pub use manifests::{Backend, Manifests, ServiceManifest};
@@ -73,19 +74,41 @@ pub enum Side {
     B,
 }
 
+/// How pods' packets get from one node to the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wire {
+    /// As they are: the nodes route to each other's pods.
+    #[default]
+    Direct,
+    /// In VXLAN, by a device on either node.
+    Vxlan,
+}
+
 impl Lab {
     /// Builds both nodes and the wire between them, without any pod.
     pub fn new() -> Result<Self, LabError> {
+        Self::with(Wire::Direct)
+    }
+
+    /// The same, with pods' packets between the nodes as `wire` says.
+    pub fn with(wire: Wire) -> Result<Self, LabError> {
         runtime::remove_on_signals();
         let name = LabName::next();
         let directory = name.directory();
         // The directory comes first: from here on whatever is left behind can be traced to its owner.
         let processes = leftovers::record_owner(name)?;
         let build = || -> Result<([Node; 2], Cgroup), LabError> {
+            let pod_mtu = match wire {
+                Wire::Direct => 1500,
+                Wire::Vxlan => overlay::MTU,
+            };
             let cgroup = Cgroup::create(name)?;
-            let a = Node::create(name, Side::A)?;
-            let b = Node::create(name, Side::B)?;
+            let a = Node::create(name, Side::A, pod_mtu)?;
+            let b = Node::create(name, Side::B, pod_mtu)?;
             node::join(&a, &b)?;
+            if wire == Wire::Vxlan {
+                overlay::lay(&a, &b)?;
+            }
             Ok(([a, b], cgroup))
         };
         match build() {

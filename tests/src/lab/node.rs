@@ -34,6 +34,8 @@ pub struct Node {
     addresses: DualStack,
     pods: AtomicU8,
     bridged: Mutex<bool>,
+    /// Of its pods' interfaces.
+    pod_mtu: u16,
 }
 
 /// A pod: a network namespace with one interface, `eth0`.
@@ -70,7 +72,7 @@ impl Side {
 }
 
 impl Node {
-    pub(crate) fn create(lab: LabName, side: Side) -> Result<Self, LabError> {
+    pub(crate) fn create(lab: LabName, side: Side, pod_mtu: u16) -> Result<Self, LabError> {
         let namespace = Namespace::create(lab, side.role())?;
         // Strict reverse-path filtering must be no obstacle to the data path, so every lab has it.
         namespace.set_sysctls(&[
@@ -85,6 +87,7 @@ impl Node {
             addresses: DualStack::node(side.number()),
             pods: AtomicU8::new(0),
             bridged: Mutex::new(false),
+            pod_mtu,
         })
     }
 
@@ -96,6 +99,16 @@ impl Node {
     /// The node's addresses on the wire.
     pub fn addresses(&self) -> DualStack {
         self.addresses
+    }
+
+    /// Which node it is.
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// What the node's device of an overlay carries, as with flannel the first addresses of the pods' networks.
+    pub fn overlay_addresses(&self) -> DualStack {
+        DualStack::pod(self.side.subnet(Wiring::Routed), 0)
     }
 
     /// The node's NIC.
@@ -110,11 +123,11 @@ impl Node {
             Pod { namespace: Namespace::create(lab, role)?, addresses, host_interface: format!("pod{}", index + 1) };
         let node = self.namespace.name();
         match wiring {
-            Wiring::Routed => connect_routed(node, &pod)?,
+            Wiring::Routed => connect_routed(node, &pod, self.pod_mtu)?,
             Wiring::Bridged => {
                 let gateway = DualStack::pod(self.side.subnet(wiring), 1);
                 self.ensure_bridge(gateway)?;
-                connect_bridged(node, &pod, gateway)?;
+                connect_bridged(node, &pod, gateway, self.pod_mtu)?;
             }
         }
         Ok(pod)
@@ -155,6 +168,11 @@ impl Pod {
     }
 }
 
+/// The networks of a node's pods, a /24 and a /64 each.
+pub(crate) fn pod_networks(side: Side) -> [DualStack; 2] {
+    [Wiring::Routed, Wiring::Bridged].map(|wiring| DualStack::pod(side.subnet(wiring), 0))
+}
+
 /// Joins two nodes with a wire and tells each where the other's pods are.
 pub(crate) fn join(a: &Node, b: &Node) -> Result<(), LabError> {
     iproute::batch(
@@ -167,10 +185,9 @@ pub(crate) fn join(a: &Node, b: &Node) -> Result<(), LabError> {
             format!("addr add {}/24 dev {NIC}", node.addresses.v4),
             format!("addr add {}/64 dev {NIC} nodad", node.addresses.v6),
         ];
-        for wiring in [Wiring::Routed, Wiring::Bridged] {
-            let subnet = DualStack::pod(other.side.subnet(wiring), 0);
-            commands.push(format!("route add {}/24 via {}", subnet.v4, other.addresses.v4));
-            commands.push(format!("route add {}/64 via {}", subnet.v6, other.addresses.v6));
+        for network in pod_networks(other.side) {
+            commands.push(format!("route add {}/24 via {}", network.v4, other.addresses.v4));
+            commands.push(format!("route add {}/64 via {}", network.v6, other.addresses.v6));
         }
         iproute::batch(node.namespace.name(), &commands)?;
     }
@@ -187,6 +204,7 @@ pub(crate) fn join(a: &Node, b: &Node) -> Result<(), LabError> {
 pub struct Outside {
     namespace: Namespace,
     addresses: DualStack,
+    gateway: DualStack,
 }
 
 impl Outside {
@@ -199,6 +217,11 @@ impl Outside {
     pub fn addresses(&self) -> DualStack {
         self.addresses
     }
+
+    /// Node A's addresses on its network.
+    pub fn gateway(&self) -> DualStack {
+        self.gateway
+    }
 }
 
 /// Adds a host outside, on a network of its own behind node A.
@@ -206,8 +229,8 @@ pub(crate) fn add_outside(lab: LabName, a: &Node, b: &Node) -> Result<Outside, L
     /// Node A's device towards it.
     const DEVICE: &str = "eth1";
 
-    let outside = Outside { namespace: Namespace::create(lab, "outside")?, addresses: DualStack::outside(9) };
     let (gateway, network) = (DualStack::outside(1), DualStack::outside(0));
+    let outside = Outside { namespace: Namespace::create(lab, "outside")?, addresses: DualStack::outside(9), gateway };
     iproute::batch(
         a.namespace.name(),
         &[
@@ -237,9 +260,9 @@ pub(crate) fn add_outside(lab: LabName, a: &Node, b: &Node) -> Result<Outside, L
     Ok(outside)
 }
 
-fn connect_routed(node: &str, pod: &Pod) -> Result<(), LabError> {
+fn connect_routed(node: &str, pod: &Pod, mtu: u16) -> Result<(), LabError> {
     let Pod { namespace, addresses, host_interface } = pod;
-    add_link(node, pod)?;
+    add_link(node, pod, mtu)?;
     iproute::batch(
         node,
         &[
@@ -263,9 +286,9 @@ fn connect_routed(node: &str, pod: &Pod) -> Result<(), LabError> {
     )
 }
 
-fn connect_bridged(node: &str, pod: &Pod, gateway: DualStack) -> Result<(), LabError> {
+fn connect_bridged(node: &str, pod: &Pod, gateway: DualStack, mtu: u16) -> Result<(), LabError> {
     let Pod { namespace, addresses, host_interface } = pod;
-    add_link(node, pod)?;
+    add_link(node, pod, mtu)?;
     iproute::batch(
         node,
         &[format!("link set {host_interface} master {BRIDGE}"), format!("link set {host_interface} up")],
@@ -282,9 +305,10 @@ fn connect_bridged(node: &str, pod: &Pod, gateway: DualStack) -> Result<(), LabE
     )
 }
 
-fn add_link(node: &str, pod: &Pod) -> Result<(), LabError> {
+fn add_link(node: &str, pod: &Pod, mtu: u16) -> Result<(), LabError> {
+    let Pod { namespace, addresses: _, host_interface } = pod;
     iproute::batch(
         node,
-        &[format!("link add {} type veth peer name eth0 netns {}", pod.host_interface, pod.namespace.name())],
+        &[format!("link add {host_interface} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", namespace.name())],
     )
 }

@@ -61,6 +61,15 @@ impl ExchangeError {
                 if source.kind() == io::ErrorKind::ConnectionRefused
         )
     }
+
+    /// Whether nothing at all came back, neither an answer nor an error.
+    pub fn is_silence(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { source, .. } | Self::NoAnswer { source, .. }
+                if matches!(source.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+        )
+    }
 }
 
 /// An established TCP connection to an echo server.
@@ -182,16 +191,21 @@ impl UdpSession {
 
     /// Sends a question that no other is equal to; returns the name of the backend that answered it.
     pub fn ask(&mut self) -> Result<String, ExchangeError> {
+        self.ask_at_length(0)
+    }
+
+    /// [`ask`](Self::ask) with a question of at least `bytes`, which may take several fragments each way.
+    pub fn ask_at_length(&mut self, bytes: usize) -> Result<String, ExchangeError> {
         let target = self.target;
         let no_answer = |source| ExchangeError::NoAnswer { target, source };
         self.asked += 1;
-        let question = format!("question {}", self.asked);
+        let question = format!("{:.<bytes$}", format!("question {} ", self.asked));
         if self.connected {
             self.socket.send(question.as_bytes()).map_err(no_answer)?;
         } else {
             self.socket.send_to(question.as_bytes(), target).map_err(no_answer)?;
         }
-        let mut buffer = [0; 2048];
+        let mut buffer = vec![0; 1 << 16];
         loop {
             let (length, source_address) = self.socket.recv_from(&mut buffer).map_err(no_answer)?;
             if source_address != target {

@@ -1,0 +1,96 @@
+//! What does not fit into one packet: datagrams in fragments, and paths that carry less than their ends think.
+
+use dsproxy_common::{IpFamily, Protocol};
+use dsproxy_tests::lab::{Bulk, DualStack, Namespace, ServiceManifest, Side, UdpSession, eventually, set_mtu};
+
+use crate::cluster::{Cluster, PORT, SOON, TARGET, answers};
+
+const VIP: DualStack = DualStack::cluster_ip(1);
+const NODE_PORT: u16 = 30_001;
+
+/// A few fragments of an Ethernet's size.
+const DATAGRAM: usize = 5000;
+
+/// Enough for many full segments.
+const BULK: Bulk = Bulk { bytes: 4 << 20 };
+
+fn exposed(cluster: &Cluster, role: &str) -> ServiceManifest {
+    ServiceManifest::new("default", "echo")
+        .dual_stack(VIP)
+        .port(Protocol::Tcp, PORT, TARGET)
+        .node_port(NODE_PORT)
+        .port(Protocol::Udp, PORT, TARGET)
+        .node_port(NODE_PORT)
+        .backends(cluster.endpoints(&[role]))
+}
+
+/// Who asks for which address: two pods for the ClusterIP, and a host outside for both.
+fn ways<'a>(cluster: &'a Cluster, outside: &'a Namespace) -> [(&'a Namespace, DualStack, u16); 4] {
+    [
+        (cluster.client.namespace(), VIP, PORT),
+        (cluster.bridged_client.namespace(), VIP, PORT),
+        (outside, VIP, PORT),
+        (outside, cluster.lab.node(Side::A).addresses(), NODE_PORT),
+    ]
+}
+
+#[test]
+fn fragments_follow_their_first() {
+    let cluster = Cluster::build();
+    let outside = cluster.lab.add_outside().expect("the host is added");
+    let _daemon = cluster.start_daemon_on(Side::A, &[]);
+    for role in ["local", "bridged", "remote"] {
+        cluster.write(&exposed(&cluster, role));
+        for (client, address, port) in ways(&cluster, outside.namespace()) {
+            eventually("waiting for the Service", SOON, || answers(client, address, port, role))
+                .expect("the Service is served");
+            for family in IpFamily::ALL {
+                let target = address.socket(family, port);
+                let mut socket = UdpSession::open(client, target, true).expect("the socket opens");
+                for _ in 0..10 {
+                    let answered = socket
+                        .ask_at_length(DATAGRAM)
+                        .unwrap_or_else(|error| panic!("{role} from {}: {error}", client.name()));
+                    assert_eq!(answered, role);
+                }
+            }
+        }
+    }
+}
+
+/// Less than 1280 bytes is no IPv6 link (RFC 8200, section 5).
+const NARROW: u16 = 1300;
+
+#[test]
+fn a_narrow_path_to_the_backend_is_found() {
+    let cluster = Cluster::build();
+    let node = cluster.lab.node(Side::A);
+    set_mtu(node.namespace(), node.interface(), NARROW).expect("the MTU is set");
+    transfers_succeed(&cluster);
+}
+
+#[test]
+fn a_narrow_path_to_the_client_is_found() {
+    let cluster = Cluster::build();
+    for pod in [&cluster.client, &cluster.bridged_client] {
+        set_mtu(cluster.lab.node(Side::A).namespace(), pod.host_interface(), NARROW).expect("the MTU is set");
+    }
+    transfers_succeed(&cluster);
+}
+
+/// Both directions of every transfer carry full segments.
+fn transfers_succeed(cluster: &Cluster) {
+    let outside = cluster.lab.add_outside().expect("the host is added");
+    let _daemon = cluster.start_daemon_on(Side::A, &[]);
+    cluster.write(&exposed(cluster, "remote"));
+    for (client, address, port) in ways(cluster, outside.namespace()) {
+        eventually("waiting for the Service", SOON, || answers(client, address, port, "remote"))
+            .expect("the Service is served");
+        for family in IpFamily::ALL {
+            let report = BULK
+                .run(client, address.socket(family, port))
+                .unwrap_or_else(|error| panic!("from {}: {error}", client.name()));
+            assert_eq!(report.intact, BULK.bytes);
+        }
+    }
+}

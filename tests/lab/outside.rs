@@ -1,0 +1,193 @@
+//! Clients that are none of the cluster's: what they are let through to, and that they keep it.
+
+use std::{collections::BTreeSet, net::IpAddr, thread, time::Duration};
+
+use dsproxy_common::{IpFamily, Protocol};
+use dsproxy_tests::lab::{
+    DualStack, ExchangeError, Namespace, ServiceManifest, Side, TcpSession, UdpSession, add_address, eventually,
+};
+
+use crate::cluster::{Cluster, PORT, SOON, TARGET, answers, wait_until_answers};
+
+const VIP: DualStack = DualStack::cluster_ip(1);
+const BALANCER: DualStack = DualStack::external(1);
+const NODE_PORT: u16 = 30_001;
+
+/// A Service that is reached in every way, with `roles` as its endpoints.
+fn exposed(cluster: &Cluster, roles: &[&str]) -> ServiceManifest {
+    ServiceManifest::new("default", "echo")
+        .dual_stack(VIP)
+        .port(Protocol::Tcp, PORT, TARGET)
+        .node_port(NODE_PORT)
+        .port(Protocol::Udp, PORT, TARGET)
+        .node_port(NODE_PORT)
+        .load_balancer(BALANCER)
+        .backends(cluster.endpoints(roles))
+}
+
+fn wait_for_node_port(client: &Namespace, node: DualStack, role: &str) {
+    eventually("waiting for the NodePort", SOON, || answers(client, node, NODE_PORT, role))
+        .expect("the NodePort is served");
+}
+
+#[test]
+fn source_ranges_are_for_the_load_balancer_alone() {
+    let cluster = Cluster::build();
+    let outside = cluster.lab.add_outside().expect("the host is added");
+    let client = outside.namespace();
+    let node = cluster.lab.node(Side::A).addresses();
+    let service = exposed(&cluster, &["local"]);
+    cluster.write(&service.clone().source_ranges(&["203.0.113.0/24", "2001:db8:113::/64"]));
+    let _daemon = cluster.start_daemon_on(Side::A, &[]);
+    wait_for_node_port(client, node, "local");
+    answers(client, VIP, PORT, "local").expect("ClusterIPs have no ranges");
+    for family in IpFamily::ALL {
+        let target = BALANCER.socket(family, PORT);
+        let error = TcpSession::open_within(client, target, SOON / 10).expect_err("not in the ranges");
+        assert!(error.is_silence(), "{error}");
+        let error = UdpSession::open(client, target, true)
+            .and_then(|socket| socket.with_patience(SOON / 10))
+            .and_then(|mut socket| socket.ask())
+            .expect_err("not in the ranges");
+        assert!(error.is_silence(), "{error}");
+    }
+
+    cluster.write(&service.source_ranges(&["192.0.2.0/24", "2001:db8::/64"]));
+    eventually("waiting for the ranges", SOON, || answers(client, BALANCER, PORT, "local"))
+        .expect("the client is in the ranges");
+}
+
+#[test]
+fn a_client_stays_with_its_endpoint_until_it_has_been_away() {
+    let cluster = Cluster::build();
+    let client = cluster.client.namespace();
+    let node = cluster.lab.node(Side::A).addresses();
+    cluster.write(&exposed(&cluster, &["local", "bridged", "remote"]).affinity(2));
+    let _daemon = cluster.start_daemon_on(Side::A, &[]);
+    for family in IpFamily::ALL {
+        let ask = |address: DualStack, port| -> Result<String, ExchangeError> {
+            Ok(TcpSession::open(client, address.socket(family, port))?.backend().to_owned())
+        };
+        let first = eventually("waiting for the Service", SOON, || ask(VIP, PORT)).expect("the Service is served");
+        for _ in 0..20 {
+            for (address, port) in [(VIP, PORT), (node, NODE_PORT), (BALANCER, PORT)] {
+                let answered = ask(address, port).expect("the Service is served");
+                assert_eq!(answered, first, "{address} port {port}, {family}: one service port, one endpoint");
+            }
+        }
+        // Each time away it is left to chance, one in three.
+        let moved = (0..10).any(|_| {
+            thread::sleep(Duration::from_millis(3500));
+            ask(VIP, PORT).expect("the Service is served") != first
+        });
+        assert!(moved, "{family}: the client never got another endpoint");
+    }
+}
+
+#[test]
+fn a_node_address_that_comes_later_serves_node_ports() {
+    const LATE: DualStack = DualStack::external(77);
+
+    let cluster = Cluster::build();
+    let outside = cluster.lab.add_outside().expect("the host is added");
+    let node = cluster.lab.node(Side::A);
+    cluster.write(&exposed(&cluster, &["local"]));
+    let _daemon = cluster.start_daemon_on(Side::A, &[]);
+    wait_for_node_port(outside.namespace(), node.addresses(), "local");
+    answers(outside.namespace(), LATE, NODE_PORT, "local").expect_err("it is nobody's address yet");
+
+    add_address(node.namespace(), node.interface(), LATE).expect("the address is added");
+    wait_for_node_port(outside.namespace(), LATE, "local");
+}
+
+#[test]
+fn connections_through_a_node_port_outlive_the_daemon() {
+    let cluster = Cluster::build();
+    let outside = cluster.lab.add_outside().expect("the host is added");
+    let client = outside.namespace();
+    for role in ["local", "remote"] {
+        let node = cluster.lab.node(Side::A).addresses();
+        cluster.write(&exposed(&cluster, &[role]));
+        let mut daemon = cluster.start_daemon_on(Side::A, &[]);
+        wait_for_node_port(client, node, role);
+        let mut connections = IpFamily::ALL
+            .map(|family| TcpSession::open(client, node.socket(family, NODE_PORT)).expect("the NodePort is served"));
+        let mut exchange = |when: &str| {
+            for connection in &mut connections {
+                connection.exchange(b"still there?").unwrap_or_else(|error| panic!("{role}, {when}: {error}"));
+            }
+        };
+        exchange("with the daemon");
+        daemon.kill().expect("the daemon runs");
+        exchange("without it");
+        answers(client, node, NODE_PORT, role).expect("new connections are served without the daemon");
+        daemon.start_again().expect("the daemon starts");
+        exchange("with it again");
+    }
+}
+
+#[test]
+fn udp_leaves_an_endpoint_that_has_gone_by_both_nodes() {
+    let cluster = Cluster::build();
+    let outside = cluster.lab.add_outside().expect("the host is added");
+    let client = outside.namespace();
+    cluster.write(&exposed(&cluster, &["remote"]));
+    let _daemons = [Side::A, Side::B].map(|side| cluster.start_daemon_on(side, &[]));
+    let targets = [Side::A, Side::B].map(|side| cluster.lab.node(side).addresses());
+    targets.iter().for_each(|node| wait_for_node_port(client, *node, "remote"));
+    let mut sockets: Vec<UdpSession> = targets
+        .iter()
+        .flat_map(|node| IpFamily::ALL.map(|family| node.socket(family, NODE_PORT)))
+        .map(|target| UdpSession::open(client, target, true).expect("the socket opens"))
+        .collect();
+    for socket in &mut sockets {
+        assert_eq!(socket.ask().expect("the NodePort is served"), "remote");
+    }
+
+    for role in ["local", "bridged", "remote"] {
+        cluster.write(&exposed(&cluster, &[role]));
+        targets.iter().for_each(|node| wait_for_node_port(client, *node, role));
+        for socket in &mut sockets {
+            assert_eq!(socket.ask().expect("the NodePort is served"), role, "an open socket moves with the Service");
+        }
+    }
+}
+
+#[test]
+fn masqueraded_ports_are_of_the_range() {
+    const CLIENTS: usize = 8;
+
+    let cluster = Cluster::build();
+    let outside = cluster.lab.add_outside().expect("the host is added");
+    let node = cluster.lab.node(Side::A).addresses();
+    cluster.write(&exposed(&cluster, &["remote"]));
+    let _daemon = cluster.start_daemon_on(Side::A, &["--snat-ports", "61000-61063"]);
+    wait_for_node_port(outside.namespace(), node, "remote");
+    let server = &cluster.find("remote").server;
+    drop(server.take_peers());
+    for family in IpFamily::ALL {
+        let target = node.socket(family, NODE_PORT);
+        let mut connections: Vec<TcpSession> = (0..CLIENTS)
+            .map(|_| TcpSession::open(outside.namespace(), target).expect("the NodePort is served"))
+            .collect();
+        for connection in &mut connections {
+            connection.exchange(b"hello").expect("no connection takes another's answers");
+        }
+        let seen = server.take_peers();
+        assert_eq!(seen.len(), CLIENTS, "each has a port of its own: {seen:?}");
+        assert!(seen.iter().all(|peer| (61_000..=61_063).contains(&peer.port())), "{seen:?}");
+        let addresses: BTreeSet<IpAddr> = seen.iter().map(|peer| peer.ip()).collect();
+        assert_eq!(addresses, [node.of(family)].into());
+    }
+}
+
+#[test]
+fn a_cluster_ip_is_served_to_a_client_outside() {
+    let cluster = Cluster::build();
+    let outside = cluster.lab.add_outside().expect("the host is added");
+    for role in ["local", "bridged", "remote"] {
+        cluster.write(&exposed(&cluster, &[role]));
+        let _daemon = cluster.start_daemon_on(Side::A, &[]);
+        wait_until_answers(outside.namespace(), VIP, role);
+    }
+}
