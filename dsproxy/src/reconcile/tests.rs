@@ -17,6 +17,8 @@ use crate::{
     source::Delta,
 };
 
+mod told;
+
 const ROOM: Capacities = Capacities {
     services: 64,
     frontends: 64,
