@@ -153,7 +153,8 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     }
 
     let (sender, events) = mpsc::channel(EVENT_BACKLOG);
-    let local_node = LocalNode::new(&node, config.node_ips, config.node_port_addresses.clone());
+    let local_node =
+        LocalNode::new(&node, config.node_ips, config.node_port_addresses.clone()).external_ips(config.external_ips);
     let reconciler = Reconciler::new(maps, &contents, local_node, progress, std::time::Instant::now())
         .with_networks(config.networks());
     drop(contents);

@@ -147,7 +147,7 @@ impl Cluster {
     /// Of a change of this node only the Services it concerns are touched.
     fn look_at_node(&mut self) {
         let view = self.node.view();
-        let NodeView { name: _, zone, addresses, node_port_addresses } = &self.view;
+        let NodeView { name: _, zone, addresses, node_port_addresses, without_external_ips: _ } = &self.view;
         let (zone, addresses, node_ports) =
             (view.zone != *zone, view.addresses != *addresses, view.node_port_addresses != *node_port_addresses);
         let hinted = |service: &ObjectName| {

@@ -17,6 +17,7 @@ pub struct LocalNode {
     name: Arc<str>,
     node_ips: NodeIps,
     node_port_addresses: NodePortAddresses,
+    without_external_ips: bool,
     object: Option<Node>,
     /// The addresses that devices carry.
     addresses: NodeAddresses,
@@ -25,7 +26,13 @@ pub struct LocalNode {
 impl LocalNode {
     /// The node of this name. `node_ips` go before what the Node object says.
     pub fn new(name: &str, node_ips: NodeIps, node_port_addresses: NodePortAddresses) -> Self {
-        Self { name: name.into(), node_ips, node_port_addresses, object: None, addresses: NodeAddresses::default() }
+        Self { name: name.into(), node_ips, node_port_addresses, ..Self::default() }
+    }
+
+    /// The same, but that it leaves `externalIPs` of Services alone unless they are `served`.
+    #[must_use]
+    pub fn external_ips(self, served: bool) -> Self {
+        Self { without_external_ips: !served, ..self }
     }
 
     /// Its name.
@@ -60,6 +67,7 @@ impl LocalNode {
             node_port_addresses: node_port_addresses
                 .filter(|address| self.node_port_addresses.has(*address, self.address(IpFamily::of(*address))))
                 .collect(),
+            without_external_ips: self.without_external_ips,
         }
     }
 

@@ -41,6 +41,8 @@ pub struct NodeView {
     pub addresses: Vec<IpAddr>,
     /// Where it serves NodePorts.
     pub node_port_addresses: BTreeSet<IpAddr>,
+    /// Whether it leaves `externalIPs` of Services alone (kube-proxy's feature gate `AllowServiceExternalIPs`, off).
+    pub without_external_ips: bool,
 }
 
 /// What a Service asks of this node.
@@ -233,6 +235,13 @@ pub fn resolve<'a>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
     node: &NodeView,
 ) -> Resolution {
+    let without_external_ips;
+    let service = if node.without_external_ips && !service.external_ips.is_empty() {
+        without_external_ips = Service { external_ips: Vec::new(), ..service.clone() };
+        &without_external_ips
+    } else {
+        service
+    };
     let mut slices: Vec<&EndpointSlice> = slices.into_iter().collect();
     // What two slices say of one endpoint shall not depend on which of them was read first.
     slices.sort_by_key(|slice| &slice.name);

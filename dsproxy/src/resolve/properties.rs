@@ -74,6 +74,7 @@ fn node() -> impl Strategy<Value = NodeView> {
         zone: zone.map(Arc::from),
         addresses: Vec::new(),
         node_port_addresses: ["192.0.2.1", "2001:db8::1"].map(|text| text.parse().expect("an address")).into(),
+        without_external_ips: false,
     })
 }
 
@@ -132,6 +133,15 @@ proptest! {
             let local = family.endpoints.iter().any(|endpoint| endpoint.in_local_list);
             prop_assert_eq!(local, names_local && here);
         }
+    }
+
+    #[test]
+    fn external_ips_that_are_not_served_are_as_good_as_none(
+        service in service(), slices in slices(), node in node(),
+    ) {
+        let none = Service { external_ips: Vec::new(), ..service.clone() };
+        let without = NodeView { without_external_ips: true, ..node.clone() };
+        prop_assert_eq!(resolve(&service, &slices, &without), resolve(&none, &slices, &node));
     }
 
     #[test]
