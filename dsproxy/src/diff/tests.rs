@@ -243,10 +243,13 @@ impl World {
     }
 }
 
+/// The endpoints for one kind of client.
+type List = fn(&Served) -> &[(IpAddr, u16)];
+
 /// Whatever is served on the way from `old` to `new` was or will be served; `ranges` are those of the service port then.
 fn check_step(served: &Served, old: Option<&Served>, new: Option<&Served>, ranges: &[IpNet]) -> Result<(), String> {
     let either = || old.into_iter().chain(new);
-    let lists: [fn(&Served) -> &Vec<(IpAddr, u16)>; 2] = [|served| &served.inside, |served| &served.outside];
+    let lists: [List; 2] = [|served| &served.inside, |served| &served.outside];
     for list in lists {
         let stray = list(served).iter().find(|endpoint| !either().any(|of| list(of).contains(endpoint)));
         if let Some(stray) = stray {

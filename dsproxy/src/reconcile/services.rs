@@ -68,10 +68,7 @@ impl<S: MapStore> Reconciler<S> {
             wanted.insert(service, ports);
         }
         for service in concerned {
-            if !wanted.contains_key(&service) {
-                let ports = self.resolve(&service);
-                wanted.insert(service, ports);
-            }
+            wanted.entry(service).or_insert_with_key(|service| self.resolve(service));
         }
         for (service, ports) in &mut wanted {
             let (settled, conflicts) = self.claims.settle(std::mem::take(ports));

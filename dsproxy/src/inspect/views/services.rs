@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fmt,
     net::SocketAddr,
 };
 
@@ -120,8 +121,8 @@ impl View for Services {
                 row.name.clone(),
                 row.kind.to_owned(),
                 row.frontend.to_string(),
-                both(row.endpoints.len().to_string(), row.endpoints_for_outside.len().to_string()),
-                both(row.policy.to_owned(), row.policy_for_outside.to_owned()),
+                both(row.endpoints.len(), row.endpoints_for_outside.len()),
+                both(row.policy, row.policy_for_outside),
                 if row.affinity_seconds > 0 { format!("{}s", row.affinity_seconds) } else { "none".to_owned() },
                 row.source_ranges.as_ref().map_or_else(|| "all".to_owned(), |ranges| ranges.len().to_string()),
                 row.connections.to_string(),
@@ -135,8 +136,8 @@ impl View for Services {
 }
 
 /// Two cells in one, where they differ.
-fn both(inside: String, outside: String) -> String {
-    if inside == outside { inside } else { format!("{inside} / {outside}") }
+fn both<T: Copy + PartialEq + fmt::Display>(inside: T, outside: T) -> String {
+    if inside == outside { inside.to_string() } else { format!("{inside} / {outside}") }
 }
 
 fn kind(frontend: &Frontend) -> &'static str {
@@ -155,8 +156,8 @@ mod tests {
 
     #[test]
     fn one_cell_says_both_where_they_differ() {
-        assert_eq!(both("3".to_owned(), "3".to_owned()), "3");
-        assert_eq!(both("cluster".to_owned(), "local".to_owned()), "cluster / local");
+        assert_eq!(both(3, 3), "3");
+        assert_eq!(both("cluster", "local"), "cluster / local");
     }
 
     #[test]
