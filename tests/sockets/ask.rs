@@ -144,8 +144,10 @@ fn loopback_is_left_alone() {
         .port(Protocol::Tcp, PORT, TARGET)
         .backends([host.backend("local")]);
     host.manifests.write(&manifest).expect("the manifest is written");
-    let _daemon = host.start("host");
+    let daemon = host.start("host");
     host.await_service(vip);
+    let services = daemon.json(&["services"]).expect("it tells").to_string();
+    assert!(services.contains(&format!("{loopback}:{PORT}")), "there is something to be led away by: {services}");
     host.run(|| {
         let listener = TcpListener::bind((loopback, PORT)).expect("a listener");
         let mut stream = TcpStream::connect((loopback, PORT)).expect("connected");

@@ -8,7 +8,7 @@ use std::{
 
 use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::lab::{
-    Cgroup, Daemon, DaemonOptions, DualStack, EchoServer, Lab, Manifests, Namespace, Pod, ServiceManifest, Side,
+    self, Cgroup, Daemon, DaemonOptions, DualStack, EchoServer, Lab, Manifests, Namespace, Pod, ServiceManifest, Side,
     TcpSession, Wiring, eventually,
 };
 
@@ -32,6 +32,7 @@ pub(crate) struct Host {
 /// A pod with an echo server that answers with the pod's role.
 pub(crate) struct Backend {
     pub(crate) role: &'static str,
+    pub(crate) side: Side,
     pub(crate) pod: Pod,
     _server: EchoServer,
 }
@@ -43,7 +44,7 @@ impl Host {
         let backends = [("local", Side::A), ("remote", Side::B)].map(|(role, side)| {
             let pod = lab.add_pod(side, Wiring::Routed, role).expect("the pod is added");
             let server = EchoServer::start(&pod, TARGET, role).expect("the server listens");
-            Backend { role, pod, _server: server }
+            Backend { role, side, pod, _server: server }
         });
         let manifests = Manifests::create(lab.directory().join("manifests")).expect("the directory is made");
         Self { backends: backends.into(), manifests, lab }
@@ -61,7 +62,10 @@ impl Host {
             .dual_stack(vip)
             .port(Protocol::Tcp, PORT, TARGET)
             .port(Protocol::Udp, PORT, TARGET)
-            .backends(self.backends.iter().filter(named).map(|backend| backend.pod.addresses()))
+            .backends(self.backends.iter().filter(named).map(|backend| lab::Backend {
+                node: Some(backend.side.role()),
+                ..lab::Backend::from(backend.pod.addresses())
+            }))
     }
 
     /// The addresses of the backend `role`.
@@ -72,7 +76,7 @@ impl Host {
 
     /// Starts the daemon on the node, for the sockets of `--socket-lb`.
     pub(crate) fn start(&self, whose: &str) -> Daemon<'_> {
-        let arguments = vec!["--socket-lb".to_owned(), whose.to_owned()];
+        let arguments = ["--socket-lb", whose, "--hostname-override", Side::A.role()].map(str::to_owned).into();
         let options = DaemonOptions { arguments, ..DaemonOptions::default() };
         Daemon::start(&self.lab, &self.manifests, options).unwrap_or_else(|error| panic!("{error}"))
     }

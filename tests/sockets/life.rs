@@ -57,9 +57,9 @@ fn the_next_run_takes_over_without_a_gap() {
         });
         for run in 0..RUNS {
             if run % 2 == 0 {
-                daemon.kill().expect("SIGKILL ends it")
+                daemon.kill().expect("SIGKILL ends it");
             } else {
-                drop(daemon.terminate().expect("ended"))
+                daemon.terminate().expect("SIGTERM ends it");
             }
             daemon.start_again().unwrap_or_else(|error| panic!("{error}"));
         }

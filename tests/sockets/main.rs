@@ -6,4 +6,6 @@ mod ask;
 mod backends;
 mod host;
 mod life;
+mod load;
+mod policy;
 mod refuse;
