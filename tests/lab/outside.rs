@@ -59,29 +59,41 @@ fn source_ranges_are_for_the_load_balancer_alone() {
 
 #[test]
 fn a_client_stays_with_its_endpoint_until_it_has_been_away() {
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
     let cluster = Cluster::build();
     let client = cluster.client.namespace();
     let node = cluster.lab.node(Side::A).addresses();
-    cluster.write(&exposed(&cluster, &["local", "bridged", "remote"]).affinity(2));
+    let roles = ["local", "bridged", "remote"];
+    let service = |roles: &[&str]| exposed(&cluster, roles).affinity(5);
+    let ask = |family, address: DualStack, port| -> Result<String, ExchangeError> {
+        Ok(TcpSession::open(client, address.socket(family, port))?.backend().to_owned())
+    };
     let _daemon = cluster.start_daemon_on(Side::A, &[]);
-    for family in IpFamily::ALL {
-        let ask = |address: DualStack, port| -> Result<String, ExchangeError> {
-            Ok(TcpSession::open(client, address.socket(family, port))?.backend().to_owned())
-        };
-        let first = eventually("waiting for the Service", SOON, || ask(VIP, PORT)).expect("the Service is served");
-        for _ in 0..20 {
-            for (address, port) in [(VIP, PORT), (node, NODE_PORT), (BALANCER, PORT)] {
-                let answered = ask(address, port).expect("the Service is served");
-                assert_eq!(answered, first, "{address} port {port}, {family}: one service port, one endpoint");
+    let mut after = BTreeSet::new();
+    for role in roles {
+        cluster.write(&service(&[role]));
+        for family in IpFamily::ALL {
+            eventually("waiting for the only endpoint", SOON, || match ask(family, VIP, PORT) {
+                Ok(answered) if answered == role => Ok(()),
+                other => Err(format!("{other:?}")),
+            })
+            .expect("the Service is served");
+        }
+        // The new port tells when the others are served: frontends are written last.
+        cluster.write(&service(&roles).port(Protocol::Tcp, PORT + 1, TARGET));
+        for family in IpFamily::ALL {
+            eventually("waiting for all endpoints", SOON, || ask(family, VIP, PORT + 1)).expect("the port is served");
+            for (address, port) in [(VIP, PORT), (node, NODE_PORT), (BALANCER, PORT)].repeat(5) {
+                let answered = ask(family, address, port).expect("the Service is served");
+                assert_eq!(answered, role, "{address} port {port}, {family}: one service port, one endpoint");
             }
         }
-        // Each time away it is left to chance, one in three.
-        let moved = (0..10).any(|_| {
-            thread::sleep(Duration::from_millis(3500));
-            ask(VIP, PORT).expect("the Service is served") != first
-        });
-        assert!(moved, "{family}: the client never got another endpoint");
+        thread::sleep(TIMEOUT + Duration::from_millis(1500));
+        after.extend(IpFamily::ALL.map(|family| (family, ask(family, VIP, PORT).expect("the Service is served"))));
     }
+    // Who has been away is a new client, which always gets the same one of the same three.
+    assert_eq!(after.len(), 2, "{after:?}: one of each family");
 }
 
 #[test]

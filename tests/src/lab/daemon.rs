@@ -21,7 +21,7 @@ const HEALTH_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
 
 /// How long the daemon may take to be healthy. Loading unoptimised on a busy machine takes a while.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(90);
 
 const END: Duration = Duration::from_secs(10);
 
