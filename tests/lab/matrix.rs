@@ -40,15 +40,19 @@ const ENOUGH: usize = 60;
 enum Source {
     /// A pod, by its node and wiring.
     Pod(Side, Wiring),
+    /// A node's own sockets.
+    Node(Side),
     /// A host that is none of the cluster's.
     Outside,
 }
 
 impl Source {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 6] = [
         Self::Pod(Side::A, Wiring::Routed),
         Self::Pod(Side::A, Wiring::Bridged),
         Self::Pod(Side::B, Wiring::Routed),
+        Self::Node(Side::A),
+        Self::Node(Side::B),
         Self::Outside,
     ];
 }
@@ -105,34 +109,43 @@ enum Expected {
     Silence,
 }
 
-/// The node whose programs meet the packet while it still has the frontend as its destination.
+/// The node that translates: the one whose programs meet a packet, or see a socket connect, while its destination is still the
+/// frontend.
 fn translating_node(source: Source, frontend: Frontend) -> Side {
     match (source, frontend) {
         // The address of a node is a frontend on that node alone.
         (_, Frontend::NodePort(side)) => side,
-        (Source::Pod(side, _), _) => side,
+        (Source::Pod(side, _) | Source::Node(side), _) => side,
         // Its way into the cluster is by node A.
         (Source::Outside, _) => Side::A,
     }
 }
 
-/// The rules, in words: a pod is inside the cluster, wherever it is, and the internal policy is for ClusterIPs, the external one for
+/// The rules, in words: a pod is inside the cluster, wherever it is, and a node's own sockets are where it translates for them; the internal policy is for ClusterIPs, the external one for
 /// clients outside at everything else. "Local" leaves the endpoints of the node that translates; if there are others, nobody
 /// answers; if there are none at all, the client is refused.
 fn expected(source: Source, frontend: Frontend, policy: &Policy) -> Expected {
+    let node = translating_node(source, frontend);
     let is_local = match (frontend, source) {
         (Frontend::ClusterIp, _) => policy.internal_local,
         (_, Source::Pod(..)) => false,
+        (_, Source::Node(side)) => side != node && policy.external_local,
         (_, Source::Outside) => policy.external_local,
     };
-    let node = translating_node(source, frontend);
     let all: BTreeSet<usize> = policy.endpoints.iter().copied().collect();
     let allowed: BTreeSet<usize> = all.iter().copied().filter(|place| !is_local || PLACES[*place].1 == node).collect();
     match (allowed.is_empty(), all.is_empty()) {
         (false, _) => Expected::Answer(allowed),
+        // A call that is not led anywhere fails at once, instead of sending what nobody takes.
+        (true, false) if is_led(source, frontend) => Expected::Refused,
         (true, false) => Expected::Silence,
         (true, true) => Expected::Refused,
     }
+}
+
+/// Whether the socket itself is led to a backend, before there is a packet.
+fn is_led(source: Source, frontend: Frontend) -> bool {
+    source == Source::Node(translating_node(source, frontend))
 }
 
 /// Whether the backend at `place` sees an address of the translating node instead of the client's: where its answer would
@@ -140,7 +153,7 @@ fn expected(source: Source, frontend: Frontend, policy: &Policy) -> Expected {
 fn is_masqueraded(source: Source, frontend: Frontend, place: usize) -> bool {
     let node = translating_node(source, frontend);
     let came_by_a_node_device = match source {
-        Source::Pod(side, _) => side != node,
+        Source::Pod(side, _) | Source::Node(side) => side != node,
         Source::Outside => true,
     };
     came_by_a_node_device && PLACES[place].1 != node
@@ -201,6 +214,7 @@ impl World {
             Source::Pod(Side::A, Wiring::Routed) => &self.clients[0],
             Source::Pod(Side::A, Wiring::Bridged) => &self.clients[1],
             Source::Pod(Side::B, _) => &self.clients[2],
+            Source::Node(side) => return (self.lab.node(side).namespace(), self.lab.node(side).addresses()),
             Source::Outside => return (self.outside.namespace(), self.outside.addresses()),
         };
         (pod.namespace(), pod.addresses())
@@ -215,6 +229,23 @@ impl World {
         }
     }
 
+    /// The name of who answers `source`.
+    fn ask(
+        &self,
+        source: Source,
+        target: SocketAddr,
+        protocol: Protocol,
+        patience: Duration,
+    ) -> Result<String, ExchangeError> {
+        let (namespace, _) = self.client(source);
+        namespace.run(|| {
+            if let Source::Node(_) = source {
+                self.lab.cgroup().enter()?;
+            }
+            ask_here(target, protocol, patience)
+        })?
+    }
+
     /// What masqueraded packets to the other node's pods leave `node` with: an address of the device that they leave by.
     fn masquerade_address(&self, node: Side) -> DualStack {
         let node = self.lab.node(node);
@@ -227,14 +258,14 @@ impl World {
     /// Asks once, and says what is wrong with what came of it.
     fn check(&self, cell: &Cell, family: IpFamily, protocol: Protocol) -> Result<(), String> {
         let Cell { source, frontend, policy } = *cell;
-        let (namespace, own) = self.client(source);
+        let (_, own) = self.client(source);
         let target = self.address(frontend, policy, family);
         match expected(source, frontend, policy) {
             Expected::Answer(places) => {
                 let allowed: Vec<&str> = places.iter().map(|place| PLACES[*place].0).collect();
                 for _ in 0..EXCHANGES {
                     self.servers.iter().for_each(|server| drop(server.take_peers()));
-                    let answered = ask(namespace, target, protocol, ANSWER).map_err(|error| error.to_string())?;
+                    let answered = self.ask(source, target, protocol, ANSWER).map_err(|error| error.to_string())?;
                     if !allowed.contains(&answered.as_str()) {
                         return Err(format!("{answered} answered, not one of {allowed:?}"));
                     }
@@ -245,18 +276,19 @@ impl World {
                     } else {
                         own.of(family)
                     };
-                    if seen != [wanted].into() {
+                    // A socket that is led to a backend of its own has the address that the route there prefers.
+                    if !is_led(source, frontend) && seen != [wanted].into() {
                         return Err(format!("{answered} saw {seen:?}, not {wanted}"));
                     }
                 }
                 Ok(())
             }
-            Expected::Refused => match ask(namespace, target, protocol, ANSWER) {
+            Expected::Refused => match self.ask(source, target, protocol, ANSWER) {
                 Err(error) if error.is_refused() => Ok(()),
                 Err(error) => Err(format!("not refused: {error}")),
                 Ok(answered) => Err(format!("{answered} answered, not refused")),
             },
-            Expected::Silence => match ask(namespace, target, protocol, PATIENCE) {
+            Expected::Silence => match self.ask(source, target, protocol, PATIENCE) {
                 Err(error) if error.is_silence() => Ok(()),
                 Err(error) => Err(format!("not silent: {error}")),
                 Ok(answered) => Err(format!("{answered} answered, though none should")),
@@ -278,17 +310,12 @@ struct Cell<'a> {
     policy: &'a Policy,
 }
 
-/// The name of who answers.
-fn ask(
-    namespace: &Namespace,
-    target: SocketAddr,
-    protocol: Protocol,
-    patience: Duration,
-) -> Result<String, ExchangeError> {
+/// The name of who answers the calling thread.
+fn ask_here(target: SocketAddr, protocol: Protocol, patience: Duration) -> Result<String, ExchangeError> {
     match protocol {
-        Protocol::Udp => UdpSession::open(namespace, target, true)?.with_patience(patience)?.ask(),
+        Protocol::Udp => UdpSession::open_here(target, true)?.with_patience(patience)?.ask(),
         Protocol::Tcp | Protocol::Sctp => {
-            let mut session = TcpSession::open_within(namespace, target, patience)?;
+            let mut session = TcpSession::open_here_within(target, patience)?;
             session.exchange(b"hello")?;
             Ok(session.backend().to_owned())
         }

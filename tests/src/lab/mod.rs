@@ -6,9 +6,9 @@
 //!   pod ──veth── bridge
 //! ```
 //!
-//! Both families everywhere. `rp_filter` is strict on both nodes, unless there is an overlay between them, and no namespace has a route towards a
-//! VIP other than its default route. Nothing outside the lab's own namespaces is touched, and everything is
-//! removed when the [`Lab`] is dropped. The lab knows nothing of maps or of the daemon's inside.
+//! Both families everywhere. `rp_filter` is strict on both nodes, unless there is an overlay between them, and no
+//! namespace has a route towards a VIP other than its default route. Nothing outside the lab's own namespaces is
+//! touched, and everything is removed when the [`Lab`] is dropped. The lab knows nothing of maps or of the daemon's inside.
 
 mod address;
 mod attachments;

@@ -92,6 +92,11 @@ impl TcpSession {
         namespace.run(|| Self::connect(target, patience))?
     }
 
+    /// The same from the namespace of the calling thread.
+    pub fn open_here_within(target: SocketAddr, patience: Duration) -> Result<Self, ExchangeError> {
+        Self::connect(target, patience)
+    }
+
     /// Connects from the namespace of the calling thread and reads the greeting.
     pub fn open_here(target: SocketAddr) -> Result<Self, ExchangeError> {
         Self::connect(target, PATIENCE)
