@@ -61,7 +61,7 @@ fn try_reset<F: Family, C: PacketContext>(
     let header = View::<TCP_HEADER>::at(context.linear(), packet.l3 + F::HEADER)
         .map_err(|Short { .. }| Reason::RewriteFailed)?;
     let (source, destination) = (packet.key.destination_port.wire(), packet.key.source_port.wire());
-    let offset = (TCP_HEADER / 4 << 4) as u8;
+    let offset = ((TCP_HEADER / 4) << 4) as u8;
     let sum = answer::pseudo_header::<F>(packet, protocol, TCP_HEADER)
         + u64::from(source)
         + u64::from(destination)
