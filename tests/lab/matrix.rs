@@ -238,9 +238,10 @@ impl World {
         patience: Duration,
     ) -> Result<String, ExchangeError> {
         let (namespace, _) = self.client(source);
+        let cgroup = self.lab.cgroup();
         namespace.run(|| {
             if let Source::Node(_) = source {
-                self.lab.cgroup().enter()?;
+                cgroup.enter()?;
             }
             ask_here(target, protocol, patience)
         })?
