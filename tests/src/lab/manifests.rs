@@ -325,7 +325,7 @@ impl Manifests {
             "service-cidr.yaml",
             &format!(
                 "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: kubernetes}}\n\
-                 spec: {{cidrs: {cidrs}}}\nstatus: {{conditions: [{{type: Ready, status: 'True'}}]}}\n"
+                 spec: {{cidrs: {cidrs}}}\n"
             ),
         )
     }
