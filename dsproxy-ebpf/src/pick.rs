@@ -1,5 +1,10 @@
 //! Which backend a new connection goes to.
 
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value is copied to the stack, of which there are 512 bytes"
+)]
+
 use aya_ebpf::bindings::BPF_ANY;
 use dsproxy_common::{
     flow::FlowKey,

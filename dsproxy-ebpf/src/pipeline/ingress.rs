@@ -236,5 +236,5 @@ fn other_port(settings: &Settings) -> Port {
     let count = u32::from(last.wrapping_sub(first)) + 1;
     // SAFETY: a helper without arguments.
     let random = unsafe { bpf_get_prandom_u32() } & 0xffff;
-    Port::new(first.wrapping_add((random * count >> 16) as u16))
+    Port::new(first.wrapping_add(((random * count) >> 16) as u16))
 }

@@ -109,7 +109,7 @@ pub(crate) fn settle<F: Family>(
         let port = if tried == 0 && (keeps_port || is_in_range(key.source_port, settings)) {
             key.source_port
         } else {
-            let place = (random.wrapping_add(tried) & 0xffff) * count >> 16;
+            let place = ((random.wrapping_add(tried) & 0xffff) * count) >> 16;
             Port::new(first.wrapping_add(place as u16))
         };
         answer.destination_port = port;
@@ -171,10 +171,11 @@ pub(crate) fn seen_forward<F: Family>(
 ) {
     let Some(next) = to_write(held, held.state().after_forward(segment), now, settings) else { return };
     found.write(next, now);
-    if found.is_brief && matches!(next, FlowState::Established) {
-        if F::maps().egress.insert(key, found.value(), BPF_ANY.into()).is_ok() {
-            let _ = F::maps().egress_brief.remove(key);
-        }
+    if found.is_brief
+        && matches!(next, FlowState::Established)
+        && F::maps().egress.insert(key, found.value(), BPF_ANY.into()).is_ok()
+    {
+        let _ = F::maps().egress_brief.remove(key);
     }
     let answer = FlowKey {
         source: key.destination,
