@@ -23,6 +23,7 @@ use crate::{
         bpffs::Bpffs,
         load::{self, Loaded},
     },
+    health::{self, Health},
     host_settings, http,
     interfaces::{self, Overrides},
     leftovers,
@@ -131,16 +132,18 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
 
     let progress = Arc::new(Progress::default());
     let status = SourceStatus::new();
+    let health_check_ports = Arc::new(health::Report::default());
     let metrics = Metrics::new(
         load::open_pinned(&bpffs)?,
         Arc::clone(&progress),
         Arc::clone(&status),
         attachments.report(),
+        Arc::clone(&health_check_ports),
         node.clone(),
     );
-    let health = http::Health::new(Arc::clone(&progress));
+    let health = Health::new(Arc::clone(&progress));
     let servers = [
-        ("health", config.healthz_bind_address, http::health_routes(health)),
+        ("health", config.healthz_bind_address, health::routes(health.clone())),
         ("metrics", config.metrics_bind_address, http::metrics_routes(metrics, &kube_proxy)),
     ];
     for (what, address, routes) in servers {
@@ -161,6 +164,11 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     if cgroup.is_some() {
         tokio::spawn(sockets::end_those_left_behind(load::open_pinned(&bpffs)?, reconciler.gone()));
     }
+    let places = match &config.node_port_addresses {
+        everywhere if everywhere.is_everywhere() => health::Places::All,
+        _ => health::Places::These(reconciler.node_port_addresses()),
+    };
+    tokio::spawn(health::follow(health, reconciler.health_checks(), places, health_check_ports));
     let mut reconciler = tokio::spawn(reconciler.run(events, addresses));
     if let Source::Kubernetes(client) = &source {
         tokio::spawn(start_event::tell(client.clone(), node.clone()));

@@ -102,6 +102,11 @@ impl Cluster {
         &self.node
     }
 
+    /// This node as the rules about endpoints see it.
+    pub fn view(&self) -> &NodeView {
+        &self.view
+    }
+
     /// What the Service asks of this node; nothing when there is no such Service.
     pub fn resolve(&self, service: &ObjectName) -> Resolution {
         let Some(object) = self.services.get(service) else { return Resolution::default() };

@@ -1,107 +1,23 @@
-//! The HTTP servers for health and metrics.
+//! HTTP servers: how each comes to listen, and what is served beside the metrics. `health` has the answers of its own.
 
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
-    time::Instant,
 };
 
 use axum::{
     Json, Router,
-    extract::{Request, State},
+    extract::State,
     http::{StatusCode, header},
-    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
-use chrono::{DateTime, Utc};
-use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use crate::{
-    app::Backoff, config::kube_proxy::KubeProxyConfiguration, metrics::Metrics, progress::Progress,
-    sync_times::Question,
-};
-
-/// What the health endpoints go by.
-#[derive(Clone)]
-pub struct Health {
-    progress: Arc<Progress>,
-}
-
-impl Health {
-    /// Health as `progress` tells it.
-    pub fn new(progress: Arc<Progress>) -> Self {
-        Self { progress }
-    }
-
-    /// Healthy once the maps have held everything, for as long as no update waits too long.
-    fn answer(&self, ready: bool) -> Response {
-        let now = Utc::now();
-        let healthy = ready && !self.progress.is_stale(Instant::now());
-        let family = FamilyHealth { last_updated: self.progress.updated(), healthy };
-        let body = HealthBody {
-            last_updated: self.progress.updated(),
-            current_time: now,
-            healthy,
-            status: Families { v4: family.clone(), v6: family },
-        };
-        let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        (code, Json(body)).into_response()
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct HealthBody {
-    last_updated: Option<DateTime<Utc>>,
-    current_time: DateTime<Utc>,
-    healthy: bool,
-    status: Families,
-}
-
-#[derive(Serialize)]
-struct Families {
-    #[serde(rename = "IPv4")]
-    v4: FamilyHealth,
-    #[serde(rename = "IPv6")]
-    v6: FamilyHealth,
-}
-
-#[derive(Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct FamilyHealth {
-    last_updated: Option<DateTime<Utc>>,
-    healthy: bool,
-}
-
-/// `/healthz`: may this node be sent traffic? `/livez`: is there a reason to restart the daemon?
-pub fn health_routes(health: Health) -> Router {
-    Router::new()
-        .route(
-            "/healthz",
-            get(|State(health): State<Health>| async move { health.answer(health.progress.snapshot().synced) }),
-        )
-        .route("/livez", get(|State(health): State<Health>| async move { health.answer(true) }))
-        .layer(middleware::from_fn_with_state(health.clone(), count_answer))
-        .with_state(health)
-}
-
-async fn count_answer(State(health): State<Health>, request: Request, next: Next) -> Response {
-    let question = match request.uri().path() {
-        "/healthz" => Some(Question::Healthz),
-        "/livez" => Some(Question::Livez),
-        _ => None,
-    };
-    let response = next.run(request).await;
-    if let Some(question) = question {
-        health.progress.sync_times().answered(question, response.status().as_u16());
-    }
-    response
-}
+use crate::{app::Backoff, config::kube_proxy::KubeProxyConfiguration, metrics::Metrics};
 
 /// What kube-proxy calls its mode, for tools that ask; there is no other here.
 const PROXY_MODE: &str = "ebpf";

@@ -19,6 +19,8 @@ pub struct LocalNode {
     node_port_addresses: NodePortAddresses,
     without_external_ips: bool,
     object: Option<Node>,
+    /// Whether it had an object that is gone.
+    is_gone: bool,
     /// The addresses that devices carry.
     addresses: NodeAddresses,
 }
@@ -51,10 +53,10 @@ impl LocalNode {
         self.node_ips.of(family).or_else(|| reported.into_iter().find(|address| IpFamily::of(*address) == family))
     }
 
-    /// Whether load balancers may send to it. Nothing is said against a node without an object: it may not be there yet, or
-    /// a Role keep it from us.
+    /// Whether load balancers may send to it. Nothing is said against a node without an object, which may not be there yet;
+    /// one whose object was there and is not any more has left the cluster.
     pub fn is_eligible(&self) -> bool {
-        self.object.as_ref().is_none_or(|node| !node.is_going)
+        !self.is_gone && self.object.as_ref().is_none_or(|node| !node.is_going)
     }
 
     /// As the rules about endpoints see it.
@@ -93,6 +95,7 @@ impl LocalNode {
     /// Says whether that is news.
     pub(crate) fn set_object(&mut self, object: Option<Node>) -> bool {
         let news = self.object != object;
+        self.is_gone = object.is_none() && (self.is_gone || self.object.is_some());
         self.object = object;
         news
     }
@@ -180,5 +183,9 @@ mod tests {
         assert!(node.set_object(Some(object())) && node.is_eligible());
         assert!(!node.set_object(Some(object())), "no news");
         assert!(node.set_object(Some(Node { is_going: true, ..object() })) && !node.is_eligible());
+        assert!(node.set_object(Some(object())) && node.is_eligible(), "it stays after all");
+        assert!(node.set_object(None) && !node.is_eligible(), "it is gone");
+        assert!(!node.set_object(None) && !node.is_eligible(), "still");
+        assert!(node.set_object(Some(object())) && node.is_eligible(), "it has registered again");
     }
 }

@@ -12,6 +12,7 @@ use tracing::warn;
 
 use crate::{
     attachments::Report,
+    health,
     maps::{MapKind, MapStore as _, kernel::KernelMaps},
     model::IpFamily,
     progress::Progress,
@@ -32,6 +33,7 @@ impl Metrics {
         progress: Arc<Progress>,
         source: Arc<SourceStatus>,
         attached: Arc<Report>,
+        health_check_ports: Arc<health::Report>,
         node: String,
     ) -> Self {
         let mut root = Registry::default();
@@ -49,7 +51,7 @@ impl Metrics {
             "The version that runs, and the node it runs for",
             Info::new([("version", env!("CARGO_PKG_VERSION").to_owned()), ("node", node)]),
         );
-        registry.register_collector(Box::new(State { maps, progress, source, attached }));
+        registry.register_collector(Box::new(State { maps, progress, source, attached, health_check_ports }));
         Self { registry: root }
     }
 
@@ -70,6 +72,7 @@ struct State {
     progress: Arc<Progress>,
     source: Arc<SourceStatus>,
     attached: Arc<Report>,
+    health_check_ports: Arc<health::Report>,
 }
 
 impl fmt::Debug for State {
@@ -84,7 +87,8 @@ impl Collector for State {
         self.services(&mut encoder)?;
         self.reconciler(&mut encoder)?;
         self.source(&mut encoder)?;
-        self.attachments(&mut encoder)
+        self.attachments(&mut encoder)?;
+        self.health_check_ports(&mut encoder)
     }
 }
 
@@ -256,6 +260,23 @@ impl State {
             [([], failing as u64)],
         )?;
         counters(encoder, "attach_failures", "Failed attempts to attach", [([], failures)])
+    }
+
+    fn health_check_ports(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (failing, failures) = self.health_check_ports.failures();
+        gauges(
+            encoder,
+            "health_check_ports_failed",
+            "Sockets for the healthCheckNodePort of a Service that could not be opened at the last attempt",
+            [([], failing as u64)],
+        )?;
+        counters(encoder, "health_check_port_failures", "Failed attempts to open such a socket", [([], failures)])?;
+        gauges(
+            encoder,
+            "health_check_port_conflicts",
+            "Services whose healthCheckNodePort another Service has",
+            [([], self.health_check_ports.conflicts() as u64)],
+        )
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -94,6 +95,7 @@ pub struct Reconciler<S> {
     /// The Services of which packets are dropped on this node, for want of an endpoint of its own.
     without_local: BTreeMap<ObjectName, NoLocalEndpoints>,
     health_checks: watch::Sender<HealthChecks>,
+    node_port_addresses: watch::Sender<BTreeSet<IpAddr>>,
     retry_after: Duration,
     retry_at: Option<Instant>,
     /// Whether a write since the last attempt at what has failed may have made room for it.
@@ -137,6 +139,7 @@ impl<S: MapStore> Reconciler<S> {
             left_out: BTreeMap::new(),
             without_local: BTreeMap::new(),
             health_checks: watch::Sender::default(),
+            node_port_addresses: watch::Sender::default(),
             retry_after: RETRY.0,
             retry_at: None,
             made_room: false,
@@ -160,6 +163,11 @@ impl<S: MapStore> Reconciler<S> {
     /// Tells whenever a UDP backend has gone.
     pub fn gone(&self) -> Arc<Notify> {
         Arc::clone(&self.gone)
+    }
+
+    /// The addresses of this node where NodePorts are served, for whoever follows them.
+    pub fn node_port_addresses(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
+        self.node_port_addresses.subscribe()
     }
 
     /// Works until the source is gone.
@@ -355,6 +363,14 @@ impl<S: MapStore> Reconciler<S> {
     }
 
     fn publish(&self, now: Instant, took: Duration) {
+        let addresses = &self.cluster.view().node_port_addresses;
+        self.node_port_addresses.send_if_modified(|known| {
+            let news = known != addresses;
+            if news {
+                known.clone_from(addresses);
+            }
+            news
+        });
         let (services, slices) = self.cluster.len();
         self.progress.publish(
             Snapshot {

@@ -193,6 +193,18 @@ impl NodePortAddresses {
         }
     }
 
+    /// Whether they are all addresses of both families, whatever the node has.
+    pub fn is_everywhere(&self) -> bool {
+        match self {
+            Self::All => true,
+            Self::Primary => false,
+            Self::Within(networks) => IpFamily::ALL.into_iter().all(|family| {
+                let mut of_family = networks.iter().filter(|network| IpFamily::of(network.addr()) == family).peekable();
+                of_family.peek().is_none() || of_family.any(|network| network.prefix_len() == 0)
+            }),
+        }
+    }
+
     /// The family for which the list has no network although it has one for the other.
     pub fn family_left_out(&self) -> Option<IpFamily> {
         let Self::Within(networks) = self else { return None };
@@ -316,6 +328,21 @@ mod tests {
         assert_eq!("192.0.2.1".parse::<NodeIps>().expect("valid").of(IpFamily::V6), None);
         for text in ["192.0.2.1,192.0.2.2", "0.0.0.0", "127.0.0.1", "::1", "ff02::1", "", "192.0.2.1,", "node-a"] {
             text.parse::<NodeIps>().expect_err(text);
+        }
+    }
+
+    #[test]
+    fn lists_of_everything_are_everywhere() {
+        for (text, expected) in [
+            (&[][..], true),
+            (&["0.0.0.0/0", "::/0"], true),
+            (&["10.0.0.0/8", "0.0.0.0/0"], true),
+            (&["10.0.0.0/8"], false),
+            (&["0.0.0.0/0", "fd00::/8"], false),
+            (&["primary"], false),
+        ] {
+            let addresses = NodePortAddresses::from_list(text).expect("valid");
+            assert_eq!(addresses.is_everywhere(), expected, "{text:?}");
         }
     }
 

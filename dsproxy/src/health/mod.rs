@@ -1,0 +1,46 @@
+//! What load balancers and the kubelet are told of this node.
+//!
+//! ```text
+//!   Progress --> Health --+--> node: /healthz and /livez
+//!                         |
+//!   HealthChecks ---------+--> service: the answer at a healthCheckNodePort
+//!           |                     ^
+//!           +--> plan --> listeners: where such ports are open
+//!   node port addresses --^
+//! ```
+
+use std::{sync::Arc, time::Instant};
+
+use crate::progress::Progress;
+
+mod listeners;
+mod node;
+mod plan;
+mod service;
+
+pub use listeners::{Places, Report, follow};
+pub use node::routes;
+
+/// What the answers go by.
+#[derive(Clone, Debug)]
+pub struct Health {
+    progress: Arc<Progress>,
+}
+
+impl Health {
+    /// Health as `progress` tells it.
+    pub fn new(progress: Arc<Progress>) -> Self {
+        Self { progress }
+    }
+
+    /// Whether Services are served as the source has them: the maps have once held all of it, and no update waits too long
+    /// since.
+    fn serves(&self, now: Instant) -> bool {
+        self.progress.snapshot().synced && self.is_live(now)
+    }
+
+    /// Whether a new start would not help: no update waits too long.
+    fn is_live(&self, now: Instant) -> bool {
+        !self.progress.is_stale(now)
+    }
+}

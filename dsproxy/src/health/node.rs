@@ -1,0 +1,148 @@
+//! `/healthz`: may this node be sent traffic? `/livez`: is there a reason to restart the daemon?
+//!
+//! A node that is about to go is not to be sent any more, which is no reason to restart anything (KEP-3836).
+
+use std::time::Instant;
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::Health;
+use crate::sync_times::Question;
+
+/// The two questions.
+pub fn routes(health: Health) -> Router {
+    Router::new()
+        .route("/healthz", get(|State(health): State<Health>| async move { answer(&health, Question::Healthz) }))
+        .route("/livez", get(|State(health): State<Health>| async move { answer(&health, Question::Livez) }))
+        .with_state(health)
+}
+
+fn answer(health: &Health, question: Question) -> Response {
+    let now = Instant::now();
+    let (proxy_healthy, node_eligible) = match question {
+        Question::Healthz => (health.serves(now), Some(health.progress.snapshot().node_is_eligible)),
+        Question::Livez => (health.is_live(now), None),
+    };
+    let body = Body::new(proxy_healthy, node_eligible, health.progress.updated(), Utc::now());
+    let status = if body.healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    health.progress.sync_times().answered(question, status.as_u16());
+    (status, [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")], Json(body)).into_response()
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body {
+    last_updated: Option<DateTime<Utc>>,
+    current_time: DateTime<Utc>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    status: Families,
+}
+
+/// One task writes the maps of both families, so that what holds for one holds for the other.
+#[derive(Serialize)]
+struct Families {
+    #[serde(rename = "IPv4")]
+    v4: FamilyHealth,
+    #[serde(rename = "IPv6")]
+    v6: FamilyHealth,
+}
+
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FamilyHealth {
+    last_updated: Option<DateTime<Utc>>,
+    healthy: bool,
+}
+
+impl Body {
+    /// `updated`: when the maps last followed the source. As with kube-proxy, what is healthy is up to date `now`.
+    fn new(
+        proxy_healthy: bool,
+        node_eligible: Option<bool>,
+        updated: Option<DateTime<Utc>>,
+        now: DateTime<Utc>,
+    ) -> Self {
+        let healthy = proxy_healthy && node_eligible.unwrap_or(true);
+        let last_updated = |healthy| if healthy { Some(now) } else { updated };
+        let family = FamilyHealth { last_updated: last_updated(proxy_healthy), healthy: proxy_healthy };
+        Self {
+            last_updated: last_updated(healthy),
+            current_time: now,
+            node_eligible,
+            healthy,
+            status: Families { v4: family.clone(), v6: family },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::progress::{Progress, STALE_AFTER, Snapshot};
+
+    #[test]
+    fn payloads() {
+        let at = |second| DateTime::from_timestamp(second, 0).expect("a time");
+        let (updated, now) = (r#""1970-01-01T00:00:01Z""#, r#""1970-01-01T00:00:09Z""#);
+        for (proxy_healthy, eligible, last, of_family, word, healthy) in [
+            (true, Some(true), now, now, r#","nodeEligible":true"#, true),
+            (true, Some(false), updated, now, r#","nodeEligible":false"#, false),
+            (false, Some(true), updated, updated, r#","nodeEligible":true"#, false),
+            (true, None, now, now, "", true),
+            (false, None, updated, updated, "", false),
+        ] {
+            let body = Body::new(proxy_healthy, eligible, Some(at(1)), at(9));
+            let family = format!(r#"{{"lastUpdated":{of_family},"healthy":{proxy_healthy}}}"#);
+            assert_eq!(
+                serde_json::to_string(&body).expect("JSON"),
+                format!(
+                    r#"{{"lastUpdated":{last},"currentTime":{now}{word},"healthy":{healthy},"status":{{"IPv4":{family},"IPv6":{family}}}}}"#
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_node_that_goes_and_a_proxy_that_is_stuck_are_told_apart() {
+        let progress = Arc::new(Progress::default());
+        let health = Health::new(Arc::clone(&progress));
+        let ask = || [Question::Healthz, Question::Livez].map(|question| answer(&health, question).status().as_u16());
+        let publish = |synced, node_is_eligible, stuck| {
+            let snapshot = Snapshot { synced, node_is_eligible, stuck, ..Snapshot::default() };
+            // Whatever is stuck is so for long.
+            let since = Instant::now().checked_sub(STALE_AFTER + Duration::from_secs(1)).expect("a time before");
+            progress.publish(snapshot, since, Duration::ZERO);
+        };
+        assert_eq!(ask(), [503, 200], "nothing was listed");
+        for (synced, eligible, stuck, expected) in [
+            (true, true, false, [200, 200]),
+            (true, false, false, [503, 200]),
+            (true, true, false, [200, 200]),
+            (true, true, true, [503, 503]),
+            (true, false, true, [503, 503]),
+        ] {
+            publish(synced, eligible, stuck);
+            assert_eq!(ask(), expected, "synced {synced}, eligible {eligible}, stuck {stuck}");
+        }
+        let counted = progress.sync_times().answers();
+        let expected = [
+            ((Question::Healthz, 200), 2),
+            ((Question::Healthz, 503), 4),
+            ((Question::Livez, 200), 4),
+            ((Question::Livez, 503), 2),
+        ];
+        assert_eq!(counted, expected.into());
+    }
+}
