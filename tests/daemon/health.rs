@@ -1,18 +1,25 @@
 //! `/healthz` says whether the node may be sent traffic, `/livez` whether the daemon is to be started again.
 
-use dsproxy_common::IpFamily;
+use std::net::TcpListener;
+
+use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::{
     apiserver::{Fault, Matching, Refusal, Resource, Verb},
-    lab::DualStack,
+    lab::{Backend, DualStack, ServiceManifest, Side, eventually},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Cluster, PORT, answers, service, wait_until_answers},
+    cluster::{Cluster, PORT, SOON, TARGET, answers, service, wait_until_answers},
     control_plane::ControlPlane,
+    process::{Daemon, get},
 };
 
 const VIP: DualStack = DualStack::cluster_ip(1);
+const BALANCER: DualStack = DualStack::external(1);
+
+/// A `healthCheckNodePort`.
+const CHECK: u16 = 32_100;
 
 #[test]
 fn a_node_is_healthy_once_both_kinds_are_listed() {
@@ -58,4 +65,125 @@ fn a_node_is_healthy_once_both_kinds_are_listed() {
         assert_eq!(daemon.health(path).0, 200, "{path}");
     }
     answers(client, VIP, PORT, "local").expect("the last state stays");
+}
+
+/// A Service of a load balancer that keeps to each node's own endpoints.
+fn balanced(endpoints: &[Backend]) -> ServiceManifest {
+    ServiceManifest::new("default", "echo")
+        .dual_stack(VIP)
+        .port(Protocol::Tcp, PORT, TARGET)
+        .port(Protocol::Udp, PORT, TARGET)
+        .load_balancer(BALANCER)
+        .external_local()
+        .health_check_node_port(CHECK)
+        .backends(endpoints.iter().copied())
+}
+
+fn at(cluster: &Cluster, role: &str, side: Side) -> Backend {
+    Backend { node: Some(side.role()), ..cluster.backend(role).into() }
+}
+
+#[test]
+fn a_load_balancer_is_told_of_this_nodes_endpoints_and_drains_while_they_still_serve() {
+    let cluster = Cluster::build();
+    let outside = cluster.lab.add_outside().expect("the host is added");
+    let client = outside.namespace();
+    let node = cluster.lab.node(Side::A).addresses();
+    let [local, bridged] = ["local", "bridged"].map(|role| at(&cluster, role, Side::A));
+    let remote = at(&cluster, "remote", Side::B);
+    cluster.write(&balanced(&[remote]));
+    let manifests = cluster.manifests.directory().display().to_string();
+    let daemon = Daemon::new(&cluster.lab, &["--manifests", &manifests]).started();
+    let await_count = |count: usize, status: u16| {
+        let body = json!({
+            "service": {"namespace": "default", "name": "echo"}, "localEndpoints": count, "serviceProxyHealthy": true
+        });
+        for family in IpFamily::ALL {
+            let ask = || {
+                let answer = get(client, node.socket(family, CHECK), "/any/path")?;
+                let told: Value = serde_json::from_str(&answer.body).map_err(|error| error.to_string())?;
+                if (answer.status, &told) == (status, &body) { Ok(answer) } else { Err(format!("{answer:?}")) }
+            };
+            let answer = eventually(&format!("{count} endpoints over {family}"), SOON, ask).expect("it is told");
+            let head = answer.head.to_lowercase();
+            for header in [
+                "content-type: application/json".to_owned(),
+                "x-content-type-options: nosniff".to_owned(),
+                format!("x-load-balancing-endpoint-weight: {count}"),
+            ] {
+                assert!(head.contains(&header), "{header}: {head}");
+            }
+        }
+    };
+    await_count(0, 503);
+    cluster.write(&balanced(&[remote, local, bridged]));
+    await_count(2, 200);
+    cluster.write(&balanced(&[remote, local]));
+    await_count(1, 200);
+    wait_until_answers(client, BALANCER, "local");
+
+    // The last one here shuts down: whoever still comes is served.
+    cluster.write(&balanced(&[remote, Backend { ready: false, terminating: true, ..local }]));
+    await_count(0, 503);
+    answers(client, BALANCER, PORT, "local").expect("the load balancer takes a while to turn away");
+    assert_eq!(daemon.health("/healthz").0, 200, "nothing is wrong with the node");
+
+    cluster.write(&service("echo", VIP, &[cluster.backend("local")]));
+    for family in IpFamily::ALL {
+        let closed = || match get(client, node.socket(family, CHECK), "/") {
+            Err(error) if error.contains("refused") => Ok(()),
+            other => Err(format!("{other:?}")),
+        };
+        eventually("the port is closed", SOON, closed).expect("it has no healthCheckNodePort any more");
+    }
+}
+
+#[test]
+fn a_health_check_port_that_is_taken_is_told_and_tried_again() {
+    let cluster = Cluster::build();
+    let namespace = cluster.lab.node(Side::A).namespace();
+    let node = cluster.lab.node(Side::A).addresses();
+    let taken = namespace.run(|| TcpListener::bind(("::", CHECK))).expect("node A is there").expect("the port is free");
+    cluster.write(&balanced(&[at(&cluster, "local", Side::A)]));
+    let manifests = cluster.manifests.directory().display().to_string();
+    let daemon = Daemon::new(&cluster.lab, &["--manifests", &manifests]).started();
+    daemon.await_log(&["healthCheckNodePort", "default/echo", &CHECK.to_string()]);
+    assert_eq!(daemon.metric("dsproxy_health_check_ports_failed"), Some(1.0));
+    drop(taken);
+    let answered = || match get(namespace, node.socket(IpFamily::V6, CHECK), "/") {
+        Ok(answer) if answer.status == 200 => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    eventually("the port is opened", 4 * SOON, answered).expect("it is tried again");
+}
+
+#[test]
+fn a_node_that_is_about_to_go_is_sent_no_more_and_not_restarted() {
+    let cluster = Cluster::build();
+    let plane = ControlPlane::start(&cluster.lab, IpFamily::V4);
+    plane.apply(&service("echo", VIP, &[cluster.backend("local")]));
+    let put = |taints: Value| {
+        plane.server().put(json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}, "spec": {"taints": taints}
+        }));
+    };
+    put(json!([]));
+    let mut daemon = plane.daemon(&cluster.lab, &[]).started();
+    let eligible = |daemon: &Daemon<'_>| {
+        let body: Value = serde_json::from_str(&daemon.health("/healthz").1).expect("health is told as JSON");
+        body["nodeEligible"].clone()
+    };
+    assert_eq!(eligible(&daemon), Value::Bool(true));
+    put(json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]));
+    daemon.await_answer("/healthz", 503);
+    assert_eq!(eligible(&daemon), Value::Bool(false));
+    let (status, body) = daemon.health("/livez");
+    assert_eq!(status, 200, "{body}");
+    assert!(!body.contains("nodeEligible"), "{body}");
+    answers(cluster.client.namespace(), VIP, PORT, "local").expect("it still serves");
+    put(json!([]));
+    daemon.await_answer("/healthz", 200);
+    plane.server().delete(Resource::Nodes, "", "node-a");
+    daemon.await_answer("/healthz", 503);
+    assert_eq!(daemon.health("/livez").0, 200);
 }

@@ -3,13 +3,13 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
-use dsproxy_tests::lab::{Lab, Side, daemon_binary, eventually};
+use dsproxy_tests::lab::{Lab, Namespace, Side, daemon_binary, eventually};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -197,20 +197,36 @@ impl<'lab> Daemon<'lab> {
     }
 
     fn get(&self, port: u16, path: &str) -> Result<(u16, String), String> {
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        };
-        let answered = self.lab.node(Side::A).namespace().run(ask).map_err(|error| error.to_string())?;
-        let text = answered.map_err(|error| error.to_string())?;
-        let (head, body) = text.split_once("\r\n\r\n").ok_or("no HTTP")?;
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or("no HTTP")?;
-        Ok((status, body.to_owned()))
+        let target = (Ipv4Addr::LOCALHOST, port).into();
+        let Answer { status, head: _, body } = get(self.lab.node(Side::A).namespace(), target, path)?;
+        Ok((status, body))
     }
+}
+
+/// What an HTTP server has answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// The status line and the headers.
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+/// `GET path` of the server at `target`, from `namespace`.
+pub(crate) fn get(namespace: &Namespace, target: SocketAddr, path: &str) -> Result<Answer, String> {
+    let patience = Duration::from_secs(5);
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&target, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = namespace.run(ask).map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or("no HTTP")?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or("no HTTP")?;
+    Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }
 
 impl Drop for Daemon<'_> {

@@ -50,6 +50,7 @@ struct Reach {
     source_ranges: Vec<String>,
     internal_local: bool,
     external_local: bool,
+    health_check_node_port: Option<u16>,
     affinity: Option<i32>,
 }
 
@@ -137,6 +138,12 @@ impl ServiceManifest {
         self
     }
 
+    /// Sets `healthCheckNodePort`.
+    pub fn health_check_node_port(mut self, number: u16) -> Self {
+        self.reach.health_check_node_port = Some(number);
+        self
+    }
+
     /// Sets `sessionAffinity: ClientIP` with a timeout in seconds.
     pub fn affinity(mut self, seconds: i32) -> Self {
         self.reach.affinity = Some(seconds);
@@ -202,6 +209,7 @@ impl ServiceManifest {
                 load_balancer_source_ranges: (!reach.source_ranges.is_empty()).then(|| reach.source_ranges.clone()),
                 internal_traffic_policy: Some(policy(reach.internal_local)),
                 external_traffic_policy: reach.kind.map(|_| policy(reach.external_local)),
+                health_check_node_port: reach.health_check_node_port.map(Into::into),
                 session_affinity: Some(if reach.affinity.is_some() { "ClientIP" } else { "None" }.to_owned()),
                 session_affinity_config: reach.affinity.map(|seconds| SessionAffinityConfig {
                     client_ip: Some(ClientIPConfig { timeout_seconds: Some(seconds) }),
