@@ -102,7 +102,7 @@ fn towards_backend<S: Place>(context: SocketContext, call: Call) -> Result<Reaso
     if call == Call::Send {
         // The same under the VIP, for the next datagram.
         let entry = entry(&vip, (id, backend), frontend.service);
-        let _ = <S::Family as Family>::maps().sockets.insert(&vip, &entry, BPF_ANY.into());
+        let _ = <S::Family as Family>::maps().sockets.insert(vip, entry, BPF_ANY.into());
     }
     count::socket_opened(frontend.service);
     Ok(Reason::Opened)
@@ -117,7 +117,7 @@ fn forget_backend<S: Place>(
 ) {
     if lookup::may_be_of_backend::<S::Family>(flow) {
         let key = key::<S::Family>(context.cookie(), flow.destination, flow.destination_port, protocol);
-        let _ = <S::Family as Family>::maps().sockets.remove(&key);
+        let _ = <S::Family as Family>::maps().sockets.remove(key);
     }
 }
 
@@ -216,10 +216,10 @@ fn lead<S: Place>(
     let key = SocketKey { address, port, ..*vip };
     let entry = entry(vip, (id, backend), service);
     // SAFETY: compared at once. An entry of a socket is written by that socket's own calls alone.
-    let stands = unsafe { sockets.get(&key) }.is_some_and(|held| *held == entry);
+    let stands = unsafe { sockets.get(key) }.is_some_and(|held| *held == entry);
     // TCP works without: its program is told the backend when it asks for its peer. Answers to datagrams would be strangers'.
     if !stands
-        && sockets.insert(&key, &entry, BPF_ANY.into()).is_err()
+        && sockets.insert(key, entry, BPF_ANY.into()).is_err()
         && vip.protocol != u16::from(Protocol::Tcp.number())
     {
         return Err(Reason::TableRefused);
