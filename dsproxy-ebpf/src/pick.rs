@@ -86,7 +86,7 @@ impl Candidates {
     ) -> Option<(u32, &'static Backend<F::Address>)> {
         let key = AffinityKey { client, service: self.service };
         // SAFETY: copied at once; an entry that another CPU replaces meanwhile is checked below like any other.
-        let held = *unsafe { F::maps().affinity.get(&key) }?;
+        let held = *unsafe { F::maps().affinity.get(key) }?;
         // Half the range of the clock is some 24 days at the fastest tick; a timeout is a day at most.
         let timeout = seconds.saturating_mul(settings.jiffies_per_second);
         if now.wrapping_sub(held.last_opened) > timeout {
@@ -101,7 +101,7 @@ impl Candidates {
 pub(crate) fn remember<F: Family>(client: F::Address, service: u32, id: u32, generation: u32, now: u32) {
     let value = Affinity { backend: id, generation, last_opened: now };
     // What cannot be remembered costs the client its affinity and no more.
-    let _ = F::maps().affinity.insert(&AffinityKey { client, service }, &value, BPF_ANY.into());
+    let _ = F::maps().affinity.insert(AffinityKey { client, service }, value, BPF_ANY.into());
 }
 
 /// What a new connection of `key` is spread by. With affinity it is the client's address alone, so that nodes that have not
