@@ -115,6 +115,8 @@ fn a_backend_that_accepts_after_the_end_answers_for_itself() {
         flow.goes_on(world, flags::FIN | flags::ACK, backend);
         flow.replies(world, flags::FIN | flags::ACK, backend);
         flow.reply_is_not_known(world, flags::SYN | flags::ACK, backend);
+        // Nor does anything that follows belong to what is over.
+        flow.reply_is_not_known(world, flags::ACK, backend);
     });
 }
 

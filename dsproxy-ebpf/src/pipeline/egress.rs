@@ -81,8 +81,10 @@ fn to_vip<F: Family, C: PacketContext>(
     now: u32,
     settings: &Settings,
 ) -> Result<Reason, Reason> {
-    // The backend accepts a connection that the client opened past the VIP, from a port it had just used through it.
+    // The backend accepts a connection that the client opened past the VIP, from a port it had just used through it: the
+    // entry is for what is over, and must not be taken for what follows.
     if packet.segment.accepts() && FlowState::from_number(held.state.into()).may_be_over() {
+        track::forget_egress::<F>(packet.key, found);
         return Err(Reason::NotReply);
     }
     connection::seen_reply::<F>(packet.key, (found, held), packet.segment, now, settings);

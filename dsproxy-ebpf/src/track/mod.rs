@@ -125,6 +125,12 @@ pub(crate) fn forget<F: Family>(key: &FlowKey<F::Address>, found: Found<ForwardE
     }
 }
 
+/// Removes the entry `found` of packets of `key` that leave.
+#[inline(always)]
+pub(crate) fn forget_egress<F: Family>(key: &FlowKey<F::Address>, found: Found<EgressEntry<F::Address>>) {
+    let _ = if found.is_brief { F::maps().egress_brief.remove(key) } else { F::maps().egress.remove(key) };
+}
+
 /// The egress entry of a packet that leaves.
 #[inline(always)]
 pub(crate) fn egress<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<EgressEntry<F::Address>>> {
