@@ -73,6 +73,9 @@ impl Config {
             ("--max-backends", capacities.backends.to_string()),
             ("--max-slots", capacities.slots.to_string()),
             ("--max-connections", capacities.connections.to_string()),
+            ("--max-brief-connections", capacities.brief_connections.to_string()),
+            ("--max-affinities", capacities.affinities.to_string()),
+            ("--max-source-ranges", capacities.source_ranges.to_string()),
             ("--oom-score-adj", oom_score_adj.to_string()),
         ];
         match source {
