@@ -2,10 +2,7 @@
 //!
 //! Knows nothing of maps: `reconcile` asks what is to be looked at again.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    time::SystemTime,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ipnet::IpNet;
 
@@ -80,11 +77,6 @@ impl Cluster {
     /// The Service of this name.
     pub fn service(&self, name: &ObjectName) -> Option<&Service> {
         self.services.get(name)
-    }
-
-    /// What orders Services by age. Those that do not say when they were made, as those of manifests, are the oldest.
-    pub fn age(&self, name: &ObjectName) -> (Option<SystemTime>, ObjectName) {
-        (self.services.get(name).and_then(|service| service.created), name.clone())
     }
 
     /// The family of the EndpointSlice of this name.

@@ -98,13 +98,6 @@ impl fmt::Display for ServicePortName {
     }
 }
 
-impl ServicePortName {
-    /// Whether `name`, written as by `Display`, is a port of the same Service.
-    pub fn is_sibling(&self, name: &str) -> bool {
-        name.split_once(':').is_some_and(|(service, _)| service == self.service.to_string())
-    }
-}
-
 impl ResolvedPort {
     /// Where it is reached, in all families.
     pub fn frontends(&self) -> impl Iterator<Item = FrontendAddress> {
