@@ -48,7 +48,7 @@ impl Places {
             Self::These(addresses) => addresses.changed().await.is_ok(),
         };
         if !news {
-            pending().await
+            pending::<()>().await;
         }
     }
 }
