@@ -6,8 +6,12 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
 };
 
-use dsproxy_common::{IpFamily, Protocol};
-use dsproxy_tests::lab::{DualStack, ServiceManifest, Side, TcpSession, UdpSession, Wiring};
+use dsproxy::{
+    datapath::{bpffs::Bpffs, load},
+    maps::{FilterOf, FrontendAddress, MapStore as _, Write},
+};
+use dsproxy_common::{Addr4, IpFamily, Port, Protocol, filter::FilterBit, service::FrontendKey};
+use dsproxy_tests::lab::{Daemon, DualStack, Side, TcpSession, UdpSession, Wiring};
 
 use crate::host::{Host, PORT, TARGET, kernel_peer, mapped};
 
@@ -137,18 +141,16 @@ fn loopback_is_left_alone() {
     let host = Host::build();
     let vip = DualStack::cluster_ip(1);
     host.serve(vip, &["local"]);
-    // Nothing keeps anybody from naming an address of the kind; the host's own programs must not be led away by it.
-    let loopback = Ipv4Addr::new(127, 0, 0, 9);
-    let manifest = ServiceManifest::new("default", "loopback")
-        .cluster_ips([loopback.into()])
-        .port(Protocol::Tcp, PORT, TARGET)
-        .backends([host.backend("local")]);
-    host.manifests.write(&manifest).expect("the manifest is written");
     let daemon = host.start("host");
     host.await_service(vip);
-    let services = daemon.json(&["services"]).expect("it tells").to_string();
-    assert!(services.contains(&format!("{loopback}:{PORT}")), "there is something to be led away by: {services}");
+    // The daemon would not serve such an address; the programs must not either, whatever the maps say.
+    let (other, loopback) = (Ipv4Addr::new(10, 96, 0, 77), Ipv4Addr::new(127, 0, 0, 9));
+    for address in [other, loopback] {
+        serve_as(&daemon, vip, address);
+    }
     host.run(|| {
+        let session = TcpSession::open_here((other, PORT).into()).expect("what stands in the maps is served");
+        assert_eq!(session.backend(), "local");
         let listener = TcpListener::bind((loopback, PORT)).expect("a listener");
         let mut stream = TcpStream::connect((loopback, PORT)).expect("connected");
         let (accepted, _) = listener.accept().expect("it comes to the listener");
@@ -157,6 +159,23 @@ fn loopback_is_left_alone() {
         stream.read_to_end(&mut nothing).expect("the listener has closed it");
         assert_eq!(nothing, b"", "no backend greets");
     });
+}
+
+/// Puts a frontend at `address` into the maps, behind the daemon's back, that is like that of TCP at `vip`.
+fn serve_as(daemon: &Daemon<'_>, vip: DualStack, address: Ipv4Addr) {
+    let bpffs = Bpffs::existing(daemon.bpffs()).expect("a file system").expect("a bpffs");
+    let mut maps = load::open_pinned(&bpffs).expect("the maps are pinned");
+    let contents = maps.contents().expect("the maps are read");
+    let is_wanted = |at: &FrontendAddress| at.address == vip.of(IpFamily::V4) && at.protocol == Protocol::Tcp;
+    let (_, frontend) = *contents.frontends.iter().find(|(at, _)| is_wanted(at)).expect("the Service is served");
+    let bit = FilterBit::of(&FrontendKey::new(Addr4::from(address), Port::new(PORT), Protocol::Tcp.number()));
+    let (family, filter, index) = (IpFamily::V4, FilterOf::Frontends, bit.word());
+    let is_word = |word: &&(IpFamily, FilterOf, u32, u64)| (word.0, word.1, word.2) == (family, filter, index);
+    let value = contents.filter.iter().find(is_word).map_or(0, |word| word.3) | bit.mask();
+    let address = FrontendAddress { address: address.into(), port: PORT, protocol: Protocol::Tcp };
+    for write in [Write::FilterWord { family, filter, index, value }, Write::Frontend { address, frontend }] {
+        maps.write(&write).expect("the maps are written");
+    }
 }
 
 /// A UDP socket of `target`'s family that is connected there.
