@@ -90,7 +90,7 @@ fn the_hosts_own_node_ports_work_at_its_own_addresses() {
 }
 
 #[test]
-fn source_ranges_count_for_the_address_that_a_socket_is_bound_to() {
+fn source_ranges_count_for_the_nodes_own_address() {
     let host = Host::build();
     let vip = DualStack::cluster_ip(1);
     let balancer = DualStack::cluster_ip(200);
@@ -115,6 +115,8 @@ fn source_ranges_count_for_the_address_that_a_socket_is_bound_to() {
         let target = balancer.socket(family, PORT);
         eventually("waiting for the load balancer's address", SOON, || ask(family, target))
             .unwrap_or_else(|error| panic!("{error}"));
+        // Without an address of its own a socket counts as the node's.
+        host.run(|| TcpSession::open_here(target)).unwrap_or_else(|error| panic!("{error}"));
     }
     write(&["192.0.2.0/24", "2001:db8:ffff::/48"]);
     for family in IpFamily::ALL {
@@ -124,6 +126,7 @@ fn source_ranges_count_for_the_address_that_a_socket_is_bound_to() {
             outcome => Err(format!("{target}: {outcome:?}")),
         })
         .unwrap_or_else(|error| panic!("{error}"));
+        host.run(|| is_refused(target)).unwrap_or_else(|error| panic!("{error}"));
         // The ClusterIP does not check them.
         ask(family, vip.socket(family, PORT)).expect("an answer");
     }
