@@ -188,7 +188,7 @@ fn masqueraded_ports_are_of_the_range() {
         let seen = server.take_peers();
         assert_eq!(seen.len(), CLIENTS, "each has a port of its own: {seen:?}");
         assert!(seen.iter().all(|peer| (61_000..=61_063).contains(&peer.port())), "{seen:?}");
-        let addresses: BTreeSet<IpAddr> = seen.iter().map(|peer| peer.ip()).collect();
+        let addresses: BTreeSet<IpAddr> = seen.iter().map(std::net::SocketAddr::ip).collect();
         assert_eq!(addresses, [node.of(family)].into());
     }
 }
