@@ -18,5 +18,6 @@ mod property;
 mod refuse;
 mod reset;
 mod termination;
+mod trace;
 mod translate;
 mod world;

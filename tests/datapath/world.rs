@@ -327,6 +327,12 @@ impl World {
         self.datapath.set_settings(&settings).expect("settings");
     }
 
+    /// The kernel's clock.
+    pub(crate) fn now(&self) -> u32 {
+        let settings = self.datapath.maps().settings().expect("settings");
+        dsproxy::inspect::jiffies(settings.jiffies_per_second).expect("a clock")
+    }
+
     pub(crate) fn withdraw(&mut self, served: &Served) {
         let port = served.resolved();
         self.datapath.withdraw(&port).expect("a service that goes");

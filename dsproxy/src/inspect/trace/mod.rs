@@ -13,7 +13,7 @@ use dsproxy_common::{Protocol, count::Reason};
 use serde::Serialize;
 
 pub use self::{explain::explain, picture::Picture};
-use super::{Live, View, views::connections::jiffies};
+use super::{Live, View, jiffies};
 use crate::cli::TraceArguments;
 
 /// By which kind of device a packet enters.

@@ -95,7 +95,11 @@ impl View for Connections {
 
 /// The low half of the kernel's jiffies now, to within a tick or two: they follow the monotonic clock from a start of
 /// minus five minutes (`INITIAL_JIFFIES` in include/linux/jiffies.h).
-pub(in crate::inspect) fn jiffies(per_second: u32) -> anyhow::Result<u32> {
+///
+/// # Errors
+///
+/// When the clock cannot be read.
+pub fn jiffies(per_second: u32) -> anyhow::Result<u32> {
     let uptime = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("read the clock")?;
     let seconds = u64::try_from(uptime.tv_sec()).unwrap_or_default();
     let nanoseconds = u64::try_from(uptime.tv_nsec()).unwrap_or_default();
