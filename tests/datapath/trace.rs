@@ -81,9 +81,11 @@ fn a_trace_says_what_packets_meet() {
         world.serve(&served(5, Protocol::Tcp).kind(FrontendKind::LoadBalancer).source_ranges([IpNet::from(pod.ip())]));
         world.serve(&Served::new(6, Protocol::Udp));
         for number in 1..=7 {
+            // Each with a port of its own: what two connections of one port get depends on which came first.
+            let port = 50_010 + u16::from(number);
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                agrees(world, From::Pod, protocol, pod, world.vip(number));
-                agrees(world, From::Node, protocol, far, world.vip(number));
+                agrees(world, From::Pod, protocol, world.client(port), world.vip(number));
+                agrees(world, From::Node, protocol, outsider(world.family, port), world.vip(number));
             }
         }
         // The client stays, whatever its port.
@@ -111,8 +113,9 @@ fn a_trace_says_what_packets_meet() {
         world.configure(|settings| settings.flags |= SettingFlags::INSIDE_BY_NETWORK | SettingFlags::MASQUERADE_ALL);
         world.datapath.connections().clear().expect("a table that can be cleared");
         for number in [1, 2, 3] {
-            agrees(world, From::Node, Protocol::Tcp, outsider(family, 50_002), world.vip(number));
-            agrees(world, From::Pod, Protocol::Tcp, world.client(50_003), world.vip(number));
+            let port = 50_020 + u16::from(number);
+            agrees(world, From::Node, Protocol::Tcp, outsider(family, port), world.vip(number));
+            agrees(world, From::Pod, Protocol::Tcp, world.client(port), world.vip(number));
         }
         let removals = networks.map(|(network, _)| Write::RemoveNetwork { network });
         world.datapath.write(&removals).expect("networks that can be removed");
