@@ -34,7 +34,8 @@ pub(crate) fn load() -> Ebpf {
     loader.map_max_entries(layout::SERVICE_COUNTERS, 64).map_max_entries(layout::SERVICE_NAMES, 64);
     let mut object = loader.load(OBJECT).expect("the object");
     for (name, program) in object.programs_mut() {
-        let program: &mut SchedClassifier = program.try_into().expect("a classifier");
+        // Those for sockets are attached elsewhere.
+        let Ok(program) = <&mut SchedClassifier>::try_from(program) else { continue };
         program.load().unwrap_or_else(|error| panic!("load {name}: {error}"));
     }
     object

@@ -236,11 +236,8 @@ fn devices_without_a_link_layer_header_run_the_ip_programs() {
         }
         let report = attacher.sync(&wanted);
         assert_eq!((report.attached, report.failures.len()), (2, 0), "{report:?}");
-        assert_eq!(
-            tcx("tun0", Direction::Ingress),
-            [("node_ingress_ip".to_owned(), id_of(&object, "node_ingress_ip"))]
-        );
-        assert_eq!(tcx("tun0", Direction::Egress), [("egress_ip".to_owned(), id_of(&object, "egress_ip"))]);
+        assert_eq!(tcx("tun0", Direction::Ingress), [("pod_ingress_ip".to_owned(), id_of(&object, "pod_ingress_ip"))]);
+        assert_eq!(tcx("tun0", Direction::Egress), [("pod_egress_ip".to_owned(), id_of(&object, "pod_egress_ip"))]);
         assert_eq!(attacher.sync(&BTreeMap::new()).detached, 2);
         assert!(tcx("tun0", Direction::Ingress).is_empty());
     });

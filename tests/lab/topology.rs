@@ -141,8 +141,8 @@ fn a_dropped_lab_leaves_nothing() {
         let _server = EchoServer::start(&pod, PORT, "pod").expect("the server listens");
         let process =
             lab.spawn(pod.namespace(), std::process::Command::new("sleep").arg("3600")).expect("the process starts");
-        // Both nodes, the pod, the directory and the process.
-        assert_eq!(find_leftovers(&Extent::Lab(lab.name())).len(), 5);
+        // Both nodes, the pod, the directory, the cgroup and the process.
+        assert_eq!(find_leftovers(&Extent::Lab(lab.name())).len(), 6);
         (lab.name(), process)
     };
     let status = process.wait().expect("the process is this one's child");

@@ -4,7 +4,8 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -149,6 +150,26 @@ impl TcpSession {
     }
 }
 
+/// A UDP socket at `address`, with a port that none had before it.
+///
+/// A port that comes to a backend another way than a minute ago, past the VIP it went through then, is taken for what it was: a
+/// datagram does not tell that it begins something. What is tested with many sockets must not depend on which ports the kernel
+/// happens to give twice.
+fn bind_unused(address: IpAddr) -> io::Result<UdpSocket> {
+    /// Below the ports that the kernel gives out, and what the daemon keeps from it.
+    const PORTS: std::ops::Range<u16> = 10_000..30_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+
+    loop {
+        let place = NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start);
+        let port = PORTS.start + place;
+        match UdpSocket::bind((address, port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound,
+        }
+    }
+}
+
 /// A UDP socket that talks to an echo server.
 #[derive(Debug)]
 pub struct UdpSession {
@@ -167,12 +188,12 @@ impl UdpSession {
 
     /// A socket in the namespace of the calling thread.
     pub fn open_here(target: SocketAddr, connected: bool) -> Result<Self, ExchangeError> {
-        let any: SocketAddr = match target {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        let any: IpAddr = match target {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         let open = || {
-            let socket = UdpSocket::bind(any)?;
+            let socket = bind_unused(any)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             if connected {
                 socket.connect(target)?;
