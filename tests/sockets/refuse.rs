@@ -36,6 +36,30 @@ fn without_an_endpoint_every_call_is_refused_at_once() {
     assert!(counted("IPv4") >= 6 && counted("IPv6") >= 3, "{status:#}");
 }
 
+#[test]
+fn a_port_that_nobody_serves_is_refused_but_resolvers_may_ask_for_their_source() {
+    const UNSERVED: u16 = 81;
+
+    let host = Host::build();
+    let vip = DualStack::cluster_ip(1);
+    host.serve(vip, &["local"]);
+    let _daemon = host.start("host");
+    host.await_service(vip);
+    let addresses = [vip.socket(IpFamily::V4, 0), mapped(vip.socket(IpFamily::V4, 0)), vip.socket(IpFamily::V6, 0)];
+    for mut target in addresses {
+        host.run(|| {
+            let unspecified = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = UdpSocket::bind(unspecified).expect("a socket");
+            // As getaddrinfo(3) does before it sorts what it has found.
+            socket.connect(target).unwrap_or_else(|error| panic!("{target}: {error}"));
+            let source = socket.local_addr().expect("an address").ip();
+            assert!(!source.is_unspecified(), "{target}: the kernel has said with which address");
+        });
+        target.set_port(UNSERVED);
+        host.run(|| refused(target)).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
 /// Tries all calls; fails unless each is refused at once.
 fn refused(target: SocketAddr) -> Result<(), String> {
     let unspecified = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use dsproxy_common::{
-    Address as _, Protocol,
+    Address as _, Port, Protocol,
     count::Reason,
     flow::FlowKey,
     hash,
@@ -62,6 +62,11 @@ fn towards_backend<S: Place>(context: SocketContext, call: Call) -> Result<Reaso
     flow.protocol = protocol.number().into();
     // Loopback stays what it is, also where a NodePort is of all addresses.
     if !<S::Family as Family>::is_host(&flow.destination) {
+        return Err(Reason::NotService);
+    }
+    // Nobody serves at port 0. Resolvers connect a UDP socket there to learn which source address the kernel would take, and
+    // sort what they have found by that (`getaddrinfo`, RFC 6724): a refusal would say that there is no way to the address.
+    if flow.destination_port == Port::default() {
         return Err(Reason::NotService);
     }
     let namespace = context.namespace();
