@@ -262,8 +262,9 @@ impl Known {
                 }
                 let service = self.services.entry(frontend.service).or_default();
                 service.frontends.insert(*address);
-                let runs = &mut service.runs[family];
-                [frontend.inside, frontend.outside].into_iter().filter_map(run_of).for_each(|first| runs.used(first));
+                let (runs, array) = (&mut service.runs[family], &mut self.families[family].slots);
+                let used = [frontend.inside, frontend.outside].into_iter().filter_map(run_of);
+                used.for_each(|first| runs.used(first, array));
                 self.release_unused_runs(frontend.service, family, now);
             }
             Write::RemoveFrontend { address } => {

@@ -15,6 +15,9 @@ pub(super) struct Runs {
     /// Those that are written and that no frontend uses yet, in the order of writing: of the plan that is being carried out
     /// two at most, one a list.
     pub(super) pending: Vec<Run>,
+    /// Those that were given back since a run was last written. Within one plan a frontend may leave a run that the next one
+    /// takes up.
+    left: Vec<Run>,
 }
 
 /// Where the content of a list is to stand.
@@ -29,6 +32,8 @@ pub(super) struct Placement {
 impl Runs {
     /// Enters a run that was written, and gives the place back of one that nobody will use.
     pub(super) fn written(&mut self, run: Run, array: &mut SlotArray, now: Instant) {
+        // Runs are written before frontends: another plan has begun.
+        self.left.clear();
         if let Some(in_use) = self.in_use.iter_mut().find(|in_use| in_use.first == run.first) {
             *in_use = run;
             return;
@@ -42,20 +47,23 @@ impl Runs {
     }
 
     /// Enters that a frontend uses the run at `first`.
-    pub(super) fn used(&mut self, first: u32) {
-        let at = self.pending.iter().position(|run| run.first == first);
-        self.in_use.extend(at.map(|at| self.pending.remove(at)));
+    pub(super) fn used(&mut self, first: u32, array: &mut SlotArray) {
+        if let Some(at) = self.pending.iter().position(|run| run.first == first) {
+            self.in_use.push(self.pending.remove(at));
+        } else if let Some(at) = self.left.iter().position(|run| run.first == first) {
+            let run = self.left.remove(at);
+            array.adopt(run.first, run.backends.len());
+            self.in_use.push(run);
+        }
     }
 
     /// Gives those back that are not in `used`.
     pub(super) fn release_unused(&mut self, used: &BTreeSet<u32>, array: &mut SlotArray, now: Instant) {
-        self.in_use.retain(|run| {
-            let is_used = used.contains(&run.first);
-            if !is_used {
-                array.release(run.first, now);
-            }
-            is_used
-        });
+        let (in_use, unused): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.in_use).into_iter().partition(|run| used.contains(&run.first));
+        unused.iter().for_each(|run| array.release(run.first, now));
+        self.in_use = in_use;
+        self.left.extend(unused);
     }
 
     /// Gives all of them back.

@@ -298,6 +298,29 @@ fn expected(desired: &BTreeMap<u8, Wanted>) -> State {
     state
 }
 
+/// The frontends are switched one by one: the first leaves the run that the second takes up.
+#[test]
+fn a_run_that_passes_from_one_frontend_to_another_stays_in_use() {
+    let cluster = (Reach::Cluster, Reach::Cluster);
+    let before = Wanted {
+        families: vec![IpFamily::V4],
+        port: 80,
+        endpoints: BTreeMap::from([(3, Standing::ACTIVE), (6, Standing::ACTIVE)]),
+        distribution: Distribution::List,
+        affinity: None,
+        cluster_ip: cluster,
+        load_balancer: None,
+        source_ranges: BTreeSet::new(),
+    };
+    let after = Wanted { cluster_ip: (Reach::Local, Reach::Local), load_balancer: Some(cluster), ..before.clone() };
+    let mut world = World::new();
+    world.reach(1, Some(&before)).expect("room");
+    let in_use = world.known.families[0].slots.in_use();
+    world.reach(1, Some(&after)).expect("room");
+    assert_eq!(world.known.families[0].slots.in_use(), in_use);
+    assert!(world.plan(1, &after).expect("room").writes.is_empty(), "there is nothing left to do");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
