@@ -5,7 +5,10 @@
 //! [`Backend`]s.
 
 use crate::{
-    Port,
+    Address, Port,
+    count::Reason,
+    flow::FlowKey,
+    hash,
     record::{family_record, record},
 };
 
@@ -39,6 +42,28 @@ pub struct Slots {
     pub first: u32,
     /// How many slots there are. Zero: there is no endpoint to send a new connection to.
     pub count: u32,
+}
+
+/// How many slots are tried when the backend on the first is not to be had.
+pub const SLOT_TRIES: u32 = 4;
+
+/// Where new connections of a frontend's clients go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The slots.
+    pub slots: Slots,
+    /// The bit of [`BackendFlags`] that each backend has that may be picked from them.
+    pub list: u8,
+    /// Whether clients are left without an answer when there are no slots.
+    pub drops: bool,
+}
+
+impl Run {
+    /// Why a client goes nowhere when there are no slots.
+    #[inline(always)]
+    pub const fn nobody(&self) -> Reason {
+        if self.drops { Reason::NoLocalEndpoint } else { Reason::NoEndpoint }
+    }
 }
 
 /// One address, port and protocol at which a service port is reached.
@@ -98,6 +123,25 @@ impl Frontend {
     /// What kind it is, if it is one that this version knows.
     pub fn kind(&self) -> Option<FrontendKind> {
         FrontendKind::ALL.into_iter().find(|kind| *kind as u32 == self.flags & FrontendFlags::KIND)
+    }
+
+    /// Where new connections of clients inside the cluster go, or of all others.
+    #[inline(always)]
+    pub const fn run(&self, is_inside: bool) -> Run {
+        let (slots, local, drops) = if is_inside {
+            (self.inside, FrontendFlags::INSIDE_LOCAL, FrontendFlags::INSIDE_DROPS)
+        } else {
+            (self.outside, FrontendFlags::OUTSIDE_LOCAL, FrontendFlags::OUTSIDE_DROPS)
+        };
+        let list = if self.has(local) { BackendFlags::IN_LOCAL_LIST } else { BackendFlags::IN_CLUSTER_LIST };
+        Run { slots, list, drops: self.has(drops) }
+    }
+
+    /// What a new connection of `key` is spread over the slots by. With affinity it is the client's address alone, so that nodes
+    /// that have not seen the client agree.
+    #[inline(always)]
+    pub fn spread<A: Address>(&self, key: &FlowKey<A>) -> u32 {
+        if self.affinity == 0 { hash::flow_hash(key) } else { hash::client_hash(&key.source) }
     }
 
     /// Whether one of the [`FrontendFlags`] is set.

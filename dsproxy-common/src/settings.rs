@@ -1,9 +1,11 @@
 //! What user space tells the running programs, in a map so that it can change without loading them anew.
 
 use crate::{
-    Addr4, Addr6, Address,
+    Addr4, Addr6, Address, Port,
+    count::Reason,
     flow::FlowState,
     record::{family_record, record},
+    service::{BackendFlags, Frontend, FrontendFlags, FrontendKind},
 };
 
 /// The one entry of the settings map. Times are in jiffies, the kernel's clock tick, which costs the
@@ -27,6 +29,40 @@ pub struct Settings {
     pub services_v6: Network<Addr6>,
     /// The cookie of the host's network namespace: the sockets of others are left alone unless `ALL_SOCKETS` is set.
     pub host_namespace: u64,
+}
+
+impl Settings {
+    /// Whether `port` is one that masqueraded packets leave with.
+    #[inline(always)]
+    pub fn is_snat_port(&self, port: Port) -> bool {
+        let [first, last] = self.snat_ports;
+        (first..=last).contains(&port.number())
+    }
+
+    /// The port that the low half of `number` falls on, of those that masqueraded packets leave with.
+    #[inline(always)]
+    pub const fn snat_port(&self, number: u32) -> Port {
+        let [first, last] = self.snat_ports;
+        let count = last.wrapping_sub(first) as u32 + 1;
+        Port::new(first.wrapping_add((((number & 0xffff) * count) >> 16) as u16))
+    }
+
+    /// Whether a client within a network of these `NetworkFlags` counts as inside the cluster, whatever device it comes by.
+    #[inline(always)]
+    pub const fn knows_inside(&self, network: u32) -> bool {
+        self.flags & SettingFlags::INSIDE_BY_NETWORK != 0 && network & NetworkFlags::POD != 0
+    }
+
+    /// Whether a connection to a backend of these `BackendFlags` is masqueraded: where its answers would not come back by
+    /// themselves, because the client came by a node device and the backend is elsewhere, or because they are one and the
+    /// same (`is_hairpin`). And where it is wanted for all ClusterIPs.
+    #[inline(always)]
+    pub const fn masquerades(&self, frontend: &Frontend, backend: u8, by_node_device: bool, is_hairpin: bool) -> bool {
+        let passes_by = by_node_device && backend & BackendFlags::LOCAL == 0;
+        let is_wanted = self.flags & SettingFlags::MASQUERADE_ALL != 0
+            && frontend.flags & FrontendFlags::KIND == FrontendKind::ClusterIp as u32;
+        passes_by || is_hairpin || is_wanted
+    }
 }
 
 /// Bits of [`Settings::flags`].
@@ -83,6 +119,18 @@ impl NetworkFlags {
     pub const SERVICE: u32 = 1 << 2;
     /// The ClusterIP of a Service: packets to ports that it does not have are refused.
     pub const CLUSTER_IP: u32 = 1 << 3;
+
+    /// Why a packet to an address of such a network, where no frontend is, goes no further, if it does not.
+    #[inline(always)]
+    pub const fn without_frontend(network: u32) -> Option<Reason> {
+        if network & Self::CLUSTER_IP != 0 {
+            Some(Reason::NoPort)
+        } else if network & Self::SERVICE != 0 {
+            Some(Reason::Unallocated)
+        } else {
+            None
+        }
+    }
 }
 
 family_record! {
@@ -98,6 +146,18 @@ mod tests {
     use core::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
+
+    #[test]
+    fn every_port_of_the_range_is_fallen_on_and_no_other() {
+        for snat_ports in [[49_152, 65_535], [60_000, 60_000], [1, 65_535], [40_000, 40_009]] {
+            let settings = Settings { snat_ports, ..Settings::default() };
+            let ports: std::collections::BTreeSet<u16> =
+                (0..=u32::from(u16::MAX)).map(|number| settings.snat_port(number).number()).collect();
+            assert!(ports.iter().all(|port| settings.is_snat_port(Port::new(*port))), "{snat_ports:?}");
+            assert_eq!(ports.len(), usize::from(snat_ports[1] - snat_ports[0]) + 1, "{snat_ports:?}");
+            assert_eq!(settings.snat_port(0x0001_0000), settings.snat_port(0), "the low half alone counts");
+        }
+    }
 
     #[test]
     fn a_network_holds_what_its_mask_says() {

@@ -59,14 +59,7 @@ pub(crate) fn without_frontend<F: Family>(key: &FlowKey<F::Address>, settings: &
     if !F::services(settings).has(&key.destination) {
         return otherwise;
     }
-    let network = network::<F>(key.destination);
-    if network & NetworkFlags::CLUSTER_IP != 0 {
-        Reason::NoPort
-    } else if network & NetworkFlags::SERVICE != 0 {
-        Reason::Unallocated
-    } else {
-        otherwise
-    }
+    NetworkFlags::without_frontend(network::<F>(key.destination)).unwrap_or(otherwise)
 }
 
 /// Whether `client` is within the source ranges of `service`.

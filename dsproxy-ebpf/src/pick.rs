@@ -1,15 +1,10 @@
 //! Which backend a new connection goes to.
 
-#![allow(
-    clippy::needless_borrows_for_generic_args,
-    reason = "a key passed by value is copied to the stack, of which there are 512 bytes"
-)]
-
 use aya_ebpf::bindings::BPF_ANY;
 use dsproxy_common::{
-    flow::FlowKey,
+    count::Reason,
     hash,
-    service::{Affinity, AffinityKey, Backend, BackendFlags, BackendState, Frontend, FrontendFlags, Slots},
+    service::{Affinity, AffinityKey, Backend, BackendState, Frontend, Run, Slots},
     settings::Settings,
 };
 
@@ -19,30 +14,25 @@ use crate::family::Family;
 #[derive(Clone, Copy)]
 pub(crate) struct Candidates {
     service: u32,
-    slots: Slots,
-    /// The bit of `BackendFlags` that each of them has.
-    list: u8,
-    /// Whether clients are left without an answer when there are none.
-    pub(crate) drops: bool,
+    run: Run,
 }
 
 impl Candidates {
     /// Those of `frontend` for a client inside the cluster or outside.
+    ///
+    /// # Errors
+    ///
+    /// When there are none, with what becomes of the client.
     #[inline(always)]
-    pub(crate) fn of(frontend: &Frontend, is_inside: bool) -> Self {
-        let (slots, local, drops) = if is_inside {
-            (frontend.inside, FrontendFlags::INSIDE_LOCAL, FrontendFlags::INSIDE_DROPS)
-        } else {
-            (frontend.outside, FrontendFlags::OUTSIDE_LOCAL, FrontendFlags::OUTSIDE_DROPS)
-        };
-        let list = if frontend.has(local) { BackendFlags::IN_LOCAL_LIST } else { BackendFlags::IN_CLUSTER_LIST };
-        Self { service: frontend.service, slots, list, drops: frontend.has(drops) }
+    pub(crate) fn of(frontend: &Frontend, is_inside: bool) -> Result<Self, Reason> {
+        let run = frontend.run(is_inside);
+        if run.slots.count == 0 { Err(run.nobody()) } else { Ok(Self { service: frontend.service, run }) }
     }
 
     /// How many slots there are.
     #[inline(always)]
     pub(crate) fn count(&self) -> u32 {
-        self.slots.count
+        self.run.slots.count
     }
 
     /// The id and record of the backend on the slot that `hash` falls on, `step` slots further on.
@@ -51,7 +41,7 @@ impl Candidates {
     /// frontend just before it was switched may find either already in use for something else.
     #[inline(always)]
     pub(crate) fn pick<F: Family>(&self, hash: u32, step: u32) -> Option<(u32, &'static Backend<F::Address>)> {
-        let Slots { first, count } = self.slots;
+        let Slots { first, count } = self.run.slots;
         let id = if count == 1 {
             first
         } else {
@@ -70,7 +60,7 @@ impl Candidates {
         let backend = F::maps().backends.get(id)?;
         let is_one = backend.service == self.service
             && backend.state == BackendState::Active.number()
-            && backend.flags & self.list != 0;
+            && backend.flags & self.run.list != 0;
         is_one.then_some((id, backend))
     }
 
@@ -102,11 +92,4 @@ pub(crate) fn remember<F: Family>(client: F::Address, service: u32, id: u32, gen
     let value = Affinity { backend: id, generation, last_opened: now };
     // What cannot be remembered costs the client its affinity and no more.
     let _ = F::maps().affinity.insert(AffinityKey { client, service }, value, BPF_ANY.into());
-}
-
-/// What a new connection of `key` is spread by. With affinity it is the client's address alone, so that nodes that have not
-/// seen the client agree.
-#[inline(always)]
-pub(crate) fn spread<F: Family>(key: &FlowKey<F::Address>, frontend: &Frontend) -> u32 {
-    if frontend.affinity == 0 { hash::flow_hash(key) } else { hash::client_hash(&key.source) }
 }

@@ -26,24 +26,24 @@ pub(crate) struct Quote {
     words: [u32; ROOM / 4],
 }
 
-/// Refuses `packet` for `reason`, which is returned if there is an answer to be sent. If not, what is returned says why.
+/// Makes `packet` the answer that refuses it.
+///
+/// # Errors
+///
+/// Why there is no answer.
 #[inline(always)]
 pub(crate) fn refuse<F: Family, C: PacketContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
-    reason: Reason,
     now: u32,
     settings: &Settings,
-) -> Reason {
+) -> Result<(), Reason> {
     // Linux takes an error about a SYN that comes back while `connect` still holds the socket, which on a virtual device is
     // at once, only as a hint (tcp_v6_err in net/ipv6/tcp_ipv6.c). A reset waits until the socket is free.
     if F::ICMP.error_is_hint && packet.segment.opens() {
-        return reset::reset::<F, C>(context, packet, reason, now, settings);
+        return reset::reset::<F, C>(context, packet, now, settings);
     }
-    match port_unreachable::<F, C>(context, packet, now, settings) {
-        Ok(()) => reason,
-        Err(obstacle) => obstacle,
-    }
+    port_unreachable::<F, C>(context, packet, now, settings)
 }
 
 #[inline(always)]

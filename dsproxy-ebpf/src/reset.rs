@@ -19,22 +19,6 @@ use crate::{
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
-/// Answers `packet`, a TCP segment, with a reset for `reason`, which is returned if there is an answer to be sent. If not, what
-/// is returned says why.
-#[inline(always)]
-pub(crate) fn reset<F: Family, C: PacketContext>(
-    context: &C,
-    packet: &Packet<'_, F::Address>,
-    reason: Reason,
-    now: u32,
-    settings: &Settings,
-) -> Reason {
-    match try_reset::<F, C>(context, packet, now, settings) {
-        Ok(()) => reason,
-        Err(obstacle) => obstacle,
-    }
-}
-
 /// What a reset says, all as it stands in the packet.
 struct Numbers {
     sequence: u32,
@@ -42,8 +26,13 @@ struct Numbers {
     flags: u8,
 }
 
+/// Makes `packet`, a TCP segment, the reset that answers it.
+///
+/// # Errors
+///
+/// Why there is no answer.
 #[inline(always)]
-fn try_reset<F: Family, C: PacketContext>(
+pub(crate) fn reset<F: Family, C: PacketContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     now: u32,

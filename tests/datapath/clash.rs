@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 
 use dsproxy_common::{Protocol, count::Reason, flow::FlowState};
 use dsproxy_tests::{
-    packet::{Packet, flags},
+    packet::flags,
     prog::{Entry, Hook},
 };
 
-use crate::world::{Expected, Flow, Served, World, everywhere};
+use crate::world::{Expected, Flow, Served, World, everywhere, packet};
 
 /// The client's port, the same for all.
 const CLIENT: u16 = 40_000;
@@ -24,10 +24,7 @@ fn with_one_other_port(world: &mut World) {
 /// The client's packet opens a connection to `endpoint`, which sees another port than the client's.
 #[track_caller]
 fn opens_by_other_port(world: &World, flow: &Flow, endpoint: SocketAddr) {
-    let packet = |source, destination| match flow.protocol {
-        Protocol::Tcp => Packet::tcp(source, destination).flags(flags::SYN),
-        Protocol::Udp | Protocol::Sctp => Packet::udp(source, destination),
-    };
+    let packet = |source, destination| packet(flow.protocol, source, destination, flags::SYN);
     let other = SocketAddr::new(flow.client.ip(), OTHER);
     let opened = Expected::Opened(flow.service, packet(other, endpoint));
     world.send("the client opens", Hook::Ingress, &packet(flow.client, flow.vip), &opened);

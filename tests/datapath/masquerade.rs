@@ -15,7 +15,7 @@ use dsproxy_tests::{
     prog::{Hook, Verdict},
 };
 
-use crate::world::{Expected, Flow, Served, World, everywhere, node, outsider};
+use crate::world::{Expected, Flow, Served, World, everywhere, node, outsider, packet};
 
 /// A client's port within the range of masqueraded packets, where it is kept.
 const KEPT: u16 = 50_000;
@@ -33,18 +33,10 @@ fn from_outside(world: &mut World, served: &Served, port: u16) -> Flow {
     Flow { client, ..world.flow(served, port) }
 }
 
-fn packet(flow: &Flow, source: SocketAddr, destination: SocketAddr, wanted: u8) -> Packet {
-    match flow.protocol {
-        Protocol::Tcp => Packet::tcp(source, destination).flags(wanted),
-        Protocol::Udp => Packet::udp(source, destination),
-        Protocol::Sctp => Packet::sctp(source, destination),
-    }
-}
-
 /// The client sends a packet, which leaves for `backend` from the node's port `port`.
 #[track_caller]
 fn sends(world: &World, flow: &Flow, wanted: u8, is_first: bool, backend: SocketAddr, port: u16) {
-    let input = packet(flow, flow.client, flow.vip, wanted);
+    let input = packet(flow.protocol, flow.client, flow.vip, wanted);
     let inside = input.clone().to(backend);
     let entered = if is_first {
         Expected::Opened(flow.service, inside.clone())
@@ -59,7 +51,7 @@ fn sends(world: &World, flow: &Flow, wanted: u8, is_first: bool, backend: Socket
 /// `backend` answers to the node's port `port`, and the client gets it from the VIP.
 #[track_caller]
 fn answers(world: &World, flow: &Flow, wanted: u8, backend: SocketAddr, port: u16) {
-    let input = packet(flow, backend, SocketAddr::new(node(world.family), port), wanted);
+    let input = packet(flow.protocol, backend, SocketAddr::new(node(world.family), port), wanted);
     let inside = input.clone().to(flow.client);
     let entered = Expected::Rewritten(Reason::Unmasqueraded, inside.clone());
     world.send("the backend answers", Hook::NodeIngress, &input, &entered);
@@ -94,11 +86,11 @@ fn a_backend_on_this_node_sees_the_client() {
         for protocol in BOTH {
             let served = node_port(protocol).active([2]);
             let flow = from_outside(world, &served, KEPT);
-            let (backend, input) = (world.endpoint(2), packet(&flow, flow.client, flow.vip, flags::SYN));
+            let (backend, input) = (world.endpoint(2), packet(flow.protocol, flow.client, flow.vip, flags::SYN));
             let inside = input.clone().to(backend);
             world.send("it enters", Hook::NodeIngress, &input, &Expected::Opened(flow.service, inside.clone()));
             world.send("it reaches the pod", Hook::Egress, &inside, &Expected::Passed(Reason::NotReply));
-            let answer = packet(&flow, backend, flow.client, flags::SYN | flags::ACK);
+            let answer = packet(flow.protocol, backend, flow.client, flags::SYN | flags::ACK);
             let left = Expected::Replied(flow.service, answer.clone().from(flow.vip));
             world.send("the answer leaves", Hook::NodeEgress, &answer, &left);
             world.withdraw(&served);
@@ -112,13 +104,13 @@ fn a_pod_is_not_masqueraded_unless_it_is_wanted_for_all() {
         let served = Served::new(1, Protocol::Tcp).active([1]);
         let (flow, backend) = (world.flow(&served, KEPT), world.endpoint(1));
         flow.opens(world, flags::SYN, backend);
-        let inside = packet(&flow, flow.client, backend, flags::SYN);
+        let inside = packet(flow.protocol, flow.client, backend, flags::SYN);
         world.send("it leaves", Hook::NodeEgress, &inside, &Expected::Passed(Reason::NotReply));
 
         world.configure(|settings| settings.flags |= SettingFlags::MASQUERADE_ALL);
         let flow = world.flow(&served, KEPT + 1);
         flow.opens(world, flags::SYN, backend);
-        let inside = packet(&flow, flow.client, backend, flags::SYN);
+        let inside = packet(flow.protocol, flow.client, backend, flags::SYN);
         let outside = inside.clone().from(SocketAddr::new(node(world.family), KEPT + 1));
         world.send("it leaves", Hook::NodeEgress, &inside, &Expected::Rewritten(Reason::Masqueraded, outside));
     });
@@ -132,11 +124,11 @@ fn a_pod_reaches_itself_through_its_service() {
             let backend = world.endpoint(1);
             let flow = Flow { client: SocketAddr::new(backend.ip(), KEPT), ..world.flow(&served, KEPT) };
             flow.opens(world, flags::SYN, backend);
-            let inside = packet(&flow, flow.client, backend, flags::SYN);
+            let inside = packet(flow.protocol, flow.client, backend, flags::SYN);
             let node = SocketAddr::new(node(world.family), KEPT);
             let back = Expected::Rewritten(Reason::Masqueraded, inside.clone().from(node));
             world.send("it comes back to the pod", Hook::Egress, &inside, &back);
-            let answer = packet(&flow, backend, node, flags::SYN | flags::ACK);
+            let answer = packet(flow.protocol, backend, node, flags::SYN | flags::ACK);
             let turned = answer.clone().to(flow.client);
             let entered = Expected::Rewritten(Reason::Unmasqueraded, turned.clone());
             world.send("the pod answers", Hook::Ingress, &answer, &entered);
@@ -149,7 +141,7 @@ fn a_pod_reaches_itself_through_its_service() {
 
 /// The port of the node that the first packet from `client` leaves with.
 fn port_of(world: &World, flow: &Flow, backend: SocketAddr) -> Option<u16> {
-    let input = packet(flow, flow.client, flow.vip, flags::SYN);
+    let input = packet(flow.protocol, flow.client, flow.vip, flags::SYN);
     let inside = input.clone().to(backend);
     world.send("it enters", Hook::NodeIngress, &input, &Expected::Opened(flow.service, inside.clone()));
     let bytes = inside.on(world.link).to_bytes();
@@ -290,7 +282,7 @@ fn without_an_address_nothing_is_masqueraded_wrongly() {
         let flow = from_outside(world, &served, KEPT);
         let (backend, family) = (world.endpoint(1), world.family);
         world.datapath.write(&[Write::RemoveMasquerade { family, device: 0 }]).expect("an address that can be removed");
-        let input = packet(&flow, flow.client, flow.vip, 0);
+        let input = packet(flow.protocol, flow.client, flow.vip, 0);
         let inside = input.clone().to(backend);
         world.send("it enters", Hook::NodeIngress, &input, &Expected::Opened(flow.service, inside.clone()));
         world.send("it may not leave", Hook::NodeEgress, &inside, &Expected::Dropped(Reason::NoNodeAddress));

@@ -14,12 +14,12 @@ use dsproxy_common::{
     settings::{NetworkFlags, SettingFlags},
 };
 use dsproxy_tests::{
-    packet::{Dissection, Packet, flags},
+    packet::{Dissection, flags},
     prog::{Hook, Verdict},
 };
 use ipnet::IpNet;
 
-use crate::world::{Served, World, everywhere, outsider};
+use crate::world::{Served, World, everywhere, outsider, packet};
 
 /// Asks first and sends then; both have to come to the same. A second packet finds the connection.
 #[track_caller]
@@ -35,11 +35,7 @@ fn agrees(world: &World, from: From, protocol: Protocol, source: SocketAddr, des
         From::Pod => Hook::Ingress,
         From::Node => Hook::NodeIngress,
     };
-    let packet = match protocol {
-        Protocol::Tcp => Packet::tcp(source, destination).flags(flags::SYN),
-        Protocol::Udp => Packet::udp(source, destination),
-        Protocol::Sctp => Packet::sctp(source, destination),
-    };
+    let packet = packet(protocol, source, destination, flags::SYN);
     let run = || world.datapath.run(hook, world.link, &packet.clone().on(world.link).to_bytes()).expect("a run");
     let found = run();
     let counted = |reason| found.counted.of(reason, Some(world.family));

@@ -261,6 +261,15 @@ pub(crate) fn client(family: IpFamily, port: u16) -> SocketAddr {
     SocketAddr::new(of_family(family, v4, v6), port)
 }
 
+/// A packet of `protocol`; the flags are TCP's.
+pub(crate) fn packet(protocol: Protocol, source: SocketAddr, destination: SocketAddr, flags: u8) -> Packet {
+    match protocol {
+        Protocol::Tcp => Packet::tcp(source, destination).flags(flags),
+        Protocol::Udp => Packet::udp(source, destination),
+        Protocol::Sctp => Packet::sctp(source, destination),
+    }
+}
+
 /// What is to become of a packet.
 #[derive(Clone, Debug)]
 pub(crate) enum Expected {
@@ -454,11 +463,7 @@ impl Flow {
     }
 
     fn packet(&self, source: SocketAddr, destination: SocketAddr, flags: u8) -> Packet {
-        match self.protocol {
-            Protocol::Tcp => Packet::tcp(source, destination).flags(flags),
-            Protocol::Udp => Packet::udp(source, destination),
-            Protocol::Sctp => Packet::sctp(source, destination),
-        }
+        packet(self.protocol, source, destination, flags)
     }
 
     /// The client's packet opens a connection to `endpoint`.

@@ -129,6 +129,23 @@ pub(crate) fn service(name: &str, vip: DualStack, backends: &[DualStack]) -> Ser
         .backends(backends.iter().copied())
 }
 
+/// The addresses and the port of the nodes that [`exposed`] is reached at.
+pub(crate) const VIP: DualStack = DualStack::cluster_ip(1);
+pub(crate) const BALANCER: DualStack = DualStack::external(1);
+pub(crate) const NODE_PORT: u16 = 30_001;
+
+/// A Service that is reached in every way, with `roles` as its endpoints.
+pub(crate) fn exposed(cluster: &Cluster, roles: &[&str]) -> ServiceManifest {
+    ServiceManifest::new("default", "echo")
+        .dual_stack(VIP)
+        .port(Protocol::Tcp, PORT, TARGET)
+        .node_port(NODE_PORT)
+        .port(Protocol::Udp, PORT, TARGET)
+        .node_port(NODE_PORT)
+        .load_balancer(BALANCER)
+        .backends(cluster.endpoints(roles))
+}
+
 /// Exchanges with `vip` in every way a client can; fails unless it is always `role` that answers.
 pub(crate) fn answers(client: &Namespace, vip: DualStack, port: u16, role: &str) -> Result<(), Wrong> {
     for family in IpFamily::ALL {

@@ -1,28 +1,15 @@
 //! What does not fit into one packet: datagrams in fragments, and paths that carry less than their ends think.
 
-use dsproxy_common::{IpFamily, Protocol};
-use dsproxy_tests::lab::{Bulk, DualStack, Namespace, ServiceManifest, Side, UdpSession, eventually, set_mtu};
+use dsproxy_common::IpFamily;
+use dsproxy_tests::lab::{Bulk, DualStack, Namespace, Side, UdpSession, eventually, set_mtu};
 
-use crate::cluster::{Cluster, PORT, SOON, TARGET, answers};
-
-const VIP: DualStack = DualStack::cluster_ip(1);
-const NODE_PORT: u16 = 30_001;
+use crate::cluster::{Cluster, NODE_PORT, PORT, SOON, VIP, answers, exposed};
 
 /// A few fragments of an Ethernet's size.
 const DATAGRAM: usize = 5000;
 
 /// Enough for many full segments.
 const BULK: Bulk = Bulk { bytes: 4 << 20 };
-
-fn exposed(cluster: &Cluster, role: &str) -> ServiceManifest {
-    ServiceManifest::new("default", "echo")
-        .dual_stack(VIP)
-        .port(Protocol::Tcp, PORT, TARGET)
-        .node_port(NODE_PORT)
-        .port(Protocol::Udp, PORT, TARGET)
-        .node_port(NODE_PORT)
-        .backends(cluster.endpoints(&[role]))
-}
 
 /// Who asks for which address: two pods for the ClusterIP, and a host outside for both.
 fn ways<'a>(cluster: &'a Cluster, outside: &'a Namespace) -> [(&'a Namespace, DualStack, u16); 4] {
@@ -40,7 +27,7 @@ fn fragments_follow_their_first() {
     let outside = cluster.lab.add_outside().expect("the host is added");
     let _daemon = cluster.start_daemon_on(Side::A, &[]);
     for role in ["local", "bridged", "remote"] {
-        cluster.write(&exposed(&cluster, role));
+        cluster.write(&exposed(&cluster, &[role]));
         for (client, address, port) in ways(&cluster, outside.namespace()) {
             eventually("waiting for the Service", SOON, || answers(client, address, port, role))
                 .expect("the Service is served");
@@ -70,7 +57,7 @@ fn a_narrow_path_to_the_backend_is_found() {
         set_mtu(node.namespace(), node.interface(), NARROW).expect("the MTU is set");
     }
     let _daemon = cluster.start_daemon_on(Side::A, &[]);
-    cluster.write(&exposed(&cluster, "remote"));
+    cluster.write(&exposed(&cluster, &["remote"]));
     for (client, address, port) in ways(&cluster, outside.namespace()) {
         eventually("waiting for the Service", SOON, || answers(client, address, port, "remote"))
             .expect("the Service is served");
@@ -103,7 +90,7 @@ fn a_narrow_path_to_the_client_is_found() {
         set_mtu(client, "eth0", NARROW).expect("the MTU is set");
     }
     let _daemon = cluster.start_daemon_on(Side::A, &[]);
-    cluster.write(&exposed(&cluster, "remote"));
+    cluster.write(&exposed(&cluster, &["remote"]));
     for (client, address, port) in ways(&cluster, outside.namespace()) {
         eventually("waiting for the Service", SOON, || answers(client, address, port, "remote"))
             .expect("the Service is served");

@@ -3,27 +3,9 @@
 use std::{collections::BTreeSet, net::IpAddr, thread, time::Duration};
 
 use dsproxy_common::{IpFamily, Protocol};
-use dsproxy_tests::lab::{
-    DualStack, ExchangeError, Namespace, ServiceManifest, Side, TcpSession, UdpSession, add_address, eventually,
-};
+use dsproxy_tests::lab::{DualStack, ExchangeError, Namespace, Side, TcpSession, UdpSession, add_address, eventually};
 
-use crate::cluster::{Cluster, PORT, SOON, TARGET, answers, wait_until_answers};
-
-const VIP: DualStack = DualStack::cluster_ip(1);
-const BALANCER: DualStack = DualStack::external(1);
-const NODE_PORT: u16 = 30_001;
-
-/// A Service that is reached in every way, with `roles` as its endpoints.
-fn exposed(cluster: &Cluster, roles: &[&str]) -> ServiceManifest {
-    ServiceManifest::new("default", "echo")
-        .dual_stack(VIP)
-        .port(Protocol::Tcp, PORT, TARGET)
-        .node_port(NODE_PORT)
-        .port(Protocol::Udp, PORT, TARGET)
-        .node_port(NODE_PORT)
-        .load_balancer(BALANCER)
-        .backends(cluster.endpoints(roles))
-}
+use crate::cluster::{BALANCER, Cluster, NODE_PORT, PORT, SOON, TARGET, VIP, answers, exposed, wait_until_answers};
 
 fn wait_for_node_port(client: &Namespace, node: DualStack, role: &str) {
     eventually("waiting for the NodePort", SOON, || answers(client, node, NODE_PORT, role))

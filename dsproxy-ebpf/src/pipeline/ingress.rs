@@ -1,12 +1,11 @@
 //! Packets that enter: their destination becomes a backend, or the client behind the node's address.
 
-use aya_ebpf::helpers::bpf_get_prandom_u32;
 use dsproxy_common::{
     Port,
     count::Reason,
-    flow::{FlowKey, ForwardEntry, Segment, is_expired},
-    service::{Backend, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKind},
-    settings::{NetworkFlags, SettingFlags, Settings},
+    flow::{FlowKey, ForwardEntry, Segment, SnatEntry, is_expired},
+    service::{BackendState, Frontend, FrontendFlags, SLOT_TRIES},
+    settings::{SettingFlags, Settings},
 };
 
 use super::Side;
@@ -23,9 +22,6 @@ use crate::{
     track::{self, Found, connection, masquerade},
 };
 
-/// How many slots are tried when one's backend is not to be had, or its packets to the client are another connection's.
-const TRIES: u32 = 4;
-
 #[inline(always)]
 pub(super) fn enter<F: Family, C: PacketContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
     let mut key = FlowKey::default();
@@ -38,10 +34,11 @@ pub(super) fn enter<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
     let outcome = translate::<F, C>(context, &packet, side, settings);
     fragment::remember::<F>(packet.piece, packet.key, &outcome);
     match outcome {
+        // The reason stays, unless there is one why it cannot be answered.
         Err(reason @ (Reason::NoEndpoint | Reason::NoPort)) => {
-            Err(refuse::<F, C>(context, &packet, reason, clock::now(), settings))
+            refuse::<F, C>(context, &packet, clock::now(), settings).and(Err(reason))
         }
-        Err(Reason::BackendGone) => Err(reset::<F, C>(context, &packet, Reason::BackendGone, clock::now(), settings)),
+        Err(reason @ Reason::BackendGone) => reset::<F, C>(context, &packet, clock::now(), settings).and(Err(reason)),
         outcome => outcome,
     }
 }
@@ -72,7 +69,7 @@ fn translate<F: Family, C: PacketContext>(
         if let Some(outcome) = follow::<F, C>(context, packet, found, now, settings) {
             return outcome;
         }
-        track::forget::<F>(packet.key, found);
+        track::give_way::<F>(packet.key, found);
     }
     match lookup::frontend::<F>(packet.key) {
         Some(frontend) => open::<F, C>(context, packet, &frontend, side, now, settings),
@@ -85,7 +82,7 @@ fn translate<F: Family, C: PacketContext>(
 fn to_client<F: Family, C: PacketContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
-    found: Found<dsproxy_common::flow::SnatEntry<F::Address>>,
+    found: Found<SnatEntry<F::Address>>,
     settings: &Settings,
 ) -> Result<Reason, Reason> {
     let now = clock::now();
@@ -161,27 +158,24 @@ fn open<F: Family, C: PacketContext>(
     if frontend.has(FrontendFlags::SOURCE_RANGES) && !lookup::is_in_source_ranges::<F>(frontend.service, client) {
         return Err(Reason::SourceRange);
     }
-    let candidates = Candidates::of(frontend, is_inside::<F>(client, side, settings));
-    if candidates.count() == 0 {
-        return Err(if candidates.drops { Reason::NoLocalEndpoint } else { Reason::NoEndpoint });
-    }
+    let candidates = Candidates::of(frontend, is_inside::<F>(client, side, settings))?;
     let remembered = match frontend.affinity {
         0 => None,
         seconds => candidates.remembered::<F>(client, seconds, now, settings),
     };
-    let hash = pick::spread::<F>(packet.key, frontend);
+    let hash = frontend.spread(packet.key);
     let mut failure = Reason::NoEndpoint;
     let mut attempt = 0;
-    // The last attempt is made with another port of the client's, when its own is taken with all the others.
-    while attempt <= TRIES {
-        let takes_other_port = attempt == TRIES;
+    // The last attempt is made with another port for the client, when its own is taken with all the others.
+    while attempt <= SLOT_TRIES {
+        let takes_other_port = attempt == SLOT_TRIES;
         let slot = if takes_other_port { 0 } else { attempt };
         attempt += 1;
         if slot >= candidates.count() || (takes_other_port && failure != Reason::ReplyClash) {
             continue;
         }
         let Some((id, backend)) = remembered.or_else(|| candidates.pick::<F>(hash, slot)) else { continue };
-        let source_port = if takes_other_port { other_port(settings) } else { Port::default() };
+        let source_port = if takes_other_port { masquerade::random_port(settings) } else { Port::default() };
         let connection = connection::scratch::<F>().ok_or(Reason::TableRefused)?;
         let (address, port) = (backend.address, backend.port);
         connection.set_backend(packet.key, address, port, source_port, frontend.service);
@@ -190,7 +184,7 @@ fn open<F: Family, C: PacketContext>(
                 if frontend.affinity != 0 {
                     pick::remember::<F>(client, frontend.service, id, backend.generation, now);
                 }
-                if is_masqueraded(backend, client, frontend, side, settings) {
+                if settings.masquerades(frontend, backend.flags, side == Side::Node, address == client) {
                     masquerade::request::<F>(&connection.leaving, frontend.service, packet.segment, now)?;
                 }
                 to_backend::<F, C>(context, packet, address, port, source_port)?;
@@ -207,34 +201,8 @@ fn open<F: Family, C: PacketContext>(
 /// Whether a client belongs to the cluster: a pod of this node, or a source that is said to be a pod's.
 #[inline(always)]
 fn is_inside<F: Family>(client: F::Address, side: Side, settings: &Settings) -> bool {
+    // Whether it matters is looked at before the search.
     side == Side::Pod
         || (settings.flags & SettingFlags::INSIDE_BY_NETWORK != 0
-            && lookup::network::<F>(client) & NetworkFlags::POD != 0)
-}
-
-/// Whether the backend's answers would not come back by themselves: the client is on no pod interface of this node and the
-/// backend is elsewhere, or they are one and the same. And where it is wanted for all ClusterIPs.
-#[inline(always)]
-fn is_masqueraded<A: dsproxy_common::Address>(
-    backend: &Backend<A>,
-    client: A,
-    frontend: &Frontend,
-    side: Side,
-    settings: &Settings,
-) -> bool {
-    let passes_by = side == Side::Node && backend.flags & BackendFlags::LOCAL == 0;
-    let is_hairpin = backend.address == client;
-    let is_wanted = settings.flags & SettingFlags::MASQUERADE_ALL != 0
-        && frontend.flags & FrontendFlags::KIND == FrontendKind::ClusterIp as u32;
-    passes_by || is_hairpin || is_wanted
-}
-
-/// A port for a client whose own is taken by another of its connections: any of those that no pod is given by chance.
-#[inline(always)]
-fn other_port(settings: &Settings) -> Port {
-    let [first, last] = settings.snat_ports;
-    let count = u32::from(last.wrapping_sub(first)) + 1;
-    // SAFETY: a helper without arguments.
-    let random = unsafe { bpf_get_prandom_u32() } & 0xffff;
-    Port::new(first.wrapping_add(((random * count) >> 16) as u16))
+            && settings.knows_inside(lookup::network::<F>(client)))
 }

@@ -6,7 +6,7 @@ use dsproxy_common::{
     count::Reason,
     flow::FlowKey,
     hash,
-    service::{Backend, BackendState, Frontend, FrontendFlags},
+    service::{Backend, BackendState, Frontend, FrontendFlags, SLOT_TRIES},
     settings::{SettingFlags, Settings},
     socket::{SocketEntry, SocketKey},
 };
@@ -23,9 +23,6 @@ use crate::{
     pick::{self, Candidates},
     track::masquerade,
 };
-
-/// How many slots are tried when one's backend is not to be had.
-const TRIES: u32 = 4;
 
 /// The errors of a refused call (include/uapi/asm-generic/errno.h).
 const ECONNREFUSED: i32 = 111;
@@ -176,10 +173,7 @@ fn choose<F: Family>(
     cookie: u64,
     settings: &Settings,
 ) -> Result<(u32, &'static Backend<F::Address>), Reason> {
-    let candidates = Candidates::of(frontend, true);
-    if candidates.count() == 0 {
-        return Err(if candidates.drops { Reason::NoLocalEndpoint } else { Reason::NoEndpoint });
-    }
+    let candidates = Candidates::of(frontend, true)?;
     if frontend.affinity == 0 {
         let hash = (hash::mix(cookie ^ (u64::from(frontend.service) << 32)) >> 32) as u32;
         return first_eligible::<F>(&candidates, hash).ok_or(Reason::NoEndpoint);
@@ -188,7 +182,7 @@ fn choose<F: Family>(
     let remembered = candidates.remembered::<F>(flow.source, frontend.affinity, now, settings);
     let picked = match remembered {
         Some(picked) => Some(picked),
-        None => first_eligible::<F>(&candidates, pick::spread::<F>(flow, frontend)),
+        None => first_eligible::<F>(&candidates, frontend.spread(flow)),
     };
     let (id, backend) = picked.ok_or(Reason::NoEndpoint)?;
     pick::remember::<F>(flow.source, frontend.service, id, backend.generation, now);
@@ -198,7 +192,7 @@ fn choose<F: Family>(
 #[inline(always)]
 fn first_eligible<F: Family>(candidates: &Candidates, hash: u32) -> Option<(u32, &'static Backend<F::Address>)> {
     let mut step = 0;
-    while step < TRIES && step < candidates.count() {
+    while step < SLOT_TRIES && step < candidates.count() {
         if let Some(picked) = candidates.pick::<F>(hash, step) {
             return Some(picked);
         }

@@ -13,7 +13,7 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::{Entry as _, Found, egress, forward, to_write};
+use super::{Entry as _, Found, egress, forward, give_way_egress, to_write};
 use crate::family::Family;
 
 /// A connection: what its packets look like on both sides of the translation.
@@ -30,7 +30,6 @@ pub(crate) struct Connection<A> {
     pub(crate) leaving: FlowKey<A>,
     /// The port the client's packets go on to the backend with, where another connection holds the client's own; else zero.
     pub(crate) source_port: Port,
-    pub(crate) reserved: u16,
     /// The id of the service port.
     pub(crate) service: u32,
 }
@@ -109,10 +108,7 @@ pub(crate) fn open<F: Family>(
         if !may_be_taken_over(&held, &reply, now, settings) {
             return Err(Reason::ReplyClash);
         }
-        if !found.is_brief {
-            // What is confirmed would be found before what is opening.
-            let _ = maps.egress.remove(&connection.reply);
-        }
+        give_way_egress::<F>(&connection.reply, found);
     }
     maps.egress_brief.insert(&connection.reply, &reply, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;
     let entry = ForwardEntry {

@@ -21,7 +21,7 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::{Entry as _, Found, egress, snat, to_write};
+use super::{Entry as _, Found, egress, give_way_egress, snat, to_write};
 use crate::family::Family;
 
 /// How many ports are tried. With half of the range in use by connections to one backend, all of them are taken one time in
@@ -34,13 +34,47 @@ const UNANSWERED: u32 = 3;
 /// False when a packet of `key` is certainly no answer to a masqueraded one.
 #[inline(always)]
 pub(crate) fn may_be_answer<A>(key: &FlowKey<A>, settings: &Settings) -> bool {
-    is_in_range(key.destination_port, settings) || key.protocol == Protocol::Sctp as u32
+    settings.is_snat_port(key.destination_port) || key.protocol == Protocol::Sctp as u32
 }
 
+/// A port that masqueraded packets leave with, by chance.
 #[inline(always)]
-fn is_in_range(port: Port, settings: &Settings) -> bool {
-    let [first, last] = settings.snat_ports;
-    (first..=last).contains(&port.number())
+pub(crate) fn random_port(settings: &Settings) -> Port {
+    // SAFETY: a helper without arguments.
+    settings.snat_port(unsafe { bpf_get_prandom_u32() })
+}
+
+/// What comes back for packets of `key` that leave with `address` and `port`.
+#[inline(always)]
+fn answer_to<A: Copy>(key: &FlowKey<A>, address: A, port: Port) -> FlowKey<A> {
+    FlowKey {
+        source: key.destination,
+        destination: address,
+        source_port: key.destination_port,
+        destination_port: port,
+        protocol: key.protocol,
+    }
+}
+
+/// The egress entry of a connection that starts with `segment`.
+#[inline(always)]
+fn first_entry<A>(
+    kind: EgressKind,
+    (address, port): (A, Port),
+    service: u32,
+    segment: Segment,
+    now: u32,
+) -> EgressEntry<A> {
+    EgressEntry {
+        address,
+        service,
+        last_seen: now,
+        port,
+        state: FlowState::first(segment).number() as u8,
+        kind: kind.number(),
+        client_port: Port::default(),
+        reserved: 0,
+    }
 }
 
 /// Notes that packets of `key`, as they will leave, are to be masqueraded.
@@ -56,20 +90,10 @@ pub(crate) fn request<F: Family>(
         if !found.read().state().is_over() {
             return Ok(());
         }
-        if !found.is_brief {
-            let _ = F::maps().egress.remove(key);
-        }
+        give_way_egress::<F>(key, found);
     }
-    let entry = EgressEntry {
-        address: F::Address::default(),
-        service,
-        last_seen: now,
-        port: Port::default(),
-        state: FlowState::first(segment).number() as u8,
-        kind: EgressKind::Unsettled.number(),
-        client_port: Port::default(),
-        reserved: 0,
-    };
+    let nowhere = (F::Address::default(), Port::default());
+    let entry = first_entry(EgressKind::Unsettled, nowhere, service, segment, now);
     F::maps().egress_brief.insert(key, &entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
 }
 
@@ -89,28 +113,17 @@ pub(crate) fn settle<F: Family>(
 ) -> Result<(F::Address, Port), Reason> {
     let maps = F::maps();
     let address = node_address::<F>(device).ok_or(Reason::NoNodeAddress)?;
-    let state = FlowState::first(segment);
-    let entry = SnatEntry { client: key.source, last_seen: now, port: key.source_port, state: state.number() };
-    let mut answer = FlowKey {
-        source: key.destination,
-        destination: address,
-        source_port: key.destination_port,
-        destination_port: key.source_port,
-        protocol: key.protocol,
-    };
-    let [first, last] = settings.snat_ports;
-    let count = u32::from(last.wrapping_sub(first)) + 1;
-    // SAFETY: a helper without arguments.
-    let random = unsafe { bpf_get_prandom_u32() };
+    let state = FlowState::first(segment).number();
+    let entry = SnatEntry { client: key.source, last_seen: now, port: key.source_port, state };
+    let mut answer = answer_to(key, address, key.source_port);
     // SCTP keeps its ports: its checksum covers the whole packet.
     let keeps_port = key.protocol == Protocol::Sctp as u32;
     let mut tried = 0;
     let port = loop {
-        let port = if tried == 0 && (keeps_port || is_in_range(key.source_port, settings)) {
+        let port = if tried == 0 && (keeps_port || settings.is_snat_port(key.source_port)) {
             key.source_port
         } else {
-            let place = ((random.wrapping_add(tried) & 0xffff) * count) >> 16;
-            Port::new(first.wrapping_add(place as u16))
+            random_port(settings)
         };
         answer.destination_port = port;
         if take::<F>(&answer, &entry, now, settings) {
@@ -121,16 +134,7 @@ pub(crate) fn settle<F: Family>(
             return Err(Reason::SnatExhausted);
         }
     };
-    let settled = EgressEntry {
-        address,
-        service,
-        last_seen: now,
-        port,
-        state: state.number() as u8,
-        kind: EgressKind::Masquerade.number(),
-        client_port: Port::default(),
-        reserved: 0,
-    };
+    let settled = first_entry(EgressKind::Masquerade, (address, port), service, segment, now);
     maps.egress_brief.insert(key, &settled, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;
     Ok((address, port))
 }
@@ -177,13 +181,7 @@ pub(crate) fn seen_forward<F: Family>(
     {
         let _ = F::maps().egress_brief.remove(key);
     }
-    let answer = FlowKey {
-        source: key.destination,
-        destination: held.address,
-        source_port: key.destination_port,
-        destination_port: held.port,
-        protocol: key.protocol,
-    };
+    let answer = answer_to(key, held.address, held.port);
     match snat::<F>(&answer) {
         Some(found) => {
             let held = found.read();

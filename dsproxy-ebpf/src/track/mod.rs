@@ -119,9 +119,17 @@ pub(crate) fn forward<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<Forw
 /// Makes room for another connection of packets of `key`, of which `found` is the entry of the one before: what is confirmed would
 /// be found before what is opening.
 #[inline(always)]
-pub(crate) fn forget<F: Family>(key: &FlowKey<F::Address>, found: Found<ForwardEntry>) {
+pub(crate) fn give_way<F: Family>(key: &FlowKey<F::Address>, found: Found<ForwardEntry>) {
     if !found.is_brief {
         let _ = F::maps().forward.remove(key);
+    }
+}
+
+/// As `give_way`, for packets that leave.
+#[inline(always)]
+fn give_way_egress<F: Family>(key: &FlowKey<F::Address>, found: Found<EgressEntry<F::Address>>) {
+    if !found.is_brief {
+        let _ = F::maps().egress.remove(key);
     }
 }
 

@@ -7,15 +7,12 @@ use dsproxy_common::{
     count::Reason,
     flow::{FlowKey, ForwardEntry, Segment},
     hash,
-    service::{Affinity, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKind},
-    settings::{NetworkFlags, SettingFlags},
+    service::{Affinity, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKind, SLOT_TRIES},
+    settings::NetworkFlags,
 };
 
 use super::{From, Outcome, Picture, Question};
 use crate::{maps::BackendRecord, model::Protocol};
-
-/// How many slots the programs try; see `pipeline/ingress.rs` of the kernel programs.
-const TRIES: usize = 4;
 
 /// What becomes of the packet of `question`, and how that is found out.
 pub fn explain(question: &Question, picture: &Picture) -> (Vec<String>, Outcome) {
@@ -85,20 +82,16 @@ fn follow(question: &Question, picture: &Picture, steps: &mut Vec<String>) -> Op
 fn unknown(question: &Question, picture: &Picture, steps: &mut Vec<String>) -> Outcome {
     let destination = question.destination;
     let [_, network] = picture.networks;
-    if picture.services.is_some_and(|services| services.contains(&destination.ip())) {
-        if network & NetworkFlags::CLUSTER_IP != 0 {
-            steps.push(format!(
-                "{} is a ClusterIP, and its Service has no port {}/{}.",
-                destination.ip(),
-                destination.port(),
-                question.protocol
-            ));
-            return Outcome::Dropped(Reason::NoPort);
-        }
-        if network & NetworkFlags::SERVICE != 0 {
-            steps.push(format!("{} is in a range of ClusterIPs, and no Service has it.", destination.ip()));
-            return Outcome::Dropped(Reason::Unallocated);
-        }
+    if picture.services.is_some_and(|services| services.contains(&destination.ip()))
+        && let Some(reason) = NetworkFlags::without_frontend(network)
+    {
+        let (address, port, protocol) = (destination.ip(), destination.port(), question.protocol);
+        steps.push(if reason == Reason::NoPort {
+            format!("{address} is a ClusterIP, and its Service has no port {port}/{protocol}.")
+        } else {
+            format!("{address} is in a range of ClusterIPs, and no Service has it.")
+        });
+        return Outcome::Dropped(reason);
     }
     steps.push(format!("No frontend is at {destination}/{}.", question.protocol));
     Outcome::Passed(Reason::NotService)
@@ -130,8 +123,7 @@ fn open(
         }
     }
     let [source_network, _] = picture.networks;
-    let by_network =
-        picture.settings.flags & SettingFlags::INSIDE_BY_NETWORK != 0 && source_network & NetworkFlags::POD != 0;
+    let by_network = picture.settings.knows_inside(source_network);
     let is_inside = question.from == From::Pod || by_network;
     if question.from == From::Node {
         steps.push(if by_network {
@@ -140,24 +132,20 @@ fn open(
             format!("{client} is outside the cluster.")
         });
     }
-    let (place, local, drops) = if is_inside {
-        (0, FrontendFlags::INSIDE_LOCAL, FrontendFlags::INSIDE_DROPS)
+    let run = frontend.run(is_inside);
+    let slots = &picture.slots[usize::from(!is_inside)];
+    let whose = if run.list == BackendFlags::IN_LOCAL_LIST {
+        "this node's endpoints, as the traffic policy says"
     } else {
-        (1, FrontendFlags::OUTSIDE_LOCAL, FrontendFlags::OUTSIDE_DROPS)
-    };
-    let slots = &picture.slots[place];
-    let (list_flag, whose) = if frontend.has(local) {
-        (BackendFlags::IN_LOCAL_LIST, "this node's endpoints, as the traffic policy says")
-    } else {
-        (BackendFlags::IN_CLUSTER_LIST, "the endpoints of the whole cluster")
+        "the endpoints of the whole cluster"
     };
     if slots.is_empty() {
-        if frontend.has(drops) {
-            steps.push("The traffic policy wants an endpoint on this node: there are some, and none here.".into());
-            return Outcome::Dropped(Reason::NoLocalEndpoint);
-        }
-        steps.push("The service port has no endpoint.".into());
-        return Outcome::Dropped(Reason::NoEndpoint);
+        steps.push(if run.drops {
+            "The traffic policy wants an endpoint on this node: there are some, and none here.".to_owned()
+        } else {
+            "The service port has no endpoint.".to_owned()
+        });
+        return Outcome::Dropped(run.nobody());
     }
     let mut distinct = slots.clone();
     distinct.sort_unstable();
@@ -166,23 +154,23 @@ fn open(
     let eligible = |id: &u32| {
         let record = picture.backends.get(id)?;
         let is_one =
-            record.service == frontend.service && record.state == BackendState::Active && record.flags & list_flag != 0;
+            record.service == frontend.service && record.state == BackendState::Active && record.flags & run.list != 0;
         is_one.then_some(record)
     };
     let picked = remembered(frontend, picture, &eligible, steps).or_else(|| {
         let hash = spread(question, frontend);
         let first = hash::slot(hash, slots.len() as u32) as usize;
         steps.push(format!("The hash of the {} falls on slot {first} of {}.", spread_of(frontend), slots.len()));
-        (0..TRIES.min(slots.len())).find_map(|step| eligible(&slots[(first + step) % slots.len()])).copied()
+        (0..slots.len().min(SLOT_TRIES as usize))
+            .find_map(|step| eligible(&slots[(first + step) % slots.len()]))
+            .copied()
     });
     let Some(backend) = picked else {
         steps.push("No endpoint on the slots that are tried takes connections.".into());
         return Outcome::Dropped(Reason::NoEndpoint);
     };
-    let masqueraded = (question.from == From::Node && backend.flags & BackendFlags::LOCAL == 0)
-        || backend.address == client
-        || (picture.settings.flags & SettingFlags::MASQUERADE_ALL != 0
-            && frontend.kind() == Some(FrontendKind::ClusterIp));
+    let by_node_device = question.from == From::Node;
+    let masqueraded = picture.settings.masquerades(frontend, backend.flags, by_node_device, backend.address == client);
     Outcome::Sent { endpoint: SocketAddr::new(backend.address, backend.port), masqueraded }
 }
 
@@ -209,7 +197,7 @@ fn spread_of(frontend: &Frontend) -> &'static str {
     if frontend.affinity == 0 { "addresses and ports" } else { "client's address" }
 }
 
-/// As `pick::spread` of the kernel programs.
+/// What the connection is spread over the slots by.
 fn spread(question: &Question, frontend: &Frontend) -> u32 {
     match question.source.ip() {
         IpAddr::V4(_) => spread_in::<Addr4>(question, frontend),
@@ -220,10 +208,7 @@ fn spread(question: &Question, frontend: &Frontend) -> u32 {
 fn spread_in<A: Address>(question: &Question, frontend: &Frontend) -> u32 {
     let Question { protocol, source, destination, from: _ } = question;
     let (Some(client), Some(vip)) = (A::from_ip(source.ip()), A::from_ip(destination.ip())) else { return 0 };
-    if frontend.affinity != 0 {
-        return hash::client_hash(&client);
-    }
-    hash::flow_hash(&FlowKey {
+    frontend.spread(&FlowKey {
         source: client,
         destination: vip,
         source_port: Port::new(source.port()),

@@ -1,7 +1,7 @@
 //! `dsproxy trace`: what would become of a packet that enters, and why, in words.
 //!
-//! `explain` is pure: a picture of the maps in, steps and an outcome out. It follows `pipeline/ingress.rs` of the kernel programs line
-//! by line, with the same hash and the same rules for connections; a test holds it against what packets really do.
+//! `explain` is pure: a picture of the maps in, steps and an outcome out. It takes the steps of `pipeline/ingress.rs` of the kernel
+//! programs, by the same rules, which are in `dsproxy_common`; a test holds it against what packets really do.
 
 mod explain;
 mod picture;
