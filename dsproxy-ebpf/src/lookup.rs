@@ -2,7 +2,7 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use dsproxy_common::{
-    Address, Port,
+    Address,
     count::Reason,
     filter::FilterBit,
     flow::FlowKey,
@@ -33,9 +33,14 @@ pub(crate) fn may_be_frontend<F: Family>(key: &FlowKey<F::Address>) -> bool {
 /// False when packets of `key` are certainly from no backend and to none, nor what has lately been one.
 #[inline(always)]
 pub(crate) fn may_be_of_backend<F: Family>(key: &FlowKey<F::Address>) -> bool {
-    let end = |address: F::Address, port: Port| FrontendKey::new(address, port, key.protocol as u8);
-    has_bit(F::maps().egress_filter, &end(key.source, key.source_port))
-        || has_bit(F::maps().egress_filter, &end(key.destination, key.destination_port))
+    let source = FrontendKey::new(key.source, key.source_port, key.protocol as u8);
+    has_bit(F::maps().egress_filter, &source) || may_be_for_backend::<F>(key)
+}
+
+/// False when packets of `key` are certainly to no backend, nor to what has lately been one.
+#[inline(always)]
+pub(crate) fn may_be_for_backend<F: Family>(key: &FlowKey<F::Address>) -> bool {
+    has_bit(F::maps().egress_filter, &frontend_key(key))
 }
 
 /// The frontend that packets of `key` are for.

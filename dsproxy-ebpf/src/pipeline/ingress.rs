@@ -62,7 +62,7 @@ fn translate<F: Family, C: PacketContext>(
         return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol));
     }
     if !lookup::may_be_frontend::<F>(packet.key) {
-        return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::NotService));
+        return Err(bypass::<F>(packet, side, settings));
     }
     let now = clock::now();
     if let Some(found) = track::forward::<F>(packet.key) {
@@ -73,8 +73,18 @@ fn translate<F: Family, C: PacketContext>(
     }
     match lookup::frontend::<F>(packet.key) {
         Some(frontend) => open::<F, C>(context, packet, &frontend, side, now, settings),
-        None => Err(lookup::without_frontend::<F>(packet.key, settings, Reason::NotService)),
+        None => Err(bypass::<F>(packet, side, settings)),
     }
+}
+
+/// What becomes of a packet for no frontend.
+#[inline(always)]
+fn bypass<F: Family>(packet: &Packet<'_, F::Address>, side: Side, settings: &Settings) -> Reason {
+    // Where a pod's packets come in, nobody has translated them yet: for a backend is what its client sends past the VIP.
+    if side == Side::Pod && packet.segment == Segment::NOT_TCP && lookup::may_be_for_backend::<F>(packet.key) {
+        connection::forget_bypassed::<F>(packet.key);
+    }
+    lookup::without_frontend::<F>(packet.key, settings, Reason::NotService)
 }
 
 /// Sends the answer to a masqueraded packet on to the client.

@@ -13,7 +13,7 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::{Entry as _, Found, egress, forward, give_way_egress, to_write};
+use super::{Entry as _, Found, egress, forget_egress, forward, give_way_egress, to_write};
 use crate::family::Family;
 
 /// A connection: what its packets look like on both sides of the translation.
@@ -199,23 +199,57 @@ pub(crate) fn seen_reply<F: Family>(
 ) {
     let Some(next) = to_write(held, held.state().after_reply(segment), now, settings) else { return };
     found.write(next, now);
-    let is_rewritten = held.client_port != Port::default();
-    let client = FlowKey {
+    // A stream that flows only from the backend keeps its client's entry alive too.
+    let client = forward_key(key, held);
+    if let Some(forward) = forward::<F>(&client)
+        && leads_to::<F>(&forward.read(), key.source, key.source_port)
+    {
+        forward.write(next, now);
+    }
+}
+
+/// Forgets the connection through a frontend whose client sends a packet of `key` straight to the backend: what comes back
+/// is to be left as it is. Should the client send through the frontend again, the connection is made anew.
+///
+/// Not for TCP, whose two ends say themselves where one connection ends and another begins.
+#[inline(always)]
+pub(crate) fn forget_bypassed<F: Family>(key: &FlowKey<F::Address>) {
+    let reply = FlowKey {
         source: key.destination,
-        destination: held.address,
-        source_port: if is_rewritten { held.client_port } else { key.destination_port },
-        destination_port: held.port,
+        destination: key.source,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
         protocol: key.protocol,
     };
-    // A stream that flows only from the backend keeps its client's entry alive too.
-    if let Some(forward) = forward::<F>(&client) {
-        // The client may have gone on to another backend.
-        let is_to_this_backend = F::maps()
-            .backends
-            .get(forward.read().backend)
-            .is_some_and(|backend| backend.port == key.source_port && backend.address == key.source);
-        if is_to_this_backend {
-            forward.write(next, now);
-        }
+    let Some(found) = egress::<F>(&reply) else { return };
+    let held = found.read();
+    if held.kind != EgressKind::Reply.number() {
+        return;
     }
+    forget_egress::<F>(&reply, found);
+    let client = forward_key(&reply, &held);
+    if let Some(forward) = forward::<F>(&client)
+        && leads_to::<F>(&forward.read(), key.destination, key.destination_port)
+    {
+        let _ = F::maps().forward_brief.remove(&client);
+    }
+}
+
+/// The key of the client's packets to the frontend, by the key of the backend's and the entry that `held` them.
+#[inline(always)]
+fn forward_key<A: Copy>(reply: &FlowKey<A>, held: &EgressEntry<A>) -> FlowKey<A> {
+    let is_rewritten = held.client_port != Port::default();
+    FlowKey {
+        source: reply.destination,
+        destination: held.address,
+        source_port: if is_rewritten { held.client_port } else { reply.destination_port },
+        destination_port: held.port,
+        protocol: reply.protocol,
+    }
+}
+
+/// Whether the client's entry leads to the backend at `address` and `port`; it may have gone on to another.
+#[inline(always)]
+fn leads_to<F: Family>(entry: &ForwardEntry, address: F::Address, port: Port) -> bool {
+    F::maps().backends.get(entry.backend).is_some_and(|backend| backend.port == port && backend.address == address)
 }

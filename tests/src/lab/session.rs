@@ -152,9 +152,9 @@ impl TcpSession {
 
 /// A UDP socket at `address`, with a port that none had before it.
 ///
-/// A port that comes to a backend another way than a minute ago, past the VIP it went through then, is taken for what it was: a
-/// datagram does not tell that it begins something. What is tested with many sockets must not depend on which ports the kernel
-/// happens to give twice.
+/// A port that comes from another node or outside straight to a backend, to which it came through a VIP a minute ago, is taken for
+/// what it was: a datagram does not tell that it begins something. What is tested with many sockets must not depend on
+/// which ports the kernel happens to give twice.
 fn bind_unused(address: IpAddr) -> io::Result<UdpSocket> {
     /// Below the ports that the kernel gives out, and what the daemon keeps from it.
     const PORTS: std::ops::Range<u16> = 10_000..30_000;
