@@ -162,6 +162,25 @@ fn run(
     Ok(run.duration.as_nanos() as f64)
 }
 
+/// Opens the connections of `clients` to the Service with one endpoint, and lets both sides be heard: TCP that has not been
+/// confirmed is looked for in two tables.
+fn establish(
+    wrapper: &mut Wrapper,
+    datapath: &Datapath,
+    family: IpFamily,
+    protocol: Protocol,
+    clients: Range,
+) -> Result<(), BenchError> {
+    for path in [
+        forward("opening", family, protocol, clients, Reason::Opened),
+        reply("answering", family, protocol, clients),
+        forward("confirming", family, protocol, clients, Reason::Forwarded),
+    ] {
+        run(wrapper, &path, Some(datapath), 0, clients.len())?;
+    }
+    Ok(())
+}
+
 /// Measures all of `probes` in every round, the ones after the others so that each meets the same noise.
 fn measure_all(wrapper: &mut Wrapper, probes: &mut [Probe<'_>], rounds: u32) -> Result<(), BenchError> {
     for _ in 0..rounds {
@@ -210,8 +229,7 @@ pub fn measure_packets(services: u32, effort: Effort<'_>) -> Result<Vec<Figure>,
     for family in IpFamily::ALL {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             // The first of the many is the one that is measured alone, too.
-            let opening = forward("opening", family, protocol, Range::MANY, Reason::Opened);
-            run(&mut wrapper, &opening, Some(datapath(protocol)), 0, Range::MANY.len())?;
+            establish(&mut wrapper, datapath(protocol), family, protocol, Range::MANY)?;
         }
     }
     let mut all = floors(repeat);
@@ -332,24 +350,12 @@ pub fn measure_scale(counts: &[u32], effort: Effort<'_>) -> Result<Vec<Figure>, 
             }
         }
         for datapath in &datapaths {
+            establish(&mut wrapper, datapath, family, Protocol::Tcp, Range::ONE)?;
             let filling = forward("filling", family, Protocol::Udp, Range::ENDLESS, Reason::Opened);
             run(&mut wrapper, &filling, Some(datapath), 0, 100_000)?;
         }
     }
-    for _ in 0..rounds {
-        for family in IpFamily::ALL {
-            // New flows of the round before may have pushed it out.
-            for datapath in &datapaths {
-                let opening = forward("established", family, Protocol::Tcp, Range::ONE, Reason::Opened);
-                let again = forward("established", family, Protocol::Tcp, Range::ONE, Reason::Forwarded);
-                run(&mut wrapper, &opening, Some(datapath), 0, 1)
-                    .or_else(|_| run(&mut wrapper, &again, Some(datapath), 0, 1))?;
-            }
-        }
-        for probe in &mut all {
-            probe.measure(&mut wrapper)?;
-        }
-    }
+    measure_all(&mut wrapper, &mut all, rounds)?;
     let (floor, measured) = all.split_at(floor_count);
     let mut figures = Vec::new();
     for group in measured.chunks(counts.len()) {
@@ -385,10 +391,16 @@ fn measure_spread(
             let mut first = vip(family, 0);
             first.set_ip(background_vip(family, 0));
             let name = format!("established, {} flows to a Service each", services.len());
-            let path =
-                |reason| Path::new(&name, Protocol::Tcp, (client(family), Range::ONE), (first, services), reason);
+            let path = |reason| {
+                Path::new(&name, Protocol::Tcp, (client(family), Range::ONE), (first, services), reason)
+            };
             if name.contains(filter) {
-                run(wrapper, &path(Reason::Opened), Some(datapath), 0, services.len())?;
+                let answering = (endpoint(family, 0), services);
+                let to_client = (client(family), Range::ONE);
+                let answers = Path::new("answering", Protocol::Tcp, answering, to_client, Reason::Replied);
+                for path in [path(Reason::Opened), answers, path(Reason::Forwarded)] {
+                    run(wrapper, &path, Some(datapath), 0, services.len())?;
+                }
                 all.push(Probe::new(path(Reason::Forwarded), Some(datapath), repeat.max(10 * services.len())));
             }
         }

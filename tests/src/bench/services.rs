@@ -30,11 +30,10 @@ pub(super) fn capacities(count: u32, connections: u32) -> Capacities {
     }
 }
 
-/// Service number `number` of those that are only there to be many: two endpoints in each family.
+/// Service number `number` of those that are only there to be many: one endpoint in each family, with the same number.
 pub(super) fn background(number: u32) -> ResolvedPort {
-    let endpoints = |family| vec![endpoint(family, 2 * number), endpoint(family, 2 * number + 1)];
     port(&format!("background-{number}"), Protocol::Tcp, Distribution::List, |family| {
-        (background_vip(family, number), endpoints(family))
+        (background_vip(family, number), vec![endpoint(family, number)])
     })
 }
 
