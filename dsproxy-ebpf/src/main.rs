@@ -38,48 +38,56 @@ use crate::{packet::PacketContext as _, parse::link::Link, pipeline::Side};
 
 /// Packets of a pod that enter the stack.
 #[classifier]
+#[inline(always)]
 pub fn pod_ingress_ethernet(context: TcContext) -> i32 {
     action(&context, pipeline::ingress(&context, Link::Ethernet, Side::Pod))
 }
 
 /// Packets that leave the stack towards a pod.
 #[classifier]
+#[inline(always)]
 pub fn pod_egress_ethernet(context: TcContext) -> i32 {
     action(&context, pipeline::egress(&context, Link::Ethernet, Side::Pod))
 }
 
 /// Packets from other nodes and the world that enter the stack.
 #[classifier]
+#[inline(always)]
 pub fn node_ingress_ethernet(context: TcContext) -> i32 {
     action(&context, pipeline::ingress(&context, Link::Ethernet, Side::Node))
 }
 
 /// Packets that leave the stack towards other nodes and the world.
 #[classifier]
+#[inline(always)]
 pub fn node_egress_ethernet(context: TcContext) -> i32 {
     action(&context, pipeline::egress(&context, Link::Ethernet, Side::Node))
 }
 
 /// As `pod_ingress_ethernet`, on a device without a link-layer header.
 #[classifier]
+#[inline(always)]
 pub fn pod_ingress_ip(context: TcContext) -> i32 {
     action(&context, pipeline::ingress(&context, Link::None, Side::Pod))
 }
 
 /// As `pod_egress_ethernet`, on a device without a link-layer header.
 #[classifier]
+#[inline(always)]
 pub fn pod_egress_ip(context: TcContext) -> i32 {
     action(&context, pipeline::egress(&context, Link::None, Side::Pod))
 }
 
 /// As `node_ingress_ethernet`, on a device without a link-layer header.
 #[classifier]
+#[inline(always)]
 pub fn node_ingress_ip(context: TcContext) -> i32 {
     action(&context, pipeline::ingress(&context, Link::None, Side::Node))
 }
 
 /// As `node_egress_ethernet`, on a device without a link-layer header.
 #[classifier]
+#[inline(always)]
 pub fn node_egress_ip(context: TcContext) -> i32 {
     action(&context, pipeline::egress(&context, Link::None, Side::Node))
 }
