@@ -18,10 +18,13 @@
 //!   place to be.
 //! - A **port of a bridge** takes no part in routing, so routes say nothing about it: a veth with
 //!   its other end elsewhere is a pod interface. This holds for a bridge with the node's uplink,
-//!   and the default route, too: two pods of one bridge answer each other without passing the
-//!   bridge's own device, so their ports must be hooks. There an uplink that is itself a veth (in a
-//!   lab) cannot be told from a pod's port and becomes a hook in vain: it costs a lookup, and a
-//!   packet that it translated is no VIP packet any more when it reaches the bridge's own device.
+//!   and the default route, too: what is behind one port answers what is behind another without
+//!   passing the bridge's own device, so ports must be hooks. Where a bridge that is a node device
+//!   has pods' ports, its other ports (the uplink) are node devices as well: a pod answers a client
+//!   on its own network that way. Packets that pass both are translated at the first. An uplink that
+//!   is itself a veth with its other end elsewhere (of a node that is a container) cannot be told
+//!   from a pod's port: what comes by it counts as from inside, and is not masqueraded, until the
+//!   user names it as a node device.
 //! - A veth as a port of an Open vSwitch is a pod's as well: tc sees its packets before the switch.
 //! - A **bridge** whose ports are all pod interfaces needs no hook: its packets pass the ports'. It
 //!   is a node device if it also has another port (the NIC enslaved to it, a VM's tap) or the
@@ -90,18 +93,26 @@ impl Judge<'_> {
         if link.loopback {
             return None;
         }
-        let Overrides { node_devices, pod_interfaces } = self.overrides;
-        if node_devices.as_ref().is_some_and(|names| names.contains(&link.name)) {
+        if self.is_named_node_device(link) {
             return Some(Role::NodeDevice);
         }
-        let pod = match pod_interfaces {
-            Some(patterns) => patterns.is_match(&link.name),
-            None => self.looks_like_pod_interface(link),
-        };
-        if pod {
+        if self.is_pod_interface(link) {
             return Some(Role::PodInterface);
         }
-        (node_devices.is_none() && self.looks_like_node_device(link)).then_some(Role::NodeDevice)
+        let is_node_device = self.overrides.node_devices.is_none() && self.looks_like_node_device(link);
+        is_node_device.then_some(Role::NodeDevice)
+    }
+
+    fn is_named_node_device(&self, link: &Link) -> bool {
+        self.overrides.node_devices.as_ref().is_some_and(|names| names.contains(&link.name))
+    }
+
+    fn is_pod_interface(&self, link: &Link) -> bool {
+        !self.is_named_node_device(link)
+            && match &self.overrides.pod_interfaces {
+                Some(patterns) => patterns.is_match(&link.name),
+                None => self.looks_like_pod_interface(link),
+            }
     }
 
     fn looks_like_pod_interface(&self, link: &Link) -> bool {
@@ -115,21 +126,39 @@ impl Judge<'_> {
     }
 
     fn looks_like_node_device(&self, link: &Link) -> bool {
-        self.master(link) == Master::Free
-            && !matches!(link.kind.as_str(), "dummy" | "ifb" | "nlmon" | "vrf")
+        match self.master(link) {
+            Master::Free => self.leads_out(link),
+            Master::Bridge => self.looks_like_uplink(link),
+            Master::Switch | Master::Bond => false,
+        }
+    }
+
+    /// Whether a link that is nobody's port does.
+    fn leads_out(&self, link: &Link) -> bool {
+        !matches!(link.kind.as_str(), "dummy" | "ifb" | "nlmon" | "vrf")
             && self.snapshot.is_routed(link.index)
             && (link.kind != "bridge" || self.bridge_leads_out(link))
     }
 
     fn bridge_leads_out(&self, bridge: &Link) -> bool {
-        self.snapshot.has_default_route(bridge.index)
-            || self
-                .snapshot
-                .links
-                .values()
-                // A dummy port only lends the bridge its MAC address.
-                .filter(|port| port.master == Some(bridge.index) && port.kind != "dummy")
-                .any(|port| self.role(port) != Some(Role::PodInterface))
+        self.snapshot.has_default_route(bridge.index) || self.ports(bridge).any(|port| !self.is_pod_interface(port))
+    }
+
+    /// Whether a port of a bridge is the way out of it for the pods behind other ports.
+    fn looks_like_uplink(&self, port: &Link) -> bool {
+        let bridge = port.master.and_then(|bridge| self.snapshot.links.get(&bridge));
+        bridge.is_some_and(|bridge| {
+            port.kind != "dummy"
+                && self.master(bridge) == Master::Free
+                && self.leads_out(bridge)
+                && self.ports(bridge).any(|other| self.is_pod_interface(other))
+        })
+    }
+
+    /// The ports of a bridge, but for dummies, which only lend it their MAC address.
+    fn ports(&self, bridge: &Link) -> impl Iterator<Item = &Link> {
+        let index = bridge.index;
+        self.snapshot.links.values().filter(move |port| port.master == Some(index) && port.kind != "dummy")
     }
 
     fn master(&self, link: &Link) -> Master {

@@ -146,7 +146,28 @@ fn bridges_that_lead_out() {
         eth0 nic master=br0
         veth1 veth peer master=br0
     ";
-    assert_eq!(roles(enslaved_nic), "br0:node veth1:pod");
+    assert_eq!(roles(enslaved_nic), "br0:node eth0:node veth1:pod");
+    let no_pods = "
+        br0 bridge addr=192.0.2.1/24
+        eth0 nic master=br0
+        tap0 tun master=br0
+        veth1 veth peer
+    ";
+    assert_eq!(roles(no_pods), "br0:node veth1:pod");
+    let no_way_out = "
+        br0 bridge
+        eth0 nic master=br0
+        veth1 veth peer master=br0
+    ";
+    assert_eq!(roles(no_way_out), "veth1:pod");
+    let uplink_that_is_a_veth = "
+        br0 bridge addr=192.0.2.1/24 route=::/0
+        eth0 veth peer master=br0
+        veth1 veth peer master=br0
+    ";
+    assert_eq!(roles(uplink_that_is_a_veth), "br0:node eth0:pod veth1:pod");
+    let named = overrides(&["br0", "eth0"], &[]);
+    assert_eq!(roles_with(uplink_that_is_a_veth, &named), "br0:node eth0:node veth1:pod");
     let default_route = "
         br0 bridge addr=192.0.2.1/24 route=::/0
         veth1 veth peer master=br0
@@ -196,7 +217,7 @@ fn devices_without_a_link_layer_header() {
 fn overrides_replace_their_role_alone() {
     let with = |nodes: &[&str], pods: &[&str]| roles_with(BRIDGED, &overrides(nodes, pods));
     assert_eq!(with(&["eth1"], &[]), "eth1:node veth1:pod veth2:pod");
-    assert_eq!(with(&[], &["veth1", "none*"]), "eth0:node cni0:node veth1:pod flannel.1:node");
+    assert_eq!(with(&[], &["veth1", "none*"]), "eth0:node cni0:node veth1:pod veth2:node flannel.1:node");
     assert_eq!(with(&["eth0"], &["eth*"]), "eth0:node eth1:pod");
     assert_eq!(with(&[], &["eth?"]), "eth0:pod eth1:pod cni0:node flannel.1:node");
     assert_eq!(with(&["lo", "gone0"], &[]), "veth1:pod veth2:pod");
