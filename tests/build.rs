@@ -1,4 +1,4 @@
-//! Builds the kernel programs that the benchmark puts in front of the real ones.
+//! Builds the kernel programs that the benchmark and the lab put beside the real ones.
 
 use anyhow::Context as _;
 
@@ -18,6 +18,6 @@ fn main() -> anyhow::Result<()> {
         ..aya_build::Package::default()
     };
     aya_build::build_ebpf([package], aya_build::Toolchain::Custom(&toolchain)).with_context(|| {
-        format!("build the benchmark's kernel programs with the toolchain {toolchain}; `cargo xtask setup` makes it")
+        format!("build the kernel programs of benchmark and lab with the toolchain {toolchain}; `cargo xtask setup` makes it")
     })
 }

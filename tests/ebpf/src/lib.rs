@@ -1,4 +1,5 @@
-//! What the benchmark tells its kernel programs. Knows nothing of the programs that are measured.
+//! What the benchmark and the tests share with their kernel programs. Knows nothing of the programs that are measured or
+//! tested.
 
 #![no_std]
 
@@ -46,6 +47,35 @@ impl End {
     #[inline(always)]
     pub const fn port_in(&self, sequence: u32) -> u16 {
         self.port.wrapping_add(sequence & self.port_mask) as u16
+    }
+}
+
+/// A program of somebody else's; its number is its place among the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bystander {
+    /// Of packets that come in by an interface.
+    Ingress,
+    /// Of packets that go out.
+    Egress,
+    /// Of sockets that are connected to an IPv4 address.
+    Connect4,
+    /// To an IPv6 address.
+    Connect6,
+}
+
+/// All of them, in the order of their numbers.
+pub const BYSTANDERS: [Bystander; 4] =
+    [Bystander::Ingress, Bystander::Egress, Bystander::Connect4, Bystander::Connect6];
+
+impl Bystander {
+    /// The name of the program, as the kernel keeps it.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Ingress => "seen_ingress",
+            Self::Egress => "seen_egress",
+            Self::Connect4 => "seen_connect4",
+            Self::Connect6 => "seen_connect6",
+        }
     }
 }
 

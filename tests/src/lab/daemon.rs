@@ -2,8 +2,7 @@
 
 use std::{
     env, fs,
-    io::{Read as _, Write as _},
-    net::TcpStream,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
@@ -15,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{Lab, LabError, Manifests, Namespace, Side, wait::eventually};
+use super::{HttpAnswer, Lab, LabError, Manifests, Namespace, Side, http_get, wait::eventually};
 
 const HEALTH_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
@@ -71,15 +70,6 @@ pub struct Daemon<'lab> {
     log: PathBuf,
     options: DaemonOptions,
     child: Option<Child>,
-}
-
-/// What the daemon's HTTP server answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpAnswer {
-    /// The status code.
-    pub status: u16,
-    /// The body.
-    pub body: String,
 }
 
 impl<'lab> Daemon<'lab> {
@@ -264,22 +254,8 @@ impl<'lab> Daemon<'lab> {
     }
 
     fn get(&self, port: u16, path: &str) -> Result<HttpAnswer, LabError> {
-        let text = self
-            .namespace
-            .run(|| -> std::io::Result<String> {
-                let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-                stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-                write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-                let mut text = String::new();
-                stream.read_to_string(&mut text)?;
-                Ok(text)
-            })?
-            .map_err(|error| self.failure(&format!("does not answer {path}: {error}")))?;
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text.as_str(), ""));
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        status
-            .map(|status| HttpAnswer { status, body: body.to_owned() })
-            .ok_or_else(|| self.failure(&format!("does not speak HTTP on {path}: {text}")))
+        http_get(&self.namespace, (Ipv4Addr::LOCALHOST, port).into(), path)
+            .map_err(|error| self.failure(&format!("does not answer {path}: {error}")))
     }
 
     fn failure(&self, what: &str) -> LabError {

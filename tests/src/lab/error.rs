@@ -91,6 +91,14 @@ pub enum LabError {
         /// Why it failed.
         reason: String,
     },
+    /// A program of somebody else's could not be put in its place, or asked.
+    #[error("cannot use {what} of the programs beside dsproxy's: {reason}")]
+    Bystander {
+        /// The program or map.
+        what: &'static str,
+        /// Why it failed.
+        reason: String,
+    },
     /// Something did not happen in time.
     #[error("after {within:?}: {what}: {last}")]
     TimedOut {

@@ -13,10 +13,12 @@
 mod address;
 mod attachments;
 mod bulk;
+mod bystander;
 mod cgroup;
 mod daemon;
 mod echo;
 mod error;
+mod http;
 mod iproute;
 mod leftovers;
 mod load;
@@ -26,25 +28,31 @@ mod namespace;
 mod node;
 mod overlay;
 mod runtime;
+mod service;
 mod session;
+mod uplink;
 mod wait;
 
 pub use address::DualStack;
 pub use attachments::{Attachment, attachments};
 pub use bulk::{Bulk, BulkReport};
+pub use bystander::{Bystander, Order};
 pub use cgroup::Cgroup;
-pub use daemon::{Attach, Daemon, DaemonOptions, HttpAnswer, daemon_binary};
+pub use daemon::{Attach, Daemon, DaemonOptions, daemon_binary};
 pub use echo::EchoServer;
 pub use error::LabError;
+pub use http::{HttpAnswer, http_get};
 pub use iproute::{LinkCounters, add_address, link_counters, set_mtu, tc};
 pub use leftovers::{Extent, Leftover, find as find_leftovers, remove as remove_leftovers};
 pub use load::{Load, LoadReport, Steady, SteadyReport};
-pub use manifests::{Backend, Manifests, ServiceManifest};
+pub use manifests::Manifests;
 pub use name::LabName;
 pub use namespace::Namespace;
 pub use node::{Node, Outside, Pod, Wiring};
 pub use runtime::remove_on_signals;
+pub use service::{Backend, ServiceManifest};
 pub use session::{ExchangeError, TcpSession, UdpSession};
+pub use uplink::Segment;
 pub use wait::eventually;
 
 use std::{
@@ -154,6 +162,16 @@ impl Lab {
     pub fn add_outside(&self) -> Result<Outside, LabError> {
         let [a, b] = &self.nodes;
         node::add_outside(self.name, a, b)
+    }
+
+    /// Makes the NIC of a node a port of its pods' bridge, and the other node a neighbour of these pods; once, and before
+    /// anything is sent.
+    pub fn bridge_uplink(&self, side: Side) -> Result<Segment, LabError> {
+        let [a, b] = &self.nodes;
+        match side {
+            Side::A => uplink::bridge(a, b),
+            Side::B => uplink::bridge(b, a),
+        }
     }
 
     /// Starts `command` in `namespace`; the process ends with the lab at the latest.

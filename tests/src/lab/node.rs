@@ -125,15 +125,21 @@ impl Node {
         match wiring {
             Wiring::Routed => connect_routed(node, &pod, self.pod_mtu)?,
             Wiring::Bridged => {
-                let gateway = DualStack::pod(self.side.subnet(wiring), 1);
-                self.ensure_bridge(gateway)?;
-                connect_bridged(node, &pod, gateway, self.pod_mtu)?;
+                self.ensure_bridge()?;
+                connect_bridged(node, &pod, self.bridge_address(1), self.pod_mtu)?;
             }
         }
         Ok(pod)
     }
 
-    fn ensure_bridge(&self, gateway: DualStack) -> Result<(), LabError> {
+    /// The address with the host part `host` on the network of the bridged pods; the bridge's own is 1.
+    pub(crate) fn bridge_address(&self, host: u8) -> DualStack {
+        DualStack::pod(self.side.subnet(Wiring::Bridged), host)
+    }
+
+    /// Makes the bridge if there is none yet; returns its name.
+    pub(crate) fn ensure_bridge(&self) -> Result<&'static str, LabError> {
+        let gateway = self.bridge_address(1);
         let mut bridged = self.bridged.lock().unwrap_or_else(PoisonError::into_inner);
         if !*bridged {
             iproute::batch(
@@ -147,7 +153,16 @@ impl Node {
             )?;
             *bridged = true;
         }
-        Ok(())
+        Ok(BRIDGE)
+    }
+
+    /// The commands that make the routes to the pods of `other`, along the wire.
+    pub(crate) fn routes_to(&self, other: &Self) -> Vec<String> {
+        let via = other.addresses;
+        let to = |DualStack { v4, v6 }| {
+            [format!("route add {v4}/24 via {}", via.v4), format!("route add {v6}/64 via {}", via.v6)]
+        };
+        pod_networks(other.side).into_iter().flat_map(to).collect()
     }
 }
 
@@ -185,10 +200,7 @@ pub(crate) fn join(a: &Node, b: &Node) -> Result<(), LabError> {
             format!("addr add {}/24 dev {NIC}", node.addresses.v4),
             format!("addr add {}/64 dev {NIC} nodad", node.addresses.v6),
         ];
-        for network in pod_networks(other.side) {
-            commands.push(format!("route add {}/24 via {}", network.v4, other.addresses.v4));
-            commands.push(format!("route add {}/64 via {}", network.v6, other.addresses.v6));
-        }
+        commands.extend(node.routes_to(other));
         iproute::batch(node.namespace.name(), &commands)?;
     }
     // As on a real node there is a way to the rest of the world; here it leads to the other node, which
