@@ -1,11 +1,11 @@
 //! The small cluster that most cases start from: clients and backends in every place they can be.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::lab::{
     Attach, Backend as Endpoint, Daemon, DaemonOptions, DualStack, EchoServer, ExchangeError, Lab, LabError, Manifests,
-    Namespace, Pod, ServiceManifest, Side, TcpSession, UdpSession, Wiring, eventually,
+    Namespace, Pod, ServiceManifest, Side, TcpSession, UdpSession, Wire, Wiring, eventually,
 };
 
 /// The port of the VIPs.
@@ -44,7 +44,12 @@ pub(crate) struct Backend {
 
 impl Cluster {
     pub(crate) fn build() -> Self {
-        let lab = Lab::new().expect("the lab is built");
+        Self::build_with(Wire::Direct)
+    }
+
+    /// The same, with pods' packets between the nodes as `wire` says.
+    pub(crate) fn build_with(wire: Wire) -> Self {
+        let lab = Lab::with(wire).expect("the lab is built");
         let add = |side, wiring, role: &str| lab.add_pod(side, wiring, role).expect("the pod is added");
         let client = add(Side::A, Wiring::Routed, "client");
         let bridged_client = add(Side::A, Wiring::Bridged, "bridged-client");
@@ -85,6 +90,18 @@ impl Cluster {
     /// Writes `service`, in place of what stood under its name before.
     pub(crate) fn write(&self, service: &ServiceManifest) {
         self.manifests.write(service).expect("the manifest is written");
+    }
+
+    /// The addresses of a node.
+    pub(crate) fn node(&self, side: Side) -> DualStack {
+        self.lab.node(side).addresses()
+    }
+
+    /// Runs `work` as a process of a node would.
+    pub(crate) fn as_host<T: Send>(&self, side: Side, work: impl FnOnce() -> T + Send) -> T {
+        let cgroup = self.lab.cgroup();
+        let entered = self.lab.node(side).namespace().run(|| cgroup.enter().map(|()| work()));
+        entered.and_then(|result| result).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Starts the daemon with default options.
@@ -144,6 +161,26 @@ pub(crate) fn exposed(cluster: &Cluster, roles: &[&str]) -> ServiceManifest {
         .node_port(NODE_PORT)
         .load_balancer(BALANCER)
         .backends(cluster.endpoints(roles))
+}
+
+/// What a client asks by.
+pub(crate) const TRAFFIC: [(IpFamily, Protocol); 4] = [
+    (IpFamily::V4, Protocol::Tcp),
+    (IpFamily::V4, Protocol::Udp),
+    (IpFamily::V6, Protocol::Tcp),
+    (IpFamily::V6, Protocol::Udp),
+];
+
+/// The name of who answers the calling thread.
+pub(crate) fn ask_here(target: SocketAddr, protocol: Protocol, patience: Duration) -> Result<String, ExchangeError> {
+    match protocol {
+        Protocol::Udp => UdpSession::open_here(target, true)?.with_patience(patience)?.ask(),
+        Protocol::Tcp | Protocol::Sctp => {
+            let mut session = TcpSession::open_here_within(target, patience)?;
+            session.exchange(b"hello")?;
+            Ok(session.backend().to_owned())
+        }
+    }
 }
 
 /// Exchanges with `vip` in every way a client can; fails unless it is always `role` that answers.

@@ -10,10 +10,10 @@ use std::{
 use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::lab::{
     Backend, DualStack, EchoServer, ExchangeError, Lab, Manifests, Namespace, Outside, Pod, ServiceManifest, Side,
-    TcpSession, UdpSession, Wire, Wiring,
+    Wire, Wiring,
 };
 
-use crate::cluster::{PORT, TARGET, start_daemon};
+use crate::cluster::{PORT, TARGET, TRAFFIC, ask_here, start_daemon};
 
 /// How often each cell is asked: often enough that a wrong endpoint among three shows.
 const EXCHANGES: usize = 8;
@@ -23,14 +23,6 @@ const PATIENCE: Duration = Duration::from_millis(250);
 
 /// How long an answer may take. A lost SYN is repeated after a second.
 const ANSWER: Duration = Duration::from_millis(1500);
-
-/// In each cell.
-const TRAFFIC: [(IpFamily, Protocol); 4] = [
-    (IpFamily::V4, Protocol::Tcp),
-    (IpFamily::V4, Protocol::Udp),
-    (IpFamily::V6, Protocol::Tcp),
-    (IpFamily::V6, Protocol::Udp),
-];
 
 /// More wrong cells than these tell nothing new, and each takes its time.
 const ENOUGH: usize = 60;
@@ -309,18 +301,6 @@ struct Cell<'a> {
     source: Source,
     frontend: Frontend,
     policy: &'a Policy,
-}
-
-/// The name of who answers the calling thread.
-fn ask_here(target: SocketAddr, protocol: Protocol, patience: Duration) -> Result<String, ExchangeError> {
-    match protocol {
-        Protocol::Udp => UdpSession::open_here(target, true)?.with_patience(patience)?.ask(),
-        Protocol::Tcp | Protocol::Sctp => {
-            let mut session = TcpSession::open_here_within(target, patience)?;
-            session.exchange(b"hello")?;
-            Ok(session.backend().to_owned())
-        }
-    }
 }
 
 #[test]
