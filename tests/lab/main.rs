@@ -5,6 +5,7 @@ mod change;
 mod cleanup;
 mod cluster;
 mod commands;
+mod hints;
 mod host_network;
 mod large;
 mod masquerade;
