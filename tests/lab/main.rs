@@ -1,6 +1,7 @@
 //! Tests with real sockets in a lab of network namespaces. They need root, and the daemon's binary; `cargo
 //! xtask test` sees to both.
 
+mod balancer;
 mod change;
 mod cleanup;
 mod cluster;
