@@ -9,6 +9,7 @@ mod commands;
 mod hints;
 mod host_network;
 mod large;
+mod loopback;
 mod masquerade;
 mod matrix;
 mod outside;
