@@ -17,3 +17,4 @@ mod refusals;
 mod restart;
 mod serve;
 mod topology;
+mod uplink;
