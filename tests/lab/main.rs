@@ -2,6 +2,7 @@
 //! xtask test` sees to both.
 
 mod balancer;
+mod bystanders;
 mod change;
 mod cleanup;
 mod cluster;
