@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use dsproxy_common::{IpFamily, Protocol};
-use dsproxy_tests::lab::{Attach, DualStack, Load, Steady, UdpSession, eventually};
+use dsproxy_tests::lab::{Attach, DualStack, Load, Steady, TcpSession, UdpSession, eventually};
 
 use crate::cluster::{Cluster, PORT, SOON, answers, is_silent, service, wait_until_answers};
 
@@ -134,4 +134,31 @@ fn a_daemon_that_is_told_to_end_leaves_traffic_alone() {
     }
     daemon.start_again().expect("the daemon starts");
     answers(client, VIP, PORT, "remote").expect("the Service is served");
+}
+
+#[test]
+fn a_client_stays_with_its_endpoint_through_a_restart() {
+    let cluster = Cluster::build();
+    let client = cluster.client.namespace();
+    let roles = ["local", "bridged", "remote"];
+    cluster.write(&service("echo", VIP, &roles.map(|role| cluster.backend(role))).affinity(600));
+    let mut daemon = cluster.start_daemon();
+    let role_of = |family| {
+        let target = VIP.socket(family, PORT);
+        TcpSession::open(client, target).expect("the Service is served").backend().to_owned()
+    };
+    let before = IpFamily::ALL.map(role_of);
+    let stays = |when: &str| {
+        for (family, before) in IpFamily::ALL.into_iter().zip(&before) {
+            // Each comes from another port, which spreads without affinity.
+            for _ in 0..12 {
+                assert_eq!(role_of(family), *before, "{family}, {when}");
+            }
+        }
+    };
+    stays("with the daemon");
+    daemon.kill().expect("the daemon runs");
+    stays("without it");
+    daemon.start_again().expect("the daemon starts");
+    stays("with it again");
 }
