@@ -391,9 +391,8 @@ fn measure_spread(
             let mut first = vip(family, 0);
             first.set_ip(background_vip(family, 0));
             let name = format!("established, {} flows to a Service each", services.len());
-            let path = |reason| {
-                Path::new(&name, Protocol::Tcp, (client(family), Range::ONE), (first, services), reason)
-            };
+            let path =
+                |reason| Path::new(&name, Protocol::Tcp, (client(family), Range::ONE), (first, services), reason);
             if name.contains(filter) {
                 let answering = (endpoint(family, 0), services);
                 let to_client = (client(family), Range::ONE);
