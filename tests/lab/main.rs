@@ -16,6 +16,7 @@ mod matrix;
 mod outside;
 mod refusals;
 mod restart;
+mod rules;
 mod serve;
 mod topology;
 mod uplink;

@@ -1,8 +1,9 @@
 //! What the tests, the demo and the benchmarks of dsproxy stand on: a lab of network namespaces for real traffic, an
-//! API server that fails as it is told, and packets for the kernel programs one by one.
+//! API server that fails as it is told, packets for the kernel programs one by one, and rules to measure beside them.
 
 pub mod apiserver;
 pub mod bench;
 pub mod lab;
 pub mod packet;
 pub mod prog;
+pub mod rules;

@@ -35,6 +35,13 @@ impl Manifests {
         self.write_text(&name, &yaml)
     }
 
+    /// Writes many Services into one file, `name`, in place of all that it held before.
+    pub fn write_all(&self, name: &str, services: &[ServiceManifest]) -> Result<(), LabError> {
+        let documents: Result<Vec<String>, _> = services.iter().map(ServiceManifest::to_yaml).collect();
+        let documents = documents.map_err(|source| LabError::Manifest { name: name.to_owned(), source })?;
+        self.write_text(name, &documents.join("---\n"))
+    }
+
     /// Writes the ServiceCIDR that the lab's ClusterIPs are of.
     pub fn write_service_cidr(&self) -> Result<(), LabError> {
         let DualStack { v4, v6 } = DualStack::cluster_ip(0);
