@@ -22,6 +22,7 @@ use dsproxy::{
     source::{Delta, Event},
 };
 use dsproxy_common::{IpFamily, Protocol};
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::{
     runtime,
@@ -31,10 +32,39 @@ use tokio::{
 use super::{
     BenchError, Figure,
     services::{PORT, TARGET_PORT, background_vip, endpoint},
+    statistics::Sorted,
 };
+
+/// The name of the part, by which plots and tables find these figures.
+pub(super) const PART: &str = "control plane";
 
 /// How many endpoint changes are timed.
 const CHANGES: u32 = 100;
+
+/// Before each of those that are not to come back to back: long enough for everything about the one before to be over.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What bringing a cluster into the maps should take at most.
+#[derive(Clone, Copy, Debug)]
+pub struct ControlPlaneAims {
+    /// From nothing to the last Service, in seconds.
+    pub cold_start: f64,
+    /// Resident memory, in MiB.
+    pub resident: f64,
+}
+
+impl ControlPlaneAims {
+    /// Of 10,000 Services with 10 endpoints.
+    pub const LARGE: Self = Self { cold_start: 2.0, resident: 150.0 };
+    /// Of 50,000 Services with 10 endpoints.
+    pub const LARGEST: Self = Self { cold_start: 10.0, resident: 500.0 };
+}
+
+/// The p99 of one change, in milliseconds, should be no more.
+const CHANGE_AIM: f64 = 20.0;
+
+/// Nor its processor time, in milliseconds.
+const CHANGE_PROCESSOR_TIME_AIM: f64 = 2.0;
 
 /// What one process has found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,11 +81,23 @@ pub struct ColdStart {
     map_memory: f64,
     /// That of the connection tables among them.
     connection_memory: f64,
-    /// One endpoint change, from the event to the last map write, in milliseconds.
-    changes: Vec<f64>,
+    /// Endpoint changes with a pause before each.
+    spaced: Changes,
+    /// Endpoint changes, each as soon as the one before is in effect.
+    back_to_back: Changes,
 }
 
-/// Brings `services` Services with `endpoints` endpoints in each family into maps of the default sizes, in this process.
+/// What single endpoint changes took, each of another Service.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Changes {
+    /// From the event to the last map write, in milliseconds.
+    milliseconds: Vec<f64>,
+    /// Processor time for each, on average, in milliseconds.
+    processor_time: f64,
+}
+
+/// Brings `services` Services with `endpoints` endpoints in each family into maps of the default sizes, or larger ones if these
+/// hold less, in this process.
 ///
 /// # Errors
 ///
@@ -67,7 +109,7 @@ pub fn cold_start(services: u32, endpoints: u32) -> Result<ColdStart, BenchError
     let resident_before = resident()?;
 
     let started = Instant::now();
-    let Loaded { object, maps, found: _ } = load(None, &Capacities::default(), &DatapathSettings::default())?;
+    let Loaded { object, maps, found: _ } = load(None, &capacities(services, endpoints), &DatapathSettings::default())?;
     let loaded = Instant::now();
     let progress = Arc::new(Progress::default());
     let mut reconciler =
@@ -90,7 +132,7 @@ pub fn cold_start(services: u32, endpoints: u32) -> Result<ColdStart, BenchError
     complete("frontends", reconciler.store().frontends()?.len(), 2 * expected)?;
     complete("backends", reconciler.store().backends()?.len(), 2 * expected * endpoints as usize)?;
 
-    let changes = measure_changes(reconciler, &progress, services, endpoints)?;
+    let [spaced, back_to_back] = measure_changes(reconciler, &progress, services, endpoints)?;
     drop(object);
     Ok(ColdStart {
         load_seconds: (loaded - started).as_secs_f64(),
@@ -99,17 +141,32 @@ pub fn cold_start(services: u32, endpoints: u32) -> Result<ColdStart, BenchError
         resident_after,
         map_memory,
         connection_memory,
-        changes,
+        spaced,
+        back_to_back,
     })
 }
 
-/// Replaces one endpoint at a time, each of another Service, through the reconciler's own task.
+/// The default sizes, and what an operator of a cluster that large would set.
+fn capacities(services: u32, endpoints: u32) -> Capacities {
+    let default = Capacities::default();
+    // Some room, for a change has an endpoint more at times.
+    let endpoints = 2 * services * endpoints + services;
+    Capacities {
+        services: default.services.max(services),
+        frontends: default.frontends.max(2 * services),
+        backends: default.backends.max(endpoints),
+        slots: default.slots.max(2 * endpoints),
+        ..default
+    }
+}
+
+/// Replaces one endpoint at a time, each of another Service, through the reconciler's own task: with pauses, and without.
 fn measure_changes(
     reconciler: Reconciler<dsproxy::maps::kernel::KernelMaps>,
     progress: &Progress,
     services: u32,
     endpoints: u32,
-) -> Result<Vec<f64>, BenchError> {
+) -> Result<[Changes; 2], BenchError> {
     let (sender, receiver) = mpsc::channel(16);
     let (_same_for_ever, addresses) = watch::channel(NodeAddresses::default());
     let runtime = runtime::Builder::new_current_thread().enable_time().build().map_err(BenchError::Thread)?;
@@ -117,30 +174,42 @@ fn measure_changes(
         .name("reconciler".to_owned())
         .spawn(move || runtime.block_on(reconciler.run(receiver, addresses)))
         .map_err(BenchError::Thread)?;
-    let mut changes = Vec::new();
-    for change in 0..CHANGES {
-        let number = change * (services / CHANGES).max(1) % services;
-        let event = Event::EndpointSlices(Delta::Apply(slice(IpFamily::V6, number, endpoints, 1)));
-        let (writes, _) = progress.totals();
-        let passes = progress.passes();
-        let started = Instant::now();
-        sender.blocking_send(event).map_err(|_| BenchError::ReconcilerEnded)?;
-        while progress.passes() == passes {
-            if task.is_finished() {
-                return Err(BenchError::ReconcilerEnded);
+    let mut measured = [Changes::default(), Changes::default()];
+    for ((changes, pause), revision) in measured.iter_mut().zip([PAUSE, Duration::ZERO]).zip(1..) {
+        let before = processor_time_of_others()?;
+        for change in 0..CHANGES {
+            let number = change * (services / CHANGES).max(1) % services;
+            let event = Event::EndpointSlices(Delta::Apply(slice(IpFamily::V6, number, endpoints, revision)));
+            thread::sleep(pause);
+            let (writes, _) = progress.totals();
+            let passes = progress.passes();
+            let started = Instant::now();
+            sender.blocking_send(event).map_err(|_| BenchError::ReconcilerEnded)?;
+            while progress.passes() == passes {
+                if task.is_finished() {
+                    return Err(BenchError::ReconcilerEnded);
+                }
+                thread::sleep(Duration::from_micros(20));
             }
-            thread::sleep(Duration::from_micros(20));
+            changes.milliseconds.push(started.elapsed().as_secs_f64() * 1e3);
+            let (after, _) = progress.totals();
+            // At the least: the new endpoint, the slots, the frontend, and the old endpoint.
+            if after < writes + 4 {
+                return Err(BenchError::Incomplete { what: "writes", found: (after - writes) as usize, wanted: 4 });
+            }
         }
-        changes.push(started.elapsed().as_secs_f64() * 1e3);
-        let (after, _) = progress.totals();
-        // At the least: the new endpoint, the slots, the frontend, and the old endpoint.
-        if after < writes + 4 {
-            return Err(BenchError::Incomplete { what: "writes", found: (after - writes) as usize, wanted: 4 });
-        }
+        changes.processor_time = (processor_time_of_others()? - before) * 1e3 / f64::from(CHANGES);
     }
     drop(sender);
     task.join().map_err(|_| BenchError::ReconcilerEnded)?;
-    Ok(changes)
+    Ok(measured)
+}
+
+/// Processor time, in seconds, of this process without the calling thread, which does nothing but wait for the others.
+fn processor_time_of_others() -> Result<f64, BenchError> {
+    let read = |clock| clock_gettime(clock).map(|time| Duration::from(time).as_secs_f64());
+    let all = read(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_err(BenchError::ProcessorTime)?;
+    Ok(all - read(ClockId::CLOCK_THREAD_CPUTIME_ID).map_err(BenchError::ProcessorTime)?)
 }
 
 fn name(number: u32) -> ObjectName {
@@ -208,7 +277,12 @@ fn map_memory() -> Result<(f64, f64), BenchError> {
 /// # Errors
 ///
 /// When one of them fails.
-pub fn measure_control_plane(services: u32, endpoints: u32, processes: u32) -> Result<Vec<Figure>, BenchError> {
+pub fn measure_control_plane(
+    services: u32,
+    endpoints: u32,
+    processes: u32,
+    aims: ControlPlaneAims,
+) -> Result<Vec<Figure>, BenchError> {
     let program = env::current_exe().map_err(BenchError::Thread)?;
     let mut runs = Vec::new();
     for _ in 0..processes {
@@ -225,33 +299,34 @@ pub fn measure_control_plane(services: u32, endpoints: u32, processes: u32) -> R
         let run: ColdStart = serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
         runs.push(run);
     }
-    let of = |value: &dyn Fn(&ColdStart) -> f64| sorted(runs.iter().map(value).collect());
-    let figure =
-        |name: String, unit, values: Vec<f64>| Figure::new(name, unit, quantile(&values, 0.0), quantile(&values, 0.5));
     let what = format!("{services} Services x {endpoints} endpoints, both families");
-    let changes = sorted(runs.iter().flat_map(|run| run.changes.iter().copied()).collect());
-    Ok(vec![
-        figure("programs and empty maps into the kernel".to_owned(), "s", of(&|run| run.load_seconds)),
-        figure(format!("{what}: from the events to the last write"), "s", of(&|run| run.write_seconds)).at_most(2.0),
-        figure(format!("{what}: all of it"), "s", of(&|run| run.load_seconds + run.write_seconds)),
-        figure(format!("{what}: resident memory"), "MiB", of(&|run| run.resident_after)),
-        figure(format!("{what}: of which before"), "MiB", of(&|run| run.resident_before)),
-        figure(format!("{what}: maps in the kernel"), "MiB", of(&|run| run.map_memory)),
-        figure(format!("{what}: of which connections"), "MiB", of(&|run| run.connection_memory)),
-        // Held against the aim by its median: the best of many would say nothing.
-        Figure::new("one endpoint change, event to last write", "ms", quantile(&changes, 0.5), quantile(&changes, 0.5))
-            .also("p99", quantile(&changes, 0.99))
-            .at_most(10.0),
-    ])
-}
-
-fn sorted(mut values: Vec<f64>) -> Vec<f64> {
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-/// The value that so much of `values`, which are sorted, lie below.
-fn quantile(values: &[f64], share: f64) -> f64 {
-    let index = ((values.len().saturating_sub(1)) as f64 * share).round() as usize;
-    values.get(index).copied().unwrap_or(f64::NAN)
+    let figure = |name: &str, unit, value: &dyn Fn(&ColdStart) -> f64| {
+        Figure::of_samples(format!("{what}: {name}"), unit, runs.iter().map(value))
+            .at("part", PART)
+            .at("services", services)
+            .at("what", name)
+    };
+    let mut figures = vec![
+        figure("programs and empty maps into the kernel", "s", &|run| run.load_seconds),
+        figure("from the events to the last write", "s", &|run| run.write_seconds),
+        figure("cold start, all of it", "s", &|run| run.load_seconds + run.write_seconds).at_most(aims.cold_start),
+        figure("resident memory", "MiB", &|run| run.resident_after).at_most(aims.resident),
+        figure("resident memory before, the objects themselves", "MiB", &|run| run.resident_before),
+        figure("maps in the kernel", "MiB", &|run| run.map_memory),
+        figure("maps of connections among them", "MiB", &|run| run.connection_memory),
+    ];
+    let kinds: [(&str, fn(&ColdStart) -> &Changes); 2] =
+        [("spaced", |run| &run.spaced), ("back to back", |run| &run.back_to_back)];
+    for (kind, changes) in kinds {
+        let share =
+            |share| move |run: &ColdStart| Sorted::new(changes(run).milliseconds.iter().copied()).quantile(share);
+        figures.extend([
+            figure(&format!("one endpoint change to its last write, {kind}, p50"), "ms", &share(0.5)),
+            figure(&format!("one endpoint change to its last write, {kind}, p99"), "ms", &share(0.99))
+                .at_most(CHANGE_AIM),
+            figure(&format!("processor time of one endpoint change, {kind}"), "ms", &|run| changes(run).processor_time)
+                .at_most(CHANGE_PROCESSOR_TIME_AIM),
+        ]);
+    }
+    Ok(figures)
 }

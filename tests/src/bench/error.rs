@@ -7,7 +7,12 @@ use dsproxy::{datapath::load::LoadError, maps::MapError};
 use dsproxy_common::{IpFamily, count::Reason};
 use thiserror::Error;
 
-use crate::prog::{ProgError, Verdict};
+use super::traffic::MeasureFailed;
+use crate::{
+    lab::LabError,
+    prog::{ProgError, Verdict},
+    rules::RulesError,
+};
 
 /// Why there is no figure.
 #[derive(Debug, Error)]
@@ -100,6 +105,18 @@ pub enum BenchError {
     #[error("the reconciler has ended before its events")]
     ReconcilerEnded,
     /// No thread or runtime.
-    #[error("start the reconciler's thread: {0}")]
+    #[error("start a thread with its runtime: {0}")]
     Thread(io::Error),
+    /// The lab failed.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// Rules to compare with could not be loaded.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// Traffic failed.
+    #[error(transparent)]
+    Measure(#[from] MeasureFailed),
+    /// A processor time clock cannot be read.
+    #[error("read a processor time clock: {0}")]
+    ProcessorTime(nix::Error),
 }

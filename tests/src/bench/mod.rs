@@ -1,19 +1,27 @@
-//! The benchmark: what one packet costs in the kernel, and what it takes to bring a cluster's Services into the maps.
+//! The benchmark: what one packet costs in the kernel, what traffic costs beside kube-proxy-shaped rules, and what it takes to
+//! bring a cluster's Services into the maps.
 //!
-//! No traffic leaves the kernel's test facility, and nothing is attached or pinned. Figures are differences: a program that does
-//! nothing is measured in the same rounds and taken off.
+//! Single packets stay in the kernel's test facility, and nothing is attached or pinned for them; traffic stays in a lab's network
+//! namespaces. Figures are differences where they can be: what does nothing is measured in the same rounds and taken off.
 
+mod compare;
 mod control_plane;
 mod error;
 mod figure;
 mod machine;
 mod packets;
 mod path;
+mod plots;
 mod services;
+mod statistics;
+mod traffic;
 mod wrapper;
 
-pub use control_plane::{ColdStart, cold_start, measure_control_plane};
+pub use compare::{Change, Comparison};
+pub use control_plane::{ColdStart, ControlPlaneAims, cold_start, measure_control_plane};
 pub use error::BenchError;
-pub use figure::{Aim, Figure, Report};
+pub use figure::{Aim, Better, Figure, Report, Spread};
 pub use machine::Machine;
 pub use packets::{Effort, measure_packets, measure_scale};
+pub use plots::{PlotError, write_documents};
+pub use traffic::{ExchangeFailed, Measure, MeasureFailed, TrafficEffort, measure_traffic};

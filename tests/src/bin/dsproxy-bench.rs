@@ -1,11 +1,17 @@
 //! `dsproxy-bench`: measures, compares with what is aimed at, and says so. Run by `cargo xtask bench`.
 
-use std::{fs::File, io::Write as _, path::PathBuf};
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use dsproxy_tests::bench::{
-    Effort, Figure, Machine, Report, cold_start, measure_control_plane, measure_packets, measure_scale,
+    Comparison, ControlPlaneAims, Effort, Figure, Machine, Report, TrafficEffort, cold_start, measure_control_plane,
+    measure_packets, measure_scale, measure_traffic, write_documents,
 };
 
 #[derive(Parser)]
@@ -20,12 +26,18 @@ struct Arguments {
     /// Measure only the ways of packets with this in their name.
     #[arg(long, default_value = "")]
     filter: String,
-    /// How many rounds; each measures everything once.
-    #[arg(long, default_value_t = 21)]
-    rounds: u32,
+    /// How many rounds; each measures everything once. Without it, 21, and 5 of traffic and the control plane.
+    #[arg(long)]
+    rounds: Option<u32>,
     /// How many packets for one measurement.
     #[arg(long, default_value_t = 200_000)]
     repeat: u32,
+    /// How many milliseconds traffic flows for one measurement.
+    #[arg(long, default_value_t = 200)]
+    window: u64,
+    /// With how many Services traffic is measured.
+    #[arg(long, value_delimiter = ',', default_value = "10,1000,10000")]
+    services: Vec<u32>,
     #[command(subcommand)]
     child: Option<Child>,
 }
@@ -38,10 +50,27 @@ enum Part {
     Scale,
     /// Bringing Services into the maps.
     ControlPlane,
+    /// Real sockets, through dsproxy and through kube-proxy-shaped rules.
+    Traffic,
 }
 
 #[derive(Subcommand)]
 enum Child {
+    /// Say what changed from one run to another by more than they vary themselves.
+    Compare {
+        /// What `--json` wrote in the older run.
+        old: PathBuf,
+        /// What it wrote in the newer run.
+        new: PathBuf,
+    },
+    /// Draw plots and write the tables of docs/benchmarks.md.
+    Plots {
+        /// What `--json` wrote.
+        run: PathBuf,
+        /// Where benchmarks.md is, and plots go.
+        #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs"))]
+        docs: PathBuf,
+    },
     /// Bring Services into the maps once, in this process, and print what it took.
     #[command(hide = true)]
     ColdStart {
@@ -53,11 +82,33 @@ enum Child {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Arguments { json, only, filter, rounds, repeat, child } = Arguments::parse();
-    if let Some(Child::ColdStart { services, endpoints }) = child {
-        serde_json::to_writer(std::io::stdout(), &cold_start(services, endpoints)?).context("print the result")?;
-        return Ok(());
+    let arguments = Arguments::parse();
+    match &arguments.child {
+        None => measure(arguments),
+        Some(Child::ColdStart { services, endpoints }) => {
+            serde_json::to_writer(std::io::stdout(), &cold_start(*services, *endpoints)?).context("print the result")
+        }
+        Some(Child::Compare { old, new }) => {
+            print!("{}", Comparison::of(&read(old)?, &read(new)?));
+            Ok(())
+        }
+        Some(Child::Plots { run, docs }) => {
+            for path in write_documents(&read(run)?, docs)? {
+                println!("wrote {}", path.display());
+            }
+            Ok(())
+        }
     }
+}
+
+/// What `--json` wrote.
+fn read(path: &Path) -> anyhow::Result<Report> {
+    let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is no run of this benchmark", path.display()))
+}
+
+fn measure(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments { json, only, filter, rounds, repeat, window, services, child: _ } = arguments;
     let machine = Machine::look()?;
     println!("{machine}\n");
     println!("{:<82} {:>8} {:>8}", "", "minimum", "median");
@@ -65,10 +116,17 @@ fn main() -> anyhow::Result<()> {
     let mut report = Report { machine, figures: Vec::new() };
     // Before this process is bound to one processor: children would inherit it, and the daemon is not bound either.
     if wanted(Part::ControlPlane) {
-        note(&mut report, measure_control_plane(10_000, 10, 5)?);
+        let processes = rounds.unwrap_or(5);
+        for (services, aims) in [(10_000, ControlPlaneAims::LARGE), (50_000, ControlPlaneAims::LARGEST)] {
+            note(&mut report, measure_control_plane(services, 10, processes, aims)?);
+        }
+    }
+    if wanted(Part::Traffic) {
+        let effort = TrafficEffort { rounds: rounds.unwrap_or(5), window: Duration::from_millis(window), services };
+        note(&mut report, measure_traffic(&effort, |doing| eprintln!("{doing}"))?);
     }
     report.machine.pin()?;
-    let effort = Effort { filter: &filter, rounds, repeat };
+    let effort = Effort { filter: &filter, rounds: rounds.unwrap_or(21), repeat };
     if wanted(Part::Packets) {
         note(&mut report, measure_packets(1_000, effort)?);
     }

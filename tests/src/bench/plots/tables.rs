@@ -1,0 +1,237 @@
+//! Tables in Markdown.
+
+use super::{
+    super::{Figure, Report, control_plane::PART as CONTROL_PLANE, figure::number, traffic::PART as TRAFFIC},
+    select::values,
+};
+
+/// The tables of traffic: the measure, what of it, and the heading.
+const OF_TRAFFIC: [(&str, &str, &str); 10] = [
+    (
+        "connections, one at a time",
+        "rate, share of the floor",
+        "New connections, one at a time: share of the floor's rate",
+    ),
+    (
+        "connections, one at a time",
+        "processor time added",
+        "New connections, one at a time: processor time that each adds, us",
+    ),
+    ("connections, one at a time", "latency p50", "New connections, one at a time: latency p50, us"),
+    ("connections, one at a time", "latency p99", "New connections, one at a time: latency p99, us"),
+    ("connections, 8 at a time", "rate, share of the floor", "New connections, 8 at a time: share of the floor's rate"),
+    ("connections, 8 at a time", "latency p99", "New connections, 8 at a time: latency p99, us"),
+    (
+        "requests on a kept connection",
+        "rate, share of the floor",
+        "Requests on a kept connection: share of the floor's rate",
+    ),
+    (
+        "requests on a kept connection",
+        "processor time added",
+        "Requests on a kept connection: processor time that each adds, us",
+    ),
+    ("UDP requests", "rate, share of the floor", "UDP requests between two sockets: share of the floor's rate"),
+    ("bulk", "rate, share of the floor", "Bulk: share of the floor's throughput"),
+];
+
+/// What a figure's name can end with that becomes a column.
+const COLUMNS: [&str; 4] = ["TCP, IPv4", "UDP, IPv4", "TCP, IPv6", "UDP, IPv6"];
+
+/// The machine, in a sentence.
+pub(super) fn machine(report: &Report) -> String {
+    format!("Measured on {}.", report.machine)
+}
+
+/// Every table, those without figures left out.
+pub(super) fn all(report: &Report) -> String {
+    let figures = &report.figures;
+    let mut text = String::new();
+    let floor = floor(figures);
+    if !floor.is_empty() {
+        text += &format!("### Traffic, straight to the pod: the floor\n\n{floor}\n");
+    }
+    for (measure, what, heading) in OF_TRAFFIC {
+        let table = traffic(figures, measure, what);
+        if !table.is_empty() {
+            text += &format!("### {heading}\n\n{table}\n");
+        }
+    }
+    let rest: Vec<&Figure> = figures.iter().filter(|figure| figure.of.is_empty()).collect();
+    let control_plane: Vec<&Figure> =
+        figures.iter().filter(|figure| figure.is_at(&[("part", CONTROL_PLANE)])).collect();
+    for (heading, figures, table) in
+        [("A change", control_plane, list as fn(&[&Figure]) -> String), ("A packet", rest, packets)]
+    {
+        if !figures.is_empty() {
+            text += &format!("### {heading}\n\n{}\n", table(&figures));
+        }
+    }
+    text
+}
+
+fn row(cells: impl IntoIterator<Item = String>) -> String {
+    cells.into_iter().map(|cell| format!("| {cell} ")).collect::<String>() + "|\n"
+}
+
+fn head(cells: &[String]) -> String {
+    row(cells.iter().cloned()) + &row(cells.iter().map(|_| "---".to_owned()))
+}
+
+/// What the floor does, by way and family, with the fewest Services: their number makes no difference to it.
+fn floor(figures: &[Figure]) -> String {
+    let at = [("part", TRAFFIC), ("variant", "straight to the pod")];
+    let Some(services) = values(figures, &at, "services").into_iter().next() else { return String::new() };
+    let measures = values(figures, &at, "measure");
+    let mut text =
+        head(&["way".to_owned(), "family".to_owned()].into_iter().chain(measures.iter().cloned()).collect::<Vec<_>>());
+    for (way, family) in ways(figures, &at) {
+        let cell = |measure: &String| {
+            let place = [
+                ("measure", measure.as_str()),
+                ("what", "rate"),
+                ("way", &way),
+                ("family", &family),
+                ("services", &services),
+            ];
+            let figure = figures.iter().find(|figure| figure.is_at(&at) && figure.is_at(&place));
+            figure.map_or_else(String::new, |figure| format!("{} {}", number(figure.median), figure.unit))
+        };
+        text += &row([way.clone(), family.clone()].into_iter().chain(measures.iter().map(cell)));
+    }
+    text
+}
+
+fn ways(figures: &[Figure], at: &[(&str, &str)]) -> Vec<(String, String)> {
+    let families = values(figures, at, "family");
+    let each = |way: String| families.iter().map(move |family| (way.clone(), family.clone())).collect::<Vec<_>>();
+    values(figures, at, "way").into_iter().flat_map(each).collect()
+}
+
+/// The medians of one measure: a row for each way and family, a column for each variant, a value for each number of Services.
+fn traffic(figures: &[Figure], measure: &str, what: &str) -> String {
+    let at = [("part", TRAFFIC), ("measure", measure), ("what", what)];
+    let variants = values(figures, &at, "variant");
+    let services = values(figures, &at, "services");
+    if variants.is_empty() {
+        return String::new();
+    }
+    let columns = variants.iter().map(|variant| format!("{variant}, {} Services", services.join(" / ")));
+    let mut text = head(&["way".to_owned(), "family".to_owned()].into_iter().chain(columns).collect::<Vec<_>>());
+    for (way, family) in ways(figures, &at) {
+        let cell = |variant: &String| {
+            let of = |services: &String| {
+                let place = [("variant", variant.as_str()), ("way", &way), ("family", &family), ("services", services)];
+                let figure = figures.iter().find(|figure| figure.is_at(&at) && figure.is_at(&place));
+                figure.map_or_else(|| "-".to_owned(), |figure| short(figure.median, &figure.unit))
+            };
+            services.iter().map(of).collect::<Vec<_>>().join(" / ")
+        };
+        text += &row([way.clone(), family.clone()].into_iter().chain(variants.iter().map(cell)));
+    }
+    text
+}
+
+/// Shares with two decimals, all else with three digits at most.
+fn short(value: f64, unit: &str) -> String {
+    match unit {
+        "" => format!("{value:.2}"),
+        _ if value.abs() < 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+/// One row for each figure.
+fn list(figures: &[&Figure]) -> String {
+    let mut text = head(&["", "minimum", "median", "unit", "aim"].map(str::to_owned));
+    for figure in figures {
+        let also =
+            figure.also.as_ref().map_or_else(String::new, |(name, value)| format!(" ({name} {})", number(*value)));
+        text += &row([
+            figure.name.clone(),
+            number(figure.minimum),
+            format!("{}{also}", number(figure.median)),
+            figure.unit.to_string(),
+            aim(figure),
+        ]);
+    }
+    text
+}
+
+fn aim(figure: &Figure) -> String {
+    let verdict = if figure.is_met() { "met" } else { "missed" };
+    figure.aim.map_or_else(String::new, |aim| format!("{}: {verdict}", number(aim.at_most)))
+}
+
+/// The figures whose names differ in protocol and family alone, one row for all of a kind: minimum, median in parentheses, and whether an
+/// aim is missed. The others come after them, in a list.
+fn packets(figures: &[&Figure]) -> String {
+    let column = |figure: &Figure| COLUMNS.into_iter().position(|column| figure.name.contains(&format!(", {column}")));
+    let row_name = |figure: &Figure, column: usize| figure.name.replace(&format!(", {}", COLUMNS[column]), "");
+    let mut rows: Vec<(String, [Option<&Figure>; COLUMNS.len()])> = Vec::new();
+    let mut others = Vec::new();
+    for figure in figures {
+        let Some(column) = column(figure) else {
+            others.push(*figure);
+            continue;
+        };
+        let name = format!("{}, {}", row_name(figure, column), figure.unit);
+        let place = rows.iter().position(|(known, _)| *known == name).unwrap_or_else(|| {
+            rows.push((name, [None; COLUMNS.len()]));
+            rows.len() - 1
+        });
+        rows[place].1[column] = Some(figure);
+    }
+    let mut text = String::new();
+    if !rows.is_empty() {
+        text += &head(&["minimum (median)"].into_iter().chain(COLUMNS).map(str::to_owned).collect::<Vec<_>>());
+    }
+    for (name, cells) in rows {
+        let cell = |figure: Option<&Figure>| {
+            figure.map_or_else(String::new, |figure| {
+                let aim = figure.aim.map_or_else(String::new, |_| format!(", aim {}", aim(figure)));
+                format!("{} ({}){aim}", number(figure.minimum), number(figure.median))
+            })
+        };
+        text += &row([name].into_iter().chain(cells.map(cell)));
+    }
+    if !others.is_empty() {
+        text += &format!("\n{}", list(&others));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protocols_and_families_of_a_packet_are_columns() {
+        let of = |name: &str, minimum| Figure::new(name, "ns", minimum, minimum + 1.0);
+        let figures = [of("reply, TCP, IPv4", 64.0).at_most(80.0), of("reply, TCP, IPv6", 75.0), of("alone", 9.0)];
+        let text = packets(&figures.iter().collect::<Vec<_>>());
+        let rows: Vec<&str> = text.lines().collect();
+        assert_eq!(rows[2], "| reply, ns | 64.0 (65.0), aim 80.0: met |  | 75.0 (76.0) |  |");
+        assert_eq!(rows.last(), Some(&"| alone | 9.00 | 10.0 | ns |  |"));
+    }
+
+    #[test]
+    fn a_row_of_traffic_has_a_value_for_each_number_of_services() {
+        let of = |variant: &str, services: u32, median: f64| {
+            Figure::new("x", "", median, median)
+                .at("part", TRAFFIC)
+                .at("measure", "bulk")
+                .at("what", "rate, share of the floor")
+                .at("way", "near")
+                .at("family", "IPv4")
+                .at("variant", variant)
+                .at("services", services)
+        };
+        let figures = [of("rules", 10, 0.5), of("dsproxy", 10, 0.975), of("rules", 1_000, 0.25)];
+        let text = traffic(&figures, "bulk", "rate, share of the floor");
+        let rows: Vec<&str> = text.lines().collect();
+        assert_eq!(rows[0], "| way | family | rules, 10 / 1000 Services | dsproxy, 10 / 1000 Services |");
+        assert_eq!(rows[2], "| near | IPv4 | 0.50 / 0.25 | 0.97 / - |");
+        assert_eq!(traffic(&figures, "bulk", "anything else"), "");
+    }
+}

@@ -1,0 +1,144 @@
+//! From what single windows say to figures: rates, latencies, and the processor time over the floor.
+
+use std::collections::BTreeMap;
+
+use dsproxy_common::IpFamily;
+
+use super::{
+    super::{Figure, statistics::Sorted},
+    client::{Measure, Outcome},
+    stage::Way,
+    variant::VARIANTS,
+};
+
+/// The name of the part, by which plots and tables find these figures.
+pub(in super::super) const PART: &str = "traffic";
+
+/// What was measured, in the order in which it is shown.
+type Cell = (Measure, Way, IpFamily);
+
+/// Everything measured with one number of Services; by cell and the variant's place, a sample for each round.
+#[derive(Default)]
+pub(super) struct Samples(BTreeMap<Cell, Vec<Vec<Sample>>>);
+
+/// What one window says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Sample {
+    /// Transactions a second; of bulk, Gbit/s.
+    rate: f64,
+    /// Of latency, in us.
+    p50: f64,
+    p99: f64,
+    /// Processor time for one transaction in us; of bulk, for a MB (10^6 bytes).
+    processor_time: f64,
+}
+
+impl Sample {
+    fn of(measure: Measure, outcome: &Outcome) -> Self {
+        let latencies = Sorted::new(outcome.latencies.iter().map(|latency| f64::from(*latency) / 1e3));
+        let done = outcome.done as f64;
+        // How many transactions or bytes are one of the unit.
+        let (of_rate, of_time) = if measure == Measure::Bulk { (1e9 / 8.0, 1e6) } else { (1.0, 1.0) };
+        Self {
+            rate: done / outcome.elapsed.as_secs_f64() / of_rate,
+            p50: latencies.median(),
+            p99: latencies.quantile(0.99),
+            processor_time: outcome.processor_time.as_secs_f64() * 1e6 / (done / of_time),
+        }
+    }
+}
+
+impl Samples {
+    /// Notes what one window of the variant at `place` said.
+    pub(super) fn add(&mut self, place: usize, measure: Measure, way: Way, family: IpFamily, outcome: &Outcome) {
+        let variants = self.0.entry((measure, way, family)).or_insert_with(|| vec![Vec::new(); VARIANTS.len()]);
+        variants[place].push(Sample::of(measure, outcome));
+    }
+
+    /// The figures of a run with so many Services.
+    pub(super) fn figures(&self, services: u32) -> Vec<Figure> {
+        let mut figures = Vec::new();
+        for ((measure, way, family), variants) in &self.0 {
+            for (place, samples) in variants.iter().enumerate() {
+                let of = figures_of(*measure, samples, (place > 0).then_some(&variants[0][..]));
+                figures.extend(of.into_iter().map(|(what, figure)| {
+                    let (measure, way, variant) = (measure.name(), way.name(), VARIANTS[place].name);
+                    let name = format!("{measure}, {way}, {family}, {services} Services, {variant}: {what}");
+                    Figure { name, ..figure }
+                        .at("part", PART)
+                        .at("measure", measure)
+                        .at("way", way)
+                        .at("family", family)
+                        .at("services", services)
+                        .at("variant", variant)
+                        .at("what", what)
+                }));
+            }
+        }
+        figures
+    }
+}
+
+/// The figures of one variant's samples, each by what it says. Those of the floor, round by round, are taken off the processor time.
+fn figures_of(measure: Measure, samples: &[Sample], floor: Option<&[Sample]>) -> Vec<(&'static str, Figure)> {
+    let of = |unit, value: fn(&Sample) -> f64| Figure::of_samples("", unit, samples.iter().map(value));
+    let (rate, time) = if measure == Measure::Bulk { ("Gbit/s", "us/MB") } else { ("/s", "us") };
+    let mut figures = vec![("rate", of(rate, |sample| sample.rate).higher_is_better())];
+    if measure != Measure::Bulk {
+        figures.push(("latency p50", of("us", |sample| sample.p50)));
+        figures.push(("latency p99", of("us", |sample| sample.p99)));
+    }
+    figures.push(("processor time", of(time, |sample| sample.processor_time)));
+    if let Some(floor) = floor {
+        let rounds = || samples.iter().zip(floor);
+        let share = rounds().map(|(own, floor)| own.rate / floor.rate);
+        figures.push(("rate, share of the floor", Figure::of_samples("", "", share).higher_is_better()));
+        let added = rounds().map(|(own, floor)| own.processor_time - floor.processor_time);
+        figures.push(("processor time added", Figure::of_samples("", time, added)));
+    }
+    figures
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn outcome(done: u64, milliseconds: u64) -> Outcome {
+        Outcome {
+            elapsed: Duration::from_secs(2),
+            done,
+            processor_time: Duration::from_millis(milliseconds),
+            latencies: vec![1_000, 2_000, 9_000],
+        }
+    }
+
+    #[test]
+    fn processor_time_is_taken_over_the_floor_of_the_same_round() {
+        let mut samples = Samples::default();
+        // The machine is twice as slow in the second round; what dsproxy adds is 10 us and 20 us.
+        for (done, floor, own) in [(1_000, 100, 110), (1_000, 200, 220)] {
+            for (place, time) in [(0, floor), (3, own)] {
+                samples.add(place, Measure::Requests, Way::Local, IpFamily::V6, &outcome(done, time));
+            }
+        }
+        let figures = samples.figures(10);
+        let find = |what| {
+            let at = [("variant", "dsproxy"), ("what", what), ("family", "IPv6"), ("services", "10")];
+            figures.iter().find(|figure| figure.is_at(&at)).expect("it was measured")
+        };
+        assert!((find("processor time added").minimum - 10.0).abs() < 1e-9);
+        assert!((find("processor time added").best() - 10.0).abs() < 1e-9);
+        assert_eq!(find("rate").median, 500.0);
+        assert_eq!((find("latency p50").median, find("latency p99").median), (2.0, 9.0));
+        assert!((find("rate, share of the floor").median - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn bulk_is_in_bits_and_megabytes() {
+        let sample = Sample::of(Measure::Bulk, &Outcome { latencies: Vec::new(), ..outcome(1_000_000_000, 500) });
+        assert_eq!(sample.rate, 4.0);
+        assert_eq!(sample.processor_time, 500.0);
+    }
+}

@@ -1,0 +1,86 @@
+//! Real sockets through the lab: what a connection, a request and a byte cost behind dsproxy, behind kube-proxy-shaped rules, and
+//! with nothing in between.
+//!
+//! Each variant has a lab of its own, alike in every address and device, and all of them stand at the same time. So the variants take
+//! turns within a round, after windows of a fraction of a second, and what else the machine does meets them alike. Each Service
+//! under test has a backend port of its own: behind any translation a client's port that is used again within a minute, towards another
+//! Service with the same backend and port, meets that backend's TIME_WAIT.
+//!
+//! One client at a time, and everything else that takes turns, runs on one processor with its server: there is no sleeping processor
+//! to wake, and a rate is the inverse of the work. Eight at a time, and bulk, have all processors.
+
+mod backend;
+mod client;
+mod figures;
+mod processor_time;
+mod stage;
+mod variant;
+
+use std::time::{Duration, Instant};
+
+use dsproxy_common::IpFamily;
+
+pub use client::{ExchangeFailed, Measure, MeasureFailed};
+
+use super::{BenchError, Figure};
+pub(super) use figures::PART;
+use figures::Samples;
+use stage::{Stage, Way};
+use variant::VARIANTS;
+
+/// How much is measured.
+#[derive(Clone, Debug)]
+pub struct TrafficEffort {
+    /// How many rounds; each measures everything once.
+    pub rounds: u32,
+    /// How long one measurement takes.
+    pub window: Duration,
+    /// How many Services there are; everything is measured with each of these numbers.
+    pub services: Vec<u32>,
+}
+
+/// Measures every variant, and tells `progress` what it is at.
+///
+/// # Errors
+///
+/// When a lab, a proxy or an exchange fails.
+pub fn measure_traffic(effort: &TrafficEffort, mut progress: impl FnMut(&str)) -> Result<Vec<Figure>, BenchError> {
+    let TrafficEffort { rounds, window, services } = effort;
+    let stages = VARIANTS.iter().map(|_| Stage::build()).collect::<Result<Vec<Stage>, _>>()?;
+    let mut proxies = Vec::new();
+    for (variant, stage) in VARIANTS.iter().zip(&stages) {
+        proxies.push(variant.start(stage)?);
+    }
+    let mut figures = Vec::new();
+    for &count in services {
+        for ((variant, stage), proxy) in VARIANTS.iter().zip(&stages).zip(&mut proxies) {
+            let started = Instant::now();
+            proxy.serve(stage, count)?;
+            progress(&format!(
+                "{}: {count} Services are served {:.1} s after they were given",
+                variant.name,
+                started.elapsed().as_secs_f64()
+            ));
+        }
+        let mut samples = Samples::default();
+        for round in 0..*rounds {
+            progress(&format!("{count} Services, round {} of {rounds}", round + 1));
+            for measure in Measure::ALL {
+                for (way, family) in Way::ALL.into_iter().flat_map(|way| IpFamily::ALL.map(|family| (way, family))) {
+                    // Who begins changes, for whoever comes first finds the caches as the last measurement left them.
+                    for turn in 0..VARIANTS.len() {
+                        let place = (turn + round as usize) % VARIANTS.len();
+                        let (variant, stage) = (&VARIANTS[place], &stages[place]);
+                        let target = stage.target(way, family, variant.is_floor());
+                        let outcome = measure.run(stage.client(way), target, *window).map_err(|source| {
+                            MeasureFailed { variant: variant.name, services: count, way: way.name(), family, source }
+                        })?;
+                        samples.add(place, measure, way, family, &outcome);
+                    }
+                }
+            }
+        }
+        figures.extend(samples.figures(count));
+    }
+    Ok(figures)
+}

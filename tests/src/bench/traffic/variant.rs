@@ -1,0 +1,101 @@
+//! What stands between clients and pods. Another one takes a line in [`VARIANTS`].
+
+use std::{thread, time::Duration};
+
+use dsproxy_common::IpFamily;
+
+use super::{super::BenchError, stage::Stage};
+use crate::{
+    lab::{Daemon, DaemonOptions, Manifests, eventually},
+    rules::{DesiredState, Shape},
+};
+
+/// How long a proxy may take until the last Service is served.
+const SERVED_WITHIN: Duration = Duration::from_secs(120);
+
+/// One of the things that are compared.
+pub(super) struct Variant {
+    /// What it is called in figures.
+    pub(super) name: &'static str,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Nothing: clients go straight to a pod.
+    Floor,
+    /// Rules.
+    Rules(Shape),
+    /// The daemon with these arguments beside those that it needs.
+    Dsproxy(&'static [&'static str]),
+}
+
+/// All of them, the floor first: the others are held against it.
+pub(super) const VARIANTS: [Variant; 4] = [
+    Variant { name: "straight to the pod", kind: Kind::Floor },
+    Variant { name: "nftables rules", kind: Kind::Rules(Shape::Nftables) },
+    Variant { name: "iptables rules", kind: Kind::Rules(Shape::Iptables) },
+    Variant { name: "dsproxy", kind: Kind::Dsproxy(&[]) },
+];
+
+/// A variant at work in a stage.
+pub(super) enum Proxy<'stage> {
+    Floor,
+    Rules(Shape),
+    Dsproxy { daemon: Box<Daemon<'stage>>, manifests: Manifests },
+}
+
+impl Variant {
+    pub(super) fn is_floor(&self) -> bool {
+        matches!(self.kind, Kind::Floor)
+    }
+
+    pub(super) fn start<'stage>(&self, stage: &'stage Stage) -> Result<Proxy<'stage>, BenchError> {
+        Ok(match self.kind {
+            Kind::Floor => Proxy::Floor,
+            Kind::Rules(shape) => Proxy::Rules(shape),
+            Kind::Dsproxy(own) => {
+                let manifests = Manifests::create(stage.lab().directory().join("manifests"))?;
+                let cluster_cidr = {
+                    let DesiredState { cluster_cidr: (v4, v6), .. } = stage.desired(0);
+                    format!("{v4},{v6}")
+                };
+                let node = stage.node_name();
+                let arguments = ["--cluster-cidr", &cluster_cidr, "--hostname-override", node]
+                    .into_iter()
+                    .chain(own.iter().copied())
+                    .map(str::to_owned)
+                    .collect();
+                let options = DaemonOptions { arguments, ..DaemonOptions::default() };
+                let daemon = Box::new(Daemon::start(stage.lab(), &manifests, options)?);
+                Proxy::Dsproxy { daemon, manifests }
+            }
+        })
+    }
+}
+
+impl Proxy<'_> {
+    /// Serves `count` Services, in place of those before, and returns when all of them are served.
+    pub(super) fn serve(&mut self, stage: &Stage, count: u32) -> Result<(), BenchError> {
+        let desired = stage.desired(count);
+        match self {
+            Self::Floor => {}
+            Self::Rules(shape) => shape.load(stage.lab().node(Stage::SIDE).namespace(), &desired)?,
+            Self::Dsproxy { daemon, manifests } => {
+                manifests.write_all("services.yaml", &desired.manifests())?;
+                let ports: usize = desired.services.iter().map(|service| service.ports.len()).sum();
+                let wanted = IpFamily::ALL.len() * ports;
+                eventually("waiting for dsproxy to serve every Service", SERVED_WITHIN, || {
+                    // Each look reads all the maps; the daemon has better things to do meanwhile.
+                    thread::sleep(Duration::from_millis(500));
+                    let listed = daemon.json(&["services"]).map_err(|error| error.to_string())?;
+                    let rows = listed.as_array().map(Vec::as_slice).unwrap_or_default();
+                    match rows.iter().filter(|row| row["kind"] == "ClusterIP").count() {
+                        found if found == wanted => Ok(()),
+                        found => Err(format!("{found} ClusterIPs with their ports of {wanted}")),
+                    }
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
