@@ -315,8 +315,8 @@ pub fn measure_control_plane(
         figure("maps in the kernel", "MiB", &|run| run.map_memory),
         figure("maps of connections among them", "MiB", &|run| run.connection_memory),
     ];
-    let kinds: [(&str, fn(&ColdStart) -> &Changes); 2] =
-        [("spaced", |run| &run.spaced), ("back to back", |run| &run.back_to_back)];
+    type Kind = fn(&ColdStart) -> &Changes;
+    let kinds: [(&str, Kind); 2] = [("spaced", |run| &run.spaced), ("back to back", |run| &run.back_to_back)];
     for (kind, changes) in kinds {
         let share =
             |share| move |run: &ColdStart| Sorted::new(changes(run).milliseconds.iter().copied()).quantile(share);

@@ -100,6 +100,7 @@ impl Figure {
     }
 
     /// With one more coordinate.
+    #[expect(clippy::needless_pass_by_value, reason = "numbers and texts alike, as they come")]
     pub fn at(mut self, coordinate: &str, value: impl ToString) -> Self {
         self.of.insert(coordinate.to_owned(), value.to_string());
         self
