@@ -1,5 +1,7 @@
 //! The packet in memory: the one place where bytes of it are read and written, for every kind of context.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
@@ -92,6 +94,7 @@ impl Linear {
     fn bytes(self, offset: usize, length: usize) -> Result<*mut u8, Short> {
         let start = self.start + offset;
         if start + length > self.end {
+            cold_path();
             return Err(Short { end: offset + length });
         }
         Ok(start as *mut u8)
@@ -196,6 +199,7 @@ impl PacketContext for TcContext {
         let of_packet = written(checksum::update(before, address));
         let of_pseudo_header = written(checksum::add(before, address));
         if of_packet == of_pseudo_header || (after != of_packet && after != of_pseudo_header) {
+            cold_path();
             // The difference says nothing (or UDP goes without).
             return replace_port(self, offset, (old, new), zero_means_none);
         }

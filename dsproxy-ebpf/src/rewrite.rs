@@ -1,5 +1,7 @@
 //! One end of a flow replaced in the packet, with every checksum made right.
 
+use core::hint::cold_path;
+
 use dsproxy_common::{Address as _, Port, checksum, count::Reason};
 
 use crate::{
@@ -35,18 +37,26 @@ pub(crate) fn rewrite<F: Family, C: PacketContext>(
     let linear = context.linear();
     let written = F::write_address(linear, packet.l3, end, address, difference).and_then(|()| match packet.content {
         // What follows the IP header is payload.
-        _ if packet.piece.is_later() => Ok(()),
+        _ if packet.piece.is_later() => {
+            cold_path();
+            Ok(())
+        }
         Content::Tcp | Content::Udp => transport::write_port(linear, packet.l4, end, port),
         Content::Echo => {
+            cold_path();
             let difference = if F::ICMP.has_pseudo_header { difference } else { 0 };
             transport::write_identifier(linear, packet.l4, port, difference)
         }
         // Neither ports nor checksum: who asks for another port is refused in user space.
-        Content::Sctp | Content::Error | Content::Other => Ok(()),
+        Content::Sctp | Content::Error | Content::Other => {
+            cold_path();
+            Ok(())
+        }
     });
     written.map_err(|Short { .. }| Reason::RewriteFailed)?;
 
     if packet.piece.is_later() {
+        cold_path();
         return Ok(());
     }
     let Some(offset) = transport::checksum_offset(packet.content) else { return Ok(()) };

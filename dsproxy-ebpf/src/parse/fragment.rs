@@ -6,6 +6,8 @@
     reason = "a key passed by value is copied to the stack, of which there are 512 bytes"
 )]
 
+use core::hint::cold_path;
+
 use aya_ebpf::bindings::BPF_ANY;
 use dsproxy_common::{
     count::Reason,
@@ -61,6 +63,7 @@ pub(crate) fn remember<F: Family>(piece: Piece, key: &FlowKey<F::Address>, outco
     if piece.kind != FIRST {
         return;
     }
+    cold_path();
     if matches!(outcome, Err(reason) if !reason.is_drop()) {
         return;
     }

@@ -1,5 +1,7 @@
 //! The IPv4 header (RFC 791, section 3.1).
 
+use core::hint::cold_path;
+
 use dsproxy_common::{Addr4, Address as _, checksum, count::Reason, flow::FlowKey};
 
 use super::{Transport, fragment::Piece};
@@ -34,16 +36,20 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Resu
     let total = usize::from(u16::from_be(header.read::<u16, TOTAL_LENGTH>()));
     // A length of zero stands for "see the packet" in segments larger than 64 KiB (BIG TCP, kernel 6.3).
     if version_and_length >> 4 != 4 || length < HEADER || (total != 0 && total < length) {
+        cold_path();
         return Ok(Err(Reason::Malformed));
     }
     let fragment = u16::from_be(header.read::<u16, FRAGMENT>());
     let identification = || header.read::<u16, IDENTIFICATION>().into();
     let piece = if fragment & FRAGMENT_MASK == 0 {
         Piece::WHOLE
-    } else if fragment & FRAGMENT_OFFSET_MASK == 0 {
-        Piece::first(identification())
     } else {
-        Piece::later(identification())
+        cold_path();
+        if fragment & FRAGMENT_OFFSET_MASK == 0 {
+            Piece::first(identification())
+        } else {
+            Piece::later(identification())
+        }
     };
     header.read_address::<_, SOURCE>(&mut key.source);
     header.read_address::<_, DESTINATION>(&mut key.destination);

@@ -1,5 +1,7 @@
 //! The IPv6 header and the extension headers between it and the transport header (RFC 8200).
 
+use core::hint::cold_path;
+
 use dsproxy_common::{Addr6, Address as _, Protocol, count::Reason, flow::FlowKey};
 
 use super::{LONGEST_HEADERS, Transport, fragment::Piece};
@@ -54,6 +56,7 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Resu
     let mut offset = l3 + HEADER;
     let mut piece = Piece::WHOLE;
     if Protocol::from_number(protocol).is_none() {
+        cold_path();
         match skip_extensions(linear, protocol, offset)? {
             Ok(found) => (protocol, offset, piece) = found,
             Err(reason) => return Ok(Err(reason)),

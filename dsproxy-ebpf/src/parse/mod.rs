@@ -7,6 +7,8 @@ pub(crate) mod ipv6;
 pub(crate) mod link;
 pub(crate) mod transport;
 
+use core::hint::cold_path;
+
 use dsproxy_common::{
     count::Reason,
     flow::{FlowKey, Segment},
@@ -91,6 +93,7 @@ pub(crate) fn packet<'k, F: Family, C: PacketContext>(
         Ok(parsed) => parsed,
         // The headers are partly in fragments of the buffer's memory: fetch them, once.
         Err(Short { end }) => {
+            cold_path();
             if end > context.length() as usize {
                 return Err(Reason::Malformed);
             }

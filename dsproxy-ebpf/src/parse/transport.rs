@@ -1,5 +1,7 @@
 //! The transport header: ports, and the flags of a TCP segment.
 
+use core::hint::cold_path;
+
 use dsproxy_common::{
     Port, Protocol, checksum,
     count::Reason,
@@ -66,6 +68,7 @@ pub(super) fn parse<F: Family>(
         None => return Ok(Ok(Headers { l4: offset, piece, content: Content::Other, segment: Segment::NOT_TCP })),
     };
     if piece.is_later() {
+        cold_path();
         if !fragment::recall::<F>(key, piece) {
             return Ok(Err(Reason::EarlyFragment));
         }
@@ -75,6 +78,7 @@ pub(super) fn parse<F: Family>(
     }
     // What stands behind the end is the padding of a short frame.
     if end.is_some_and(|end| end < offset + length) {
+        cold_path();
         return Ok(Err(Reason::Malformed));
     }
     let (content, segment) = match content {
@@ -91,6 +95,7 @@ pub(super) fn parse<F: Family>(
             (content, Segment::NOT_TCP)
         }
         Content::Echo | Content::Error | Content::Other => {
+            cold_path();
             let header = View::<{ icmp::HEADER }>::at(linear, offset)?;
             if F::ICMP.is_error(header.read::<u8, { icmp::TYPE }>()) {
                 (Content::Error, Segment::NOT_TCP)

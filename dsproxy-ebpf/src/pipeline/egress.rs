@@ -1,5 +1,7 @@
 //! Packets that leave: their source becomes the VIP, or an address of the node.
 
+use core::hint::cold_path;
+
 use dsproxy_common::{
     Port,
     count::Reason,
@@ -23,10 +25,12 @@ pub(super) fn leave<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
     let mut key = FlowKey::default();
     let packet = parse::packet::<F, C>(context, l3, &mut key)?;
     if packet.content == Content::Other {
+        cold_path();
         return Err(Reason::OtherProtocol);
     }
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotReply)?;
     if packet.content == Content::Error {
+        cold_path();
         let places = (packet.l3, packet.l4);
         return icmp_error::leave::<F, C>(context, places, &mut key, settings);
     }
@@ -51,6 +55,7 @@ fn translate<F: Family, C: PacketContext>(
         Some(found) => {
             let held = found.read();
             if is_expired(held.state.into(), held.last_seen, now, settings) {
+                cold_path();
                 return Err(Reason::NotReply);
             }
             match EgressKind::from_number(held.kind) {
@@ -90,6 +95,7 @@ fn to_vip<F: Family, C: PacketContext>(
     connection::seen_reply::<F>(packet.key, (found, held), packet.segment, now, settings);
     rewrite::<F, C>(context, packet, End::Source, held.address, held.port)?;
     if held.client_port != Port::default() {
+        cold_path();
         rewrite::<F, C>(context, packet, End::Destination, packet.key.destination, held.client_port)?;
     }
     count::reply(held.service, context.length());

@@ -1,5 +1,7 @@
 //! Packets that enter: their destination becomes a backend, or the client behind the node's address.
 
+use core::hint::cold_path;
+
 use dsproxy_common::{
     Port,
     count::Reason,
@@ -28,6 +30,7 @@ pub(super) fn enter<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
     let packet = parse::packet::<F, C>(context, l3, &mut key)?;
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotService)?;
     if packet.content == Content::Error {
+        cold_path();
         let places = (packet.l3, packet.l4);
         return icmp_error::enter::<F, C>(context, places, &mut key, settings);
     }
@@ -36,6 +39,7 @@ pub(super) fn enter<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
     match outcome {
         // The reason stays, unless there is one why it cannot be answered.
         Err(reason @ (Reason::NoEndpoint | Reason::NoPort)) => {
+            cold_path();
             refuse::<F, C>(context, &packet, clock::now(), settings).and(Err(reason))
         }
         Err(reason @ Reason::BackendGone) => reset::<F, C>(context, &packet, clock::now(), settings).and(Err(reason)),
@@ -51,6 +55,7 @@ fn translate<F: Family, C: PacketContext>(
     settings: &Settings,
 ) -> Result<Reason, Reason> {
     if packet.content == Content::Other {
+        cold_path();
         return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol));
     }
     if masquerade::may_be_answer(packet.key, settings)
@@ -59,6 +64,7 @@ fn translate<F: Family, C: PacketContext>(
         return to_client::<F, C>(context, packet, found, settings);
     }
     if packet.content == Content::Echo {
+        cold_path();
         return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol));
     }
     if !lookup::may_be_frontend::<F>(packet.key) {
@@ -118,6 +124,7 @@ fn follow<F: Family, C: PacketContext>(
     let backend = F::maps().backends.get(held.backend)?;
     let state = BackendState::from_number(backend.state);
     if !held.goes_on(backend.generation, state, packet.segment, now, settings) {
+        cold_path();
         return None;
     }
     if matches!(state, BackendState::Gone) && settings.flags & SettingFlags::RESET_GONE != 0 {
@@ -149,6 +156,7 @@ fn to_backend<F: Family, C: PacketContext>(
 ) -> Result<(), Reason> {
     rewrite::<F, C>(context, packet, End::Destination, address, port)?;
     if source_port != Port::default() {
+        cold_path();
         rewrite::<F, C>(context, packet, End::Source, packet.key.source, source_port)?;
     }
     Ok(())

@@ -5,6 +5,8 @@
     reason = "a key passed by value is copied to the stack, of which there are 512 bytes"
 )]
 
+use core::hint::cold_path;
+
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use dsproxy_common::{
     Port,
@@ -155,6 +157,7 @@ pub(crate) fn seen_forward<F: Family>(
     settings: &Settings,
 ) {
     let Some(next) = to_write(held, held.state().after_forward(segment), now, settings) else { return };
+    cold_path();
     found.write(next, now);
     // Put together no sooner than here, which few packets reach.
     let Some(connection) = scratch::<F>() else { return };
@@ -198,6 +201,7 @@ pub(crate) fn seen_reply<F: Family>(
     settings: &Settings,
 ) {
     let Some(next) = to_write(held, held.state().after_reply(segment), now, settings) else { return };
+    cold_path();
     found.write(next, now);
     // A stream that flows only from the backend keeps its client's entry alive too.
     let client = forward_key(key, held);
