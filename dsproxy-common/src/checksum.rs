@@ -6,10 +6,16 @@
 /// Folds a sum of 16-bit words into 16 bits.
 #[inline(always)]
 pub const fn fold(sum: u64) -> u16 {
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    fold_small((sum >> 32) + (sum & 0xffff_ffff))
+}
+
+/// As `fold`, for a sum below 2^36: as much as sixteen words of 32 bits can make.
+#[inline(always)]
+const fn fold_small(sum: u64) -> u16 {
+    // Below 2^21, then at most 0x1_001f, whose carry fits.
     let sum = (sum >> 16) + (sum & 0xffff);
     let sum = (sum >> 16) + (sum & 0xffff);
-    ((sum >> 16) + (sum & 0xffff)) as u16
+    ((sum >> 16) + sum) as u16
 }
 
 /// The one's complement sum of two words.
@@ -19,7 +25,7 @@ pub const fn add(a: u16, b: u16) -> u16 {
     (sum + (sum >> 16)) as u16
 }
 
-/// The difference that replacing the words `old` by `new` makes to a sum.
+/// The difference that replacing the words `old` by `new`, of which there are at most eight, makes to a sum.
 #[inline(always)]
 pub fn difference(old: &[u32], new: &[u32]) -> u16 {
     let mut sum: u64 = 0;
@@ -28,13 +34,19 @@ pub fn difference(old: &[u32], new: &[u32]) -> u16 {
         sum += u64::from(!old[i]) + u64::from(new[i]);
         i += 1;
     }
-    fold(sum)
+    fold_small(sum)
 }
 
 /// As `difference`, for one word of 16 bits.
 #[inline(always)]
 pub const fn word_difference(old: u16, new: u16) -> u16 {
     add(!old, new)
+}
+
+/// Whether a `difference` leaves a sum as it is: zero has two forms in one's complement.
+#[inline(always)]
+pub const fn is_nothing(difference: u16) -> bool {
+    difference.wrapping_add(1) <= 1
 }
 
 /// The checksum after a `difference` (RFC 1624, equation 3).
@@ -99,6 +111,15 @@ mod tests {
                 bytes[at + i * 4..at + i * 4 + 4].copy_from_slice(&word.to_ne_bytes());
             }
             prop_assert_eq!(update(before, difference(&old, &words)), compute(&bytes));
+        }
+
+        /// By this the kernel programs tell a checksum from the sum of a pseudo-header that a device is to finish.
+        #[test]
+        fn a_checksum_and_a_sum_change_by_opposites(before: u16, difference: u16) {
+            prop_assume!(!is_nothing(difference));
+            prop_assert_eq!(word_difference(before, add(before, difference)), difference);
+            prop_assert_eq!(word_difference(before, update(before, difference)), !difference);
+            prop_assert!(is_nothing(word_difference(before, before)));
         }
 
         #[test]

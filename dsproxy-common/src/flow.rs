@@ -184,6 +184,8 @@ impl FlowState {
     pub const fn after_forward(self, segment: Segment) -> Self {
         match self {
             Self::Stateless => self,
+            // Nearly every packet.
+            Self::Established if segment.is_plain() => self,
             _ if segment.resets() => Self::Reset,
             Self::Opening | Self::Answered | Self::Established if segment.finishes() => Self::ClientClosed,
             Self::BackendClosed if segment.finishes() => Self::Closing,
@@ -197,6 +199,8 @@ impl FlowState {
     pub const fn after_reply(self, segment: Segment) -> Self {
         match self {
             Self::Stateless => self,
+            // Nearly every packet.
+            Self::Established if segment.is_plain() => self,
             _ if segment.resets() => Self::Reset,
             Self::Opening | Self::Answered | Self::Established if segment.finishes() => Self::BackendClosed,
             Self::ClientClosed if segment.finishes() => Self::Closing,
@@ -222,36 +226,73 @@ impl FlowState {
     }
 }
 
-/// Whether an entry whose state has this number, last seen at `last_seen`, is past its lifetime at `now`.
-///
-/// The number is taken as it stands in the map, so that its bound is seen where the lifetime is looked up: the
-/// verifier knows nothing of enums. An entry that another CPU has just refreshed may seem to come from the future;
-/// it is not old.
-#[inline(always)]
-pub const fn is_expired(state_number: u16, last_seen: u32, now: u32, settings: &Settings) -> bool {
-    let age = now.wrapping_sub(last_seen);
-    let from_the_future = age > u32::MAX - settings.jiffies_per_second;
-    age > settings.lifetimes[state_number as usize & (FlowState::COUNT - 1)] && !from_the_future
+/// What the time since a connection's last packet makes of its entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// Seen within a second. Nothing is to be written.
+    Fresh,
+    /// It counts, and another packet makes it fresh.
+    Stale,
+    /// Past the lifetime of its state.
+    Expired,
 }
 
-/// The flags byte of a TCP segment (RFC 9293, section 3.1), or [`Segment::NOT_TCP`].
+impl Age {
+    /// The age at `now` of an entry last seen at `last_seen`, whose state has this number.
+    ///
+    /// The number is taken as it stands in the map, so that its bound is seen where the lifetime is looked up: the
+    /// verifier knows nothing of enums. An entry that another CPU has just refreshed may seem to come from the future;
+    /// it is not old. No lifetime is shorter than a second.
+    #[inline(always)]
+    pub const fn of(state_number: u16, last_seen: u32, now: u32, settings: &Settings) -> Self {
+        let second = settings.jiffies_per_second;
+        let age = now.wrapping_sub(last_seen);
+        if age.wrapping_add(second) < second.wrapping_add(second) {
+            Self::Fresh
+        } else if age > settings.lifetimes[state_number as usize & (FlowState::COUNT - 1)] {
+            Self::Expired
+        } else {
+            Self::Stale
+        }
+    }
+
+    /// Whether the entry counts no more.
+    #[inline(always)]
+    pub const fn is_expired(self) -> bool {
+        matches!(self, Self::Expired)
+    }
+
+    /// Whether the entry is as it would be written now.
+    #[inline(always)]
+    pub const fn is_fresh(self) -> bool {
+        matches!(self, Self::Fresh)
+    }
+}
+
+/// The flags byte of a TCP segment (RFC 9293, section 3.1) with a bit beside that says so, or [`Segment::NOT_TCP`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment(u8);
+pub struct Segment(u16);
 
 impl Segment {
-    const FIN: u8 = 0x01;
-    const SYN: u8 = 0x02;
-    const RST: u8 = 0x04;
-    const ACK: u8 = 0x10;
+    const FIN: u16 = 0x01;
+    const SYN: u16 = 0x02;
+    const RST: u16 = 0x04;
+    const ACK: u16 = 0x10;
+    const IS_TCP: u16 = 0x100;
 
-    /// A packet that is not TCP. No flags at all are never valid in TCP, so the value is free.
+    /// A packet that is not TCP.
     pub const NOT_TCP: Self = Self(0);
 
-    /// The segment with these flags. A TCP segment without any flag, which no stack sends, counts as
-    /// one with ACK alone.
+    /// The segment with these flags.
     #[inline(always)]
     pub const fn tcp(flags: u8) -> Self {
-        if flags == 0 { Self(Self::ACK) } else { Self(flags) }
+        Self(flags as u16 | Self::IS_TCP)
+    }
+
+    /// Neither opens, nor ends, nor resets anything: as nearly all are.
+    #[inline(always)]
+    pub const fn is_plain(self) -> bool {
+        self.0 & (Self::FIN | Self::SYN | Self::RST) == 0
     }
 
     /// Asks for a new connection: SYN without ACK.
@@ -282,20 +323,13 @@ impl Segment {
 impl ForwardEntry {
     /// Whether the connection goes on to the backend it has.
     ///
-    /// `generation` and `backend` are what the backend array holds now for the entry's id. TCP stays with its
+    /// `generation` and `backend` are what the backend array holds now for the entry's id, `age` is the entry's. TCP stays with its
     /// backend for as long as the id still means that backend, even when the endpoint has left the Service: only the
     /// two ends know whether the connection is over. Anything else leaves a backend that is gone at once. A new
     /// SYN never goes to a backend that takes no new connections, nor on with a connection that is closing.
     #[inline(always)]
-    pub const fn goes_on(
-        &self,
-        generation: u32,
-        backend: BackendState,
-        segment: Segment,
-        now: u32,
-        settings: &Settings,
-    ) -> bool {
-        if self.generation != generation || is_expired(self.state, self.last_seen, now, settings) {
+    pub const fn goes_on(&self, generation: u32, backend: BackendState, segment: Segment, age: Age) -> bool {
+        if self.generation != generation || age.is_expired() {
             return false;
         }
         match (FlowState::from_number(self.state), backend) {
@@ -396,7 +430,7 @@ mod tests {
     #[test]
     fn tcp_keeps_its_backend_and_other_traffic_leaves_one_that_is_gone() {
         use BackendState::{Active, Draining, Gone};
-        let goes_on = |state, backend, segment| entry(state).goes_on(7, backend, segment, 101, &settings());
+        let goes_on = |state, backend, segment| entry(state).goes_on(7, backend, segment, Age::Fresh);
         for backend in [Active, Draining, Gone] {
             assert!(goes_on(FlowState::Established, backend, ACK));
             assert!(goes_on(FlowState::Closing, backend, FIN_ACK));
@@ -412,14 +446,23 @@ mod tests {
     #[test]
     fn an_id_given_to_another_endpoint_and_an_old_entry_are_noticed() {
         let flow = entry(FlowState::Established);
-        assert!(!flow.goes_on(8, BackendState::Active, ACK, 101, &settings()));
-        assert!(flow.goes_on(7, BackendState::Active, ACK, 100 + 86_400, &settings()));
-        assert!(!flow.goes_on(7, BackendState::Active, ACK, 101 + 86_400, &settings()));
-        let closing = entry(FlowState::Reset);
-        assert!(!closing.goes_on(7, BackendState::Active, ACK, 111, &settings()));
-        assert!(closing.goes_on(7, BackendState::Active, ACK, 99, &settings()), "refreshed by another CPU meanwhile");
-        let mut wrapped = entry(FlowState::Stateless);
-        wrapped.last_seen = u32::MAX - 5;
-        assert!(wrapped.goes_on(7, BackendState::Active, Segment::NOT_TCP, 10, &settings()), "jiffies wrap around");
+        for (generation, age, goes_on) in
+            [(7, Age::Fresh, true), (7, Age::Stale, true), (7, Age::Expired, false), (8, Age::Fresh, false)]
+        {
+            assert_eq!(flow.goes_on(generation, BackendState::Active, ACK, age), goes_on, "{generation} {age:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_ages_by_the_lifetime_of_its_state() {
+        let age = |state: FlowState, last_seen, now| Age::of(state.number(), last_seen, now, &settings());
+        assert_eq!(age(FlowState::Established, 100, 100), Age::Fresh);
+        assert_eq!(age(FlowState::Established, 100, 101), Age::Stale);
+        assert_eq!(age(FlowState::Established, 100, 100 + 86_400), Age::Stale);
+        assert_eq!(age(FlowState::Established, 100, 101 + 86_400), Age::Expired);
+        assert_eq!(age(FlowState::Reset, 100, 110), Age::Stale);
+        assert_eq!(age(FlowState::Reset, 100, 111), Age::Expired);
+        assert_eq!(age(FlowState::Reset, 100, 99), Age::Fresh, "refreshed by another CPU meanwhile");
+        assert_eq!(age(FlowState::Stateless, u32::MAX - 5, 10), Age::Stale, "jiffies wrap around");
     }
 }

@@ -7,7 +7,7 @@
 use dsproxy_common::{
     Address as _, Port, Protocol, checksum,
     count::Reason,
-    flow::{EgressKind, FlowKey, is_expired},
+    flow::{EgressKind, FlowKey},
     settings::Settings,
 };
 
@@ -18,7 +18,7 @@ use crate::{
     packet::{Linear, PacketContext, Short, View},
     parse::{LONGEST_HEADERS, Transport, transport},
     rewrite::End,
-    track::{self, masquerade},
+    track::{self, Entry as _, masquerade},
     verifier,
 };
 
@@ -101,12 +101,12 @@ fn sender<F: Family>(key: &FlowKey<F::Address>, now: u32, settings: &Settings) -
         && let Some(found) = track::snat::<F>(key)
     {
         let held = found.read();
-        let is_alive = !is_expired(held.state, held.last_seen, now, settings);
+        let is_alive = !held.age(now, settings).is_expired();
         return is_alive.then_some(Name { address: held.client, port: held.port, other_port: Port::default() });
     }
     let held = track::forward::<F>(key)?.read();
     let backend = F::maps().backends.get(held.backend)?;
-    let is_alive = held.generation == backend.generation && !is_expired(held.state, held.last_seen, now, settings);
+    let is_alive = held.generation == backend.generation && !held.age(now, settings).is_expired();
     is_alive.then_some(Name { address: backend.address, port: backend.port, other_port: held.source_port })
 }
 
@@ -115,7 +115,7 @@ fn sender<F: Family>(key: &FlowKey<F::Address>, now: u32, settings: &Settings) -
 fn receiver<F: Family>(key: &FlowKey<F::Address>, now: u32, settings: &Settings) -> Option<Name<F::Address>> {
     let held = track::egress::<F>(key)?.read();
     let is_settled = !matches!(EgressKind::from_number(held.kind), EgressKind::Unsettled);
-    let is_alive = is_settled && !is_expired(held.state.into(), held.last_seen, now, settings);
+    let is_alive = is_settled && !held.age(now, settings).is_expired();
     is_alive.then_some(Name { address: held.address, port: held.port, other_port: held.client_port })
 }
 

@@ -195,17 +195,21 @@ impl PacketContext for TcContext {
         }
         let field = field(self)?;
         let after = field.read::<u16, 0>();
-        let written = |sum: u16| if zero_means_none && sum == 0 { CHECKSUM_OF_ZERO } else { sum };
-        let of_packet = written(checksum::update(before, address));
-        let of_pseudo_header = written(checksum::add(before, address));
-        if of_packet == of_pseudo_header || (after != of_packet && after != of_pseudo_header) {
+        // A checksum of the packet goes down by what the address adds, the sum of a pseudo-header goes up by it.
+        let change = checksum::word_difference(before, after);
+        if checksum::is_nothing(address) || (change != address && change != !address) {
             cold_path();
-            // The difference says nothing (or UDP goes without).
+            // That says nothing (or UDP goes without).
             return replace_port(self, offset, (old, new), zero_means_none);
         }
-        if after == of_packet {
+        if change != address {
             let port = checksum::word_difference(old.wire(), new.wire());
-            field.write::<u16, 0>(written(checksum::update(after, port)));
+            let mut sum = checksum::update(after, port);
+            if sum == 0 {
+                cold_path();
+                sum = if zero_means_none { CHECKSUM_OF_ZERO } else { sum };
+            }
+            field.write::<u16, 0>(sum);
         }
         Ok(())
     }

@@ -155,7 +155,7 @@ fn a_connection_past_its_lifetime_gives_way() {
         first.opens(world, 0, world.endpoint(1));
         opens_by_other_port(world, &other, world.endpoint(1));
         second.meets(world, 0, &Expected::Dropped(Reason::ReplyClash));
-        world.datapath.set_lifetimes([0; FlowState::COUNT]).expect("settings");
+        world.datapath.shorten_lifetimes([0; FlowState::COUNT]).expect("settings");
         std::thread::sleep(std::time::Duration::from_millis(50));
         second.opens(world, 0, world.endpoint(1));
     });

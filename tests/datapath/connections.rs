@@ -138,7 +138,7 @@ fn a_connection_past_its_lifetime_is_opened_anew() {
         flow.goes_on(world, flags::ACK, world.endpoint(1));
         world.serve(&Served::new(1, Protocol::Tcp).active([2]));
         flow.goes_on(world, flags::ACK, world.endpoint(1));
-        world.datapath.set_lifetimes(all(0)).expect("settings");
+        world.datapath.shorten_lifetimes(all(0)).expect("settings");
         let_ticks_pass();
         flow.reply_is_not_known(world, flags::ACK, world.endpoint(1));
         flow.opens(world, flags::ACK, world.endpoint(2));
@@ -185,7 +185,7 @@ fn each_state_has_its_own_lifetime() {
             }
             let mut lifetimes = all(1_000_000);
             lifetimes[usize::from(over.number())] = 0;
-            world.datapath.set_lifetimes(lifetimes).expect("settings");
+            world.datapath.shorten_lifetimes(lifetimes).expect("settings");
             let_ticks_pass();
             for state in STATES {
                 if state == over {

@@ -282,7 +282,7 @@ fn a_backend_that_is_another_now_hears_nothing() {
         let Connection { flow, .. } = open(world, Protocol::Tcp, false);
         let about = packet(Protocol::Tcp, flow.vip, flow.client);
         let error = Packet::icmp(router(world.family), flow.vip.ip(), Message::TimeExceeded).quoting(&about, 100);
-        world.configure(|settings| settings.lifetimes = [0; 8]);
+        world.datapath.shorten_lifetimes([0; 8]).expect("settings");
         std::thread::sleep(std::time::Duration::from_millis(50));
         world.send("about an old connection", Hook::Ingress, &error, &Expected::Passed(Reason::OtherProtocol));
     });

@@ -4,7 +4,7 @@ use core::hint::cold_path;
 
 use dsproxy_common::{Addr4, Address as _, checksum, count::Reason, flow::FlowKey};
 
-use super::{Transport, fragment::Piece};
+use super::{Transport, UNKNOWN_END, fragment::Piece};
 use crate::{
     family::{HOP_LIMIT, Header},
     packet::{Linear, Short, View},
@@ -34,11 +34,20 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Resu
     let version_and_length = header.read::<u8, VERSION_AND_LENGTH>();
     let length = usize::from(version_and_length & 0x0f) * 4;
     let total = usize::from(u16::from_be(header.read::<u16, TOTAL_LENGTH>()));
-    // A length of zero stands for "see the packet" in segments larger than 64 KiB (BIG TCP, kernel 6.3).
-    if version_and_length >> 4 != 4 || length < HEADER || (total != 0 && total < length) {
+    if version_and_length >> 4 != 4 || length < HEADER {
         cold_path();
         return Ok(Err(Reason::Malformed));
     }
+    let end = if total >= length {
+        l3 + total
+    } else {
+        cold_path();
+        // A length of zero stands for "see the packet" in segments larger than 64 KiB (BIG TCP, kernel 6.3).
+        if total != 0 {
+            return Ok(Err(Reason::Malformed));
+        }
+        UNKNOWN_END
+    };
     let fragment = u16::from_be(header.read::<u16, FRAGMENT>());
     let identification = || header.read::<u16, IDENTIFICATION>().into();
     let piece = if fragment & FRAGMENT_MASK == 0 {
@@ -53,12 +62,7 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Resu
     };
     header.read_address::<_, SOURCE>(&mut key.source);
     header.read_address::<_, DESTINATION>(&mut key.destination);
-    Ok(Ok(Transport {
-        protocol: header.read::<u8, PROTOCOL>(),
-        offset: l3 + length,
-        end: (total != 0).then_some(l3 + total),
-        piece,
-    }))
+    Ok(Ok(Transport { protocol: header.read::<u8, PROTOCOL>(), offset: l3 + length, end, piece }))
 }
 
 /// How long the packet is by its header, if that says so.

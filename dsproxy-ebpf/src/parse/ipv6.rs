@@ -4,7 +4,7 @@ use core::hint::cold_path;
 
 use dsproxy_common::{Addr6, Address as _, Protocol, count::Reason, flow::FlowKey};
 
-use super::{LONGEST_HEADERS, Transport, fragment::Piece};
+use super::{LONGEST_HEADERS, Transport, UNKNOWN_END, fragment::Piece};
 use crate::{
     family::{HOP_LIMIT, Header},
     packet::{Linear, Short, View},
@@ -62,7 +62,7 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Resu
             Err(reason) => return Ok(Err(reason)),
         }
     }
-    let end = said_length(&header).map(|length| l3 + length);
+    let end = said_length(&header).map_or(UNKNOWN_END, |length| l3 + length);
     Ok(Ok(Transport { protocol, offset, end, piece }))
 }
 

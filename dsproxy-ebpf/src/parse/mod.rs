@@ -24,13 +24,16 @@ use crate::{
 /// Headers in front of the transport header that are longer than this together are left to the stack.
 pub(crate) const LONGEST_HEADERS: usize = 0x1fff;
 
+/// The end of a packet whose IP header does not tell it: beyond everything.
+pub(crate) const UNKNOWN_END: usize = usize::MAX;
+
 /// What an IP header leads to.
 pub(crate) struct Transport {
     pub(crate) protocol: u8,
     /// Where the transport header stands, in bytes from the start of the packet.
     pub(crate) offset: usize,
-    /// Where the packet ends by what the IP header says, if it says anything.
-    pub(crate) end: Option<usize>,
+    /// Where the packet ends by what the IP header says; `UNKNOWN_END` if it says nothing.
+    pub(crate) end: usize,
     /// Of a later fragment the protocol is known, but there is no transport header.
     pub(crate) piece: Piece,
 }

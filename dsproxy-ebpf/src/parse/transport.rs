@@ -77,7 +77,7 @@ pub(super) fn parse<F: Family>(
         return Ok(Ok(Headers { l4: offset, piece, content, segment }));
     }
     // What stands behind the end is the padding of a short frame.
-    if end.is_some_and(|end| end < offset + length) {
+    if end < offset + length {
         cold_path();
         return Ok(Err(Reason::Malformed));
     }

@@ -5,7 +5,7 @@ use core::hint::cold_path;
 use dsproxy_common::{
     Port,
     count::Reason,
-    flow::{EgressEntry, EgressKind, FlowKey, FlowState, NO_SERVICE, is_expired},
+    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, NO_SERVICE},
     settings::{NetworkFlags, SettingFlags, Settings},
 };
 
@@ -17,22 +17,25 @@ use crate::{
     packet::PacketContext,
     parse::{self, Content, Packet, fragment},
     rewrite::{End, rewrite},
-    track::{self, Found, connection, masquerade},
+    track::{self, Entry as _, Found, connection, masquerade},
 };
 
 #[inline(always)]
 pub(super) fn leave<F: Family, C: PacketContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
     let mut key = FlowKey::default();
     let packet = parse::packet::<F, C>(context, l3, &mut key)?;
-    if packet.content == Content::Other {
-        cold_path();
-        return Err(Reason::OtherProtocol);
-    }
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotReply)?;
-    if packet.content == Content::Error {
-        cold_path();
-        let places = (packet.l3, packet.l4);
-        return icmp_error::leave::<F, C>(context, places, &mut key, settings);
+    match packet.content {
+        Content::Tcp | Content::Udp | Content::Sctp | Content::Echo => (),
+        Content::Error => {
+            cold_path();
+            let places = (packet.l3, packet.l4);
+            return icmp_error::leave::<F, C>(context, places, &mut key, settings);
+        }
+        Content::Other => {
+            cold_path();
+            return Err(Reason::OtherProtocol);
+        }
     }
     let outcome = translate::<F, C>(context, &packet, side, settings);
     fragment::remember::<F>(packet.piece, packet.key, &outcome);
@@ -54,14 +57,15 @@ fn translate<F: Family, C: PacketContext>(
     let service = match track::egress::<F>(packet.key) {
         Some(found) => {
             let held = found.read();
-            if is_expired(held.state.into(), held.last_seen, now, settings) {
+            let age = held.age(now, settings);
+            if age.is_expired() {
                 cold_path();
                 return Err(Reason::NotReply);
             }
             match EgressKind::from_number(held.kind) {
-                EgressKind::Reply => return to_vip::<F, C>(context, packet, (found, &held), now, settings),
+                EgressKind::Reply => return to_vip::<F, C>(context, packet, (found, &held), age, now),
                 EgressKind::Masquerade => {
-                    masquerade::seen_forward::<F>(packet.key, (found, &held), packet.segment, now, settings);
+                    masquerade::seen_forward::<F>(packet.key, (found, &held), age, packet.segment, now);
                     rewrite::<F, C>(context, packet, End::Source, held.address, held.port)?;
                     return Ok(Reason::Masqueraded);
                 }
@@ -83,8 +87,8 @@ fn to_vip<F: Family, C: PacketContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     (found, held): (Found<EgressEntry<F::Address>>, &EgressEntry<F::Address>),
+    age: Age,
     now: u32,
-    settings: &Settings,
 ) -> Result<Reason, Reason> {
     // The backend accepts a connection that the client opened past the VIP, from a port it had just used through it: the
     // entry is for what is over, and must not be taken for what follows.
@@ -92,7 +96,7 @@ fn to_vip<F: Family, C: PacketContext>(
         track::forget_egress::<F>(packet.key, found);
         return Err(Reason::NotReply);
     }
-    connection::seen_reply::<F>(packet.key, (found, held), packet.segment, now, settings);
+    connection::seen_reply::<F>(packet.key, (found, held), age, packet.segment, now);
     rewrite::<F, C>(context, packet, End::Source, held.address, held.port)?;
     if held.client_port != Port::default() {
         cold_path();

@@ -5,7 +5,7 @@ use core::hint::cold_path;
 use dsproxy_common::{
     Port,
     count::Reason,
-    flow::{FlowKey, ForwardEntry, Segment, SnatEntry, is_expired},
+    flow::{FlowKey, ForwardEntry, Segment, SnatEntry},
     service::{BackendState, Frontend, FrontendFlags, SLOT_TRIES},
     settings::{SettingFlags, Settings},
 };
@@ -21,7 +21,7 @@ use crate::{
     refuse::refuse,
     reset::reset,
     rewrite::{End, rewrite},
-    track::{self, Found, connection, masquerade},
+    track::{self, Entry as _, Found, connection, masquerade},
 };
 
 #[inline(always)]
@@ -103,10 +103,11 @@ fn to_client<F: Family, C: PacketContext>(
 ) -> Result<Reason, Reason> {
     let now = clock::now();
     let held = found.read();
-    if is_expired(held.state, held.last_seen, now, settings) {
+    let age = held.age(now, settings);
+    if age.is_expired() {
         return Err(Reason::NotService);
     }
-    masquerade::seen_answer::<F>(packet.key, (found, &held), packet.segment, now, settings);
+    masquerade::seen_answer::<F>(packet.key, (found, &held), age, packet.segment, now);
     rewrite::<F, C>(context, packet, End::Destination, held.client, held.port)?;
     Ok(Reason::Unmasqueraded)
 }
@@ -123,7 +124,8 @@ fn follow<F: Family, C: PacketContext>(
     let held = found.read();
     let backend = F::maps().backends.get(held.backend)?;
     let state = BackendState::from_number(backend.state);
-    if !held.goes_on(backend.generation, state, packet.segment, now, settings) {
+    let age = held.age(now, settings);
+    if !held.goes_on(backend.generation, state, packet.segment, age) {
         cold_path();
         return None;
     }
@@ -132,13 +134,13 @@ fn follow<F: Family, C: PacketContext>(
     }
     // A flow without an end follows its frontend: looked at once a second, like everything that changes seldom.
     if packet.segment == Segment::NOT_TCP
-        && track::is_stale(held.last_seen, now, settings)
+        && !age.is_fresh()
         && lookup::frontend::<F>(packet.key).is_none_or(|frontend| frontend.service != held.service)
     {
         return None;
     }
     let (address, port) = (backend.address, backend.port);
-    connection::seen_forward::<F>(packet.key, (address, port), (found, &held), packet.segment, now, settings);
+    connection::seen_forward::<F>(packet.key, (address, port), (found, &held), age, packet.segment, now);
     Some(to_backend::<F, C>(context, packet, address, port, held.source_port).map(|()| {
         count::forward(held.service, context.length(), false);
         Reason::Forwarded

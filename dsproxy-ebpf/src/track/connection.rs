@@ -11,7 +11,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use dsproxy_common::{
     Port,
     count::Reason,
-    flow::{EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry, Segment, is_expired},
+    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry, Segment},
     settings::Settings,
 };
 
@@ -132,7 +132,7 @@ fn may_be_taken_over<A: Eq + Copy>(
     now: u32,
     settings: &Settings,
 ) -> bool {
-    is_same(held, wanted) || held.state().is_over() || is_expired(held.state.into(), held.last_seen, now, settings)
+    is_same(held, wanted) || held.state().is_over() || held.age(now, settings).is_expired()
 }
 
 /// Whether two entries for the same packets say the same.
@@ -152,11 +152,11 @@ pub(crate) fn seen_forward<F: Family>(
     key: &FlowKey<F::Address>,
     (address, port): (F::Address, Port),
     (found, held): (Found<ForwardEntry>, &ForwardEntry),
+    age: Age,
     segment: Segment,
     now: u32,
-    settings: &Settings,
 ) {
-    let Some(next) = to_write(held, held.state().after_forward(segment), now, settings) else { return };
+    let Some(next) = to_write(held, held.state().after_forward(segment), age) else { return };
     cold_path();
     found.write(next, now);
     // Put together no sooner than here, which few packets reach.
@@ -196,11 +196,11 @@ pub(crate) fn seen_forward<F: Family>(
 pub(crate) fn seen_reply<F: Family>(
     key: &FlowKey<F::Address>,
     (found, held): (Found<EgressEntry<F::Address>>, &EgressEntry<F::Address>),
+    age: Age,
     segment: Segment,
     now: u32,
-    settings: &Settings,
 ) {
-    let Some(next) = to_write(held, held.state().after_reply(segment), now, settings) else { return };
+    let Some(next) = to_write(held, held.state().after_reply(segment), age) else { return };
     cold_path();
     found.write(next, now);
     // A stream that flows only from the backend keeps its client's entry alive too.

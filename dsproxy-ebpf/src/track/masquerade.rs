@@ -17,7 +17,7 @@ use aya_ebpf::{
 use dsproxy_common::{
     Port, Protocol,
     count::Reason,
-    flow::{EgressEntry, EgressKind, FlowKey, FlowState, Segment, SnatEntry, is_expired},
+    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, Segment, SnatEntry},
     settings::Settings,
 };
 
@@ -151,8 +151,7 @@ fn take<F: Family>(key: &FlowKey<F::Address>, entry: &SnatEntry<F::Address>, now
     let is_own = held.client == entry.client && held.port == entry.port;
     let is_unanswered = matches!(held.state(), FlowState::Opening)
         && now.wrapping_sub(held.last_seen) >= UNANSWERED * settings.jiffies_per_second;
-    let may_be_taken =
-        is_own || is_unanswered || held.state().is_over() || is_expired(held.state, held.last_seen, now, settings);
+    let may_be_taken = is_own || is_unanswered || held.state().is_over() || held.age(now, settings).is_expired();
     may_be_taken && maps.snat.insert(key, entry, BPF_ANY.into()).is_ok()
 }
 
@@ -169,11 +168,11 @@ pub(crate) fn node_address<F: Family>(device: u32) -> Option<F::Address> {
 pub(crate) fn seen_forward<F: Family>(
     key: &FlowKey<F::Address>,
     (found, held): (Found<EgressEntry<F::Address>>, &EgressEntry<F::Address>),
+    age: Age,
     segment: Segment,
     now: u32,
-    settings: &Settings,
 ) {
-    let Some(next) = to_write(held, held.state().after_forward(segment), now, settings) else { return };
+    let Some(next) = to_write(held, held.state().after_forward(segment), age) else { return };
     found.write(next, now);
     if found.is_brief
         && matches!(next, FlowState::Established)
@@ -202,11 +201,11 @@ pub(crate) fn seen_forward<F: Family>(
 pub(crate) fn seen_answer<F: Family>(
     key: &FlowKey<F::Address>,
     (found, held): (Found<SnatEntry<F::Address>>, &SnatEntry<F::Address>),
+    age: Age,
     segment: Segment,
     now: u32,
-    settings: &Settings,
 ) {
-    let Some(next) = to_write(held, held.state().after_reply(segment), now, settings) else { return };
+    let Some(next) = to_write(held, held.state().after_reply(segment), age) else { return };
     found.write(next, now);
     let forward = FlowKey {
         source: held.client,

@@ -22,7 +22,7 @@ pub(crate) mod masquerade;
 
 use dsproxy_common::{
     Protocol,
-    flow::{EgressEntry, FlowKey, FlowState, ForwardEntry, SnatEntry},
+    flow::{Age, EgressEntry, FlowKey, FlowState, ForwardEntry, SnatEntry},
     settings::Settings,
 };
 
@@ -39,7 +39,7 @@ pub(crate) struct Found<E> {
 /// What all entries have.
 pub(crate) trait Entry: Copy {
     fn state(&self) -> FlowState;
-    fn last_seen(&self) -> u32;
+    fn age(&self, now: u32, settings: &Settings) -> Age;
     /// Where time and state stand, to be written to.
     fn write(entry: *mut Self, state: FlowState, now: u32);
 }
@@ -54,8 +54,8 @@ macro_rules! entry {
                 }
 
                 #[inline(always)]
-                fn last_seen(&self) -> u32 {
-                    self.last_seen
+                fn age(&self, now: u32, settings: &Settings) -> Age {
+                    Age::of(self.state.into(), self.last_seen, now, settings)
                 }
 
                 #[inline(always)]
@@ -156,15 +156,9 @@ pub(crate) fn snat<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<SnatEnt
     F::maps().snat.get_ptr_mut(key).map(|entry| Found { entry, is_brief: false })
 }
 
-/// Whether an entry last seen at `last_seen` is to be refreshed: once a second.
-#[inline(always)]
-pub(crate) fn is_stale(last_seen: u32, now: u32, settings: &Settings) -> bool {
-    now.wrapping_sub(last_seen) >= settings.jiffies_per_second
-}
-
 /// The state after one more packet, when it has to be written: because it is another one, or because the time is a second
 /// old. Most packets write nothing.
 #[inline(always)]
-fn to_write<E: Entry>(held: &E, next: FlowState, now: u32, settings: &Settings) -> Option<FlowState> {
-    (next.number() != held.state().number() || is_stale(held.last_seen(), now, settings)).then_some(next)
+fn to_write<E: Entry>(held: &E, next: FlowState, age: Age) -> Option<FlowState> {
+    (next.number() != held.state().number() || !age.is_fresh()).then_some(next)
 }

@@ -280,8 +280,8 @@ fn settings(
     let DatapathSettings { lifetimes, flags, snat_ports, refusals_per_second } = *wanted;
     let jiffies = |time: Duration| {
         let jiffies = time.as_secs().saturating_mul(jiffies_per_second.into());
-        // Half the range of the clock: beyond that an age could not be told from a younger one.
-        u32::try_from(jiffies).unwrap_or(u32::MAX).min(u32::MAX / 2)
+        // Half the range of the clock: beyond that an age could not be told from a younger one. And a second at least (`Age`).
+        u32::try_from(jiffies).unwrap_or(u32::MAX).min(u32::MAX / 2).max(jiffies_per_second)
     };
     let Lifetimes { opening, established, half_closed, closing, reset, stateless } = lifetimes;
     let mut settings = Settings {

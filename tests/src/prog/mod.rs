@@ -197,6 +197,17 @@ impl Datapath {
         Ok(self.maps.set_settings(&settings)?)
     }
 
+    /// As `set_lifetimes`, where some are too short to be waited for: a second is one jiffy from now on, for no connection
+    /// counts for less.
+    ///
+    /// # Errors
+    ///
+    /// When the settings cannot be read or written.
+    pub fn shorten_lifetimes(&mut self, lifetimes: [u32; FlowState::COUNT]) -> Result<(), ProgError> {
+        let settings = Settings { lifetimes, jiffies_per_second: 1, ..self.maps.settings()? };
+        Ok(self.maps.set_settings(&settings)?)
+    }
+
     /// Changes what the programs are told.
     ///
     /// # Errors

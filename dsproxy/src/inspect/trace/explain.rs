@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use dsproxy_common::{
     Addr4, Addr6, Address, Port,
     count::Reason,
-    flow::{FlowKey, ForwardEntry, Segment},
+    flow::{Age, FlowKey, ForwardEntry, Segment},
     hash,
     service::{Affinity, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKind, SLOT_TRIES},
     settings::NetworkFlags,
@@ -67,7 +67,8 @@ fn follow(question: &Question, picture: &Picture, steps: &mut Vec<String>) -> Op
         source_port: Port::default(),
     };
     let endpoint = SocketAddr::new(backend.address, backend.port);
-    if !entry.goes_on(backend.generation, backend.state, segment(question.protocol), picture.now, &picture.settings) {
+    let age = Age::of(entry.state, entry.last_seen, picture.now, &picture.settings);
+    if !entry.goes_on(backend.generation, backend.state, segment(question.protocol), age) {
         steps.push(format!(
             "The connection table has it with {endpoint} ({:?}, {:?}), which is over or takes nothing new: it is opened anew.",
             held.state, backend.state
