@@ -226,6 +226,14 @@ impl FlowState {
     }
 }
 
+/// How many jiffies there are from `then` to `now`, where that is less than half of what their low half counts. What another
+/// CPU has just written may seem to come from the future; it is of now.
+#[inline(always)]
+pub const fn jiffies_since(then: u32, now: u32) -> u32 {
+    let age = now.wrapping_sub(then);
+    if age > u32::MAX / 2 { 0 } else { age }
+}
+
 /// What the time since a connection's last packet makes of its entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Age {
@@ -451,6 +459,13 @@ mod tests {
         {
             assert_eq!(flow.goes_on(generation, BackendState::Active, ACK, age), goes_on, "{generation} {age:?}");
         }
+    }
+
+    #[test]
+    fn what_comes_from_the_future_is_of_now() {
+        assert_eq!(jiffies_since(100, 107), 7);
+        assert_eq!(jiffies_since(u32::MAX - 1, 5), 7);
+        assert_eq!(jiffies_since(101, 100), 0);
     }
 
     #[test]

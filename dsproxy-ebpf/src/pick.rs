@@ -3,6 +3,7 @@
 use aya_ebpf::bindings::BPF_ANY;
 use dsproxy_common::{
     count::Reason,
+    flow::jiffies_since,
     hash,
     service::{Affinity, AffinityKey, Backend, BackendState, Frontend, Run, Slots},
     settings::Settings,
@@ -77,9 +78,9 @@ impl Candidates {
         let key = AffinityKey { client, service: self.service };
         // SAFETY: copied at once; an entry that another CPU replaces meanwhile is checked below like any other.
         let held = *unsafe { F::maps().affinity.get(key) }?;
-        // Half the range of the clock is some 24 days at the fastest tick; a timeout is a day at most.
+        // A timeout is a day at most, and half the range of the clock some 24 days at the fastest tick.
         let timeout = seconds.saturating_mul(settings.jiffies_per_second);
-        if now.wrapping_sub(held.last_opened) > timeout {
+        if jiffies_since(held.last_opened, now) > timeout {
             return None;
         }
         self.eligible::<F>(held.backend).filter(|(_, backend)| backend.generation == held.generation)

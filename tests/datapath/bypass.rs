@@ -1,5 +1,7 @@
 //! A client that sends straight to a backend from a port it has just used through the VIP.
 
+use std::net::SocketAddr;
+
 use dsproxy_common::{Protocol, count::Reason};
 use dsproxy_tests::{packet::flags, prog::Hook};
 
@@ -19,8 +21,12 @@ fn answered(world: &mut World, protocol: Protocol) -> Flow {
     flow
 }
 
-fn endpoint(world: &World) -> std::net::SocketAddr {
-    let mut endpoint = world.endpoint(1);
+fn endpoint(world: &World) -> SocketAddr {
+    numbered(world, 1)
+}
+
+fn numbered(world: &World, number: u16) -> SocketAddr {
+    let mut endpoint = world.endpoint(number);
     endpoint.set_port(crate::world::PORT);
     endpoint
 }
@@ -64,6 +70,29 @@ fn a_packet_translated_before_is_not_taken_for_one_past_the_vip() {
             let flow = answered(world, protocol);
             bypasses(world, &flow, Hook::NodeIngress);
             flow.replies(world, 0, endpoint(world));
+        });
+    }
+}
+
+/// As with SIP or gossip: each of two backends speaks to the other's Service, from the port that it is served at. What one answers
+/// looks like what it would send past the other's VIP.
+#[test]
+fn an_answer_of_one_backend_to_another_is_not_taken_for_one_past_the_vip() {
+    for protocol in PROTOCOLS {
+        everywhere(|world| {
+            let (first, second) = (numbered(world, 1), numbered(world, 2));
+            let served = |number| Served::new(number, protocol).active([number as u16]).target_port(crate::world::PORT);
+            let to_first = Flow { client: second, ..world.flow(&served(1), 40_000) };
+            let to_second = Flow { client: first, ..world.flow(&served(2), 40_000) };
+            to_first.opens(world, 0, first);
+            to_second.opens(world, 0, second);
+            for _ in 0..2 {
+                for (flow, backend) in [(&to_first, first), (&to_second, second)] {
+                    let answer = packet(protocol, backend, flow.client, 0);
+                    world.send("the backend answers", Hook::Ingress, &answer, &Expected::Passed(Reason::NotService));
+                    flow.replies(world, 0, backend);
+                }
+            }
         });
     }
 }

@@ -88,7 +88,7 @@ fn translate<F: Family, C: PacketContext>(
 fn bypass<F: Family>(packet: &Packet<'_, F::Address>, side: Side, settings: &Settings) -> Reason {
     // Where a pod's packets come in, nobody has translated them yet: for a backend is what its client sends past the VIP.
     if side == Side::Pod && packet.segment == Segment::NOT_TCP && lookup::may_be_for_backend::<F>(packet.key) {
-        connection::forget_bypassed::<F>(packet.key);
+        connection::forget_bypassed::<F>(packet.key, clock::now(), settings);
     }
     lookup::without_frontend::<F>(packet.key, settings, Reason::NotService)
 }

@@ -215,9 +215,19 @@ pub(crate) fn seen_reply<F: Family>(
 /// Forgets the connection through a frontend whose client sends a packet of `key` straight to the backend: what comes back
 /// is to be left as it is. Should the client send through the frontend again, the connection is made anew.
 ///
+/// Two backends of the same port may be clients of each other's frontends from that port: what one answers looks like what
+/// it would send straight to the other, but leaves with the VIP as its source.
+///
 /// Not for TCP, whose two ends say themselves where one connection ends and another begins.
 #[inline(always)]
-pub(crate) fn forget_bypassed<F: Family>(key: &FlowKey<F::Address>) {
+pub(crate) fn forget_bypassed<F: Family>(key: &FlowKey<F::Address>, now: u32, settings: &Settings) {
+    let is_answer = egress::<F>(key).is_some_and(|found| {
+        let held = found.read();
+        held.kind == EgressKind::Reply.number() && !held.age(now, settings).is_expired()
+    });
+    if is_answer {
+        return;
+    }
     let reply = FlowKey {
         source: key.destination,
         destination: key.source,

@@ -17,7 +17,7 @@ use aya_ebpf::{
 use dsproxy_common::{
     Port, Protocol,
     count::Reason,
-    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, Segment, SnatEntry},
+    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, Segment, SnatEntry, jiffies_since},
     settings::Settings,
 };
 
@@ -150,7 +150,7 @@ fn take<F: Family>(key: &FlowKey<F::Address>, entry: &SnatEntry<F::Address>, now
     let held = found.read();
     let is_own = held.client == entry.client && held.port == entry.port;
     let is_unanswered = matches!(held.state(), FlowState::Opening)
-        && now.wrapping_sub(held.last_seen) >= UNANSWERED * settings.jiffies_per_second;
+        && jiffies_since(held.last_seen, now) >= UNANSWERED * settings.jiffies_per_second;
     let may_be_taken = is_own || is_unanswered || held.state().is_over() || held.age(now, settings).is_expired();
     may_be_taken && maps.snat.insert(key, entry, BPF_ANY.into()).is_ok()
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
-use dsproxy_common::flow::FlowState;
+use dsproxy_common::flow::{FlowState, jiffies_since};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -41,9 +41,8 @@ pub fn connections(live: &Live) -> anyhow::Result<Connections> {
     let now = jiffies(settings.jiffies_per_second)?;
     let mut rows = Vec::new();
     for connection in live.maps.connections()? {
-        // An entry written since the clock was read would seem to be very old.
-        let age = now.wrapping_sub(connection.last_seen);
-        let age = if age > u32::MAX / 2 { 0 } else { age };
+        // An entry may have been written since the clock was read.
+        let age = jiffies_since(connection.last_seen, now);
         if age > settings.lifetimes[usize::from(connection.state.number())] {
             continue;
         }
