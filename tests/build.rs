@@ -8,6 +8,7 @@ const TOOLCHAIN: &str = "dsproxy-ebpf";
 fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-env-changed=DSPROXY_EBPF_TOOLCHAIN");
     println!("cargo:rerun-if-changed=../dsproxy-ebpf/src/wire.rs");
+    println!("cargo:rerun-if-changed=../dsproxy-common/src/checksum.rs");
     // As in dsproxy/build.rs: the inner build would report each crate as a warning of this one.
     // SAFETY: nothing else runs in this process.
     unsafe { std::env::set_var("CARGO_TERM_QUIET", "true") };

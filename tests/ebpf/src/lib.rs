@@ -18,6 +18,9 @@ pub struct Plan {
     pub transport_checksum: u32,
 }
 
+/// How much of a packet that the kernel makes is put in place each time, in words of 32 bits: all headers of either family.
+pub const TEMPLATE_WORDS: usize = 16;
+
 /// One end of a packet: its port counts up through a range, and its address does each time the ports are through.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

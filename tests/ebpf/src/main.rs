@@ -11,6 +11,7 @@
 // The program attribute makes public functions without documentation around ours.
 #![allow(missing_docs, unreachable_pub)]
 
+mod headers;
 #[path = "../../../dsproxy-ebpf/src/wire.rs"]
 #[allow(dead_code, reason = "headers are written here, never read")]
 mod wire;
@@ -21,9 +22,9 @@ use aya_ebpf::{
     macros::{btf_map, classifier},
     programs::TcContext,
 };
-use dsproxy_bench_ebpf::{End, Plan};
+use dsproxy_bench_ebpf::Plan;
 
-use crate::wire::Wire;
+use crate::headers::{Shape, TcpV4, TcpV6, UdpV4, UdpV6};
 
 /// The program that is measured.
 #[btf_map]
@@ -34,35 +35,9 @@ static PLAN: Array<Plan, 1> = Array::new();
 #[btf_map]
 static SEQUENCE: Array<u32, 1> = Array::new();
 
-const ETHERNET: usize = 14;
-
-/// Where the fields stand in the packets of one shape: Ethernet, no tags, no options.
-trait Shape {
-    const WORDS: usize;
-    const SOURCE: usize;
-    const DESTINATION: usize;
-    const HEADER_CHECKSUM: Option<usize>;
-    const SOURCE_PORT: usize;
-    const TRANSPORT_CHECKSUM: usize;
-    const LENGTH: usize;
-}
-
-macro_rules! shapes {
-    ($($program:ident = $shape:ident: $words:literal words at $source:literal, checksum $checksum:expr,
-        transport at $transport:literal, checksum at $transport_checksum:literal of $length:literal;)+) => {
+macro_rules! programs {
+    ($($program:ident: $shape:ident;)+) => {
         $(
-            enum $shape {}
-
-            impl Shape for $shape {
-                const WORDS: usize = $words;
-                const SOURCE: usize = ETHERNET + $source;
-                const DESTINATION: usize = Self::SOURCE + $words * 4;
-                const HEADER_CHECKSUM: Option<usize> = $checksum;
-                const SOURCE_PORT: usize = ETHERNET + $transport;
-                const TRANSPORT_CHECKSUM: usize = Self::SOURCE_PORT + $transport_checksum;
-                const LENGTH: usize = Self::SOURCE_PORT + $length;
-            }
-
             #[classifier]
             pub fn $program(context: TcContext) -> i32 {
                 run::<$shape>(&context)
@@ -71,11 +46,11 @@ macro_rules! shapes {
     };
 }
 
-shapes! {
-    tcp_v4 = TcpV4: 1 words at 12, checksum Some(ETHERNET + 10), transport at 20, checksum at 16 of 20;
-    udp_v4 = UdpV4: 1 words at 12, checksum Some(ETHERNET + 10), transport at 20, checksum at 6 of 8;
-    tcp_v6 = TcpV6: 4 words at 8, checksum None, transport at 40, checksum at 16 of 20;
-    udp_v6 = UdpV6: 4 words at 8, checksum None, transport at 40, checksum at 6 of 8;
+programs! {
+    tcp_v4: TcpV4;
+    udp_v4: UdpV4;
+    tcp_v6: TcpV6;
+    udp_v6: UdpV6;
 }
 
 /// What the programs above cost by themselves is measured with this one behind them.
@@ -107,39 +82,9 @@ fn restore<S: Shape>(context: &TcContext) -> Option<()> {
     if start + S::LENGTH > context.data_end() {
         return None;
     }
-    let start = start as *mut u8;
-    let Plan { source, destination, header_checksum, transport_checksum } = plan;
-    // SAFETY: every offset of a shape lies within its length, which was just compared with that of the packet.
-    unsafe {
-        write_end::<S>(start, S::SOURCE, S::SOURCE_PORT, source, sequence);
-        write_end::<S>(start, S::DESTINATION, S::SOURCE_PORT + 2, destination, sequence);
-        if let Some(offset) = S::HEADER_CHECKSUM {
-            u16::store::<0>(start.add(offset), *header_checksum as u16);
-        }
-        u16::store::<0>(start.add(S::TRANSPORT_CHECKSUM), *transport_checksum as u16);
-    }
+    // SAFETY: the length of the shape was just compared with that of the packet.
+    unsafe { headers::write::<S>(start as *mut u8, plan, sequence) };
     Some(())
-}
-
-/// Puts an end in place, field by field as the programs that are measured read it: a processor that finds two stores
-/// behind one load has to wait.
-///
-/// # Safety
-///
-/// The fields must lie within the packet.
-#[inline(always)]
-unsafe fn write_end<S: Shape>(start: *mut u8, address: usize, port: usize, end: &End, sequence: u32) {
-    let mut word = 0;
-    while word + 1 < S::WORDS {
-        // SAFETY: given by the caller.
-        unsafe { u32::store::<0>(start.add(address + word * 4), end.prefix[word]) };
-        word += 1;
-    }
-    // SAFETY: as above.
-    unsafe {
-        u32::store::<0>(start.add(address + word * 4), end.address_in(sequence).to_be());
-        u16::store::<0>(start.add(port), end.port_in(sequence).to_be());
-    }
 }
 
 #[cfg(target_arch = "bpf")]

@@ -116,6 +116,19 @@ pub enum BenchError {
     /// Traffic failed.
     #[error(transparent)]
     Measure(#[from] MeasureFailed),
+    /// A device is not there.
+    #[error("look up the device that packets are sent by: {0}")]
+    Device(nix::Error),
+    /// Packets that were sent are not where they should be.
+    #[error("{variant}: of {sent} packets only {arrived} arrived, which is no rate to be compared")]
+    Lost {
+        /// What stood between.
+        variant: &'static str,
+        /// How many were sent.
+        sent: u32,
+        /// How many arrived.
+        arrived: u64,
+    },
     /// A processor time clock cannot be read.
     #[error("read a processor time clock: {0}")]
     ProcessorTime(nix::Error),

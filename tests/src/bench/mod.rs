@@ -24,4 +24,4 @@ pub use figure::{Aim, Better, Figure, Report, Spread};
 pub use machine::Machine;
 pub use packets::{Effort, measure_packets, measure_scale};
 pub use plots::{PlotError, write_documents};
-pub use traffic::{ExchangeFailed, Measure, MeasureFailed, TrafficEffort, measure_traffic};
+pub use traffic::{ExchangeFailed, Measure, MeasureFailed, RateEffort, TrafficEffort, measure_rate, measure_traffic};

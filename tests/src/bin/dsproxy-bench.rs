@@ -10,8 +10,8 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use dsproxy_tests::bench::{
-    Comparison, ControlPlaneAims, Effort, Figure, Machine, Report, TrafficEffort, cold_start, measure_control_plane,
-    measure_packets, measure_scale, measure_traffic, write_documents,
+    Comparison, ControlPlaneAims, Effort, Figure, Machine, RateEffort, Report, TrafficEffort, cold_start,
+    measure_control_plane, measure_packets, measure_rate, measure_scale, measure_traffic, write_documents,
 };
 
 #[derive(Parser)]
@@ -32,6 +32,9 @@ struct Arguments {
     /// How many packets for one measurement.
     #[arg(long, default_value_t = 200_000)]
     repeat: u32,
+    /// How many packets are forwarded for one measurement of a rate.
+    #[arg(long, default_value_t = 500_000)]
+    frames: u32,
     /// How many milliseconds traffic flows for one measurement.
     #[arg(long, default_value_t = 200)]
     window: u64,
@@ -52,6 +55,8 @@ enum Part {
     ControlPlane,
     /// Real sockets, through dsproxy and through kube-proxy-shaped rules.
     Traffic,
+    /// Packets made by the kernel itself, forwarded as fast as one processor can.
+    Rate,
 }
 
 #[derive(Subcommand)]
@@ -108,7 +113,7 @@ fn read(path: &Path) -> anyhow::Result<Report> {
 }
 
 fn measure(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { json, only, filter, rounds, repeat, window, services, child: _ } = arguments;
+    let Arguments { json, only, filter, rounds, repeat, frames, window, services, child: _ } = arguments;
     let machine = Machine::look()?;
     println!("{machine}\n");
     println!("{:<82} {:>8} {:>8}", "", "minimum", "median");
@@ -122,8 +127,16 @@ fn measure(arguments: Arguments) -> anyhow::Result<()> {
         }
     }
     if wanted(Part::Traffic) {
-        let effort = TrafficEffort { rounds: rounds.unwrap_or(5), window: Duration::from_millis(window), services };
+        let effort = TrafficEffort {
+            rounds: rounds.unwrap_or(5),
+            window: Duration::from_millis(window),
+            services: services.clone(),
+        };
         note(&mut report, measure_traffic(&effort, |doing| eprintln!("{doing}"))?);
+    }
+    if wanted(Part::Rate) {
+        let effort = RateEffort { rounds: rounds.unwrap_or(5), packets: frames, services: services.clone() };
+        note(&mut report, measure_rate(&effort, |doing| eprintln!("{doing}"))?);
     }
     report.machine.pin()?;
     let effort = Effort { filter: &filter, rounds: rounds.unwrap_or(21), repeat };

@@ -75,6 +75,20 @@ pub fn link_counters(namespace: &Namespace, interface: &str) -> Result<LinkCount
     }
 }
 
+/// The link-layer address of `interface`.
+pub fn link_address(namespace: &Namespace, interface: &str) -> Result<[u8; 6], LabError> {
+    let arguments = ["-n", namespace.name(), "-j", "link", "show", interface];
+    let printed = ip(&arguments)?;
+    let value: serde_json::Value = serde_json::from_str(&printed).unwrap_or_default();
+    let octets = value[0]["address"]
+        .as_str()
+        .and_then(|text| text.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect::<Option<Vec<_>>>());
+    octets.and_then(|octets| octets.try_into().ok()).ok_or_else(|| LabError::IpRoute {
+        commands: format!("ip {}", arguments.join(" ")),
+        reason: format!("no Ethernet address in {printed:?}"),
+    })
+}
+
 /// Sets the MTU of `interface`.
 pub fn set_mtu(namespace: &Namespace, interface: &str, mtu: u16) -> Result<(), LabError> {
     batch(namespace.name(), &[format!("link set {interface} mtu {mtu}")])

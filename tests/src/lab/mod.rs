@@ -42,7 +42,7 @@ pub use daemon::{Attach, Daemon, DaemonOptions, daemon_binary};
 pub use echo::EchoServer;
 pub use error::LabError;
 pub use http::{HttpAnswer, http_get};
-pub use iproute::{LinkCounters, add_address, link_counters, set_mtu, tc};
+pub use iproute::{LinkCounters, add_address, link_address, link_counters, set_mtu, tc};
 pub use leftovers::{Extent, Leftover, find as find_leftovers, remove as remove_leftovers};
 pub use load::{Load, LoadReport, Steady, SteadyReport};
 pub use manifests::Manifests;

@@ -220,6 +220,12 @@ pub struct Outside {
 }
 
 impl Outside {
+    /// Its device.
+    pub const INTERFACE: &str = "eth0";
+
+    /// Node A's device towards it.
+    pub const GATEWAY_INTERFACE: &str = "eth1";
+
     /// Its namespace.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
@@ -238,15 +244,15 @@ impl Outside {
 
 /// Adds a host outside, on a network of its own behind node A.
 pub(crate) fn add_outside(lab: LabName, a: &Node, b: &Node) -> Result<Outside, LabError> {
-    /// Node A's device towards it.
-    const DEVICE: &str = "eth1";
+    const DEVICE: &str = Outside::GATEWAY_INTERFACE;
+    const OWN: &str = Outside::INTERFACE;
 
     let (gateway, network) = (DualStack::outside(1), DualStack::outside(0));
     let outside = Outside { namespace: Namespace::create(lab, "outside")?, addresses: DualStack::outside(9), gateway };
     iproute::batch(
         a.namespace.name(),
         &[
-            format!("link add {DEVICE} type veth peer name eth0 netns {}", outside.namespace.name()),
+            format!("link add {DEVICE} type veth peer name {OWN} netns {}", outside.namespace.name()),
             format!("link set {DEVICE} up"),
             format!("addr add {}/24 dev {DEVICE}", gateway.v4),
             format!("addr add {}/64 dev {DEVICE} nodad", gateway.v6),
@@ -255,9 +261,9 @@ pub(crate) fn add_outside(lab: LabName, a: &Node, b: &Node) -> Result<Outside, L
     iproute::batch(
         outside.namespace.name(),
         &[
-            "link set eth0 up".to_owned(),
-            format!("addr add {}/24 dev eth0", outside.addresses.v4),
-            format!("addr add {}/64 dev eth0 nodad", outside.addresses.v6),
+            format!("link set {OWN} up"),
+            format!("addr add {}/24 dev {OWN}", outside.addresses.v4),
+            format!("addr add {}/64 dev {OWN} nodad", outside.addresses.v6),
             format!("route add default via {}", gateway.v4),
             format!("route add default via {}", gateway.v6),
         ],

@@ -12,7 +12,9 @@
 mod backend;
 mod client;
 mod figures;
+mod live;
 mod processor_time;
+mod rate;
 mod stage;
 mod variant;
 
@@ -21,6 +23,7 @@ use std::time::{Duration, Instant};
 use dsproxy_common::IpFamily;
 
 pub use client::{ExchangeFailed, Measure, MeasureFailed};
+pub use rate::{RateEffort, measure_rate};
 
 use super::{BenchError, Figure};
 pub(super) use figures::PART;

@@ -53,7 +53,7 @@ impl Way {
     }
 
     /// The port of its backends, which no other way has.
-    fn target(self) -> u16 {
+    pub(super) fn target(self) -> u16 {
         8000 + self.number()
     }
 
@@ -113,6 +113,11 @@ impl Stage {
             Way::Local | Way::Remote => self.client.namespace(),
             Way::NodePort => self.outside.namespace(),
         }
+    }
+
+    /// The host outside.
+    pub(super) fn outside(&self) -> &Outside {
+        &self.outside
     }
 
     /// Where the client of `way` sends to: what stands for the Service, or one of its pods.
