@@ -44,6 +44,10 @@ reasons! {
     Masqueraded = "masqueraded",
     /// The reply to a masqueraded packet, sent on to the client.
     Unmasqueraded = "unmasqueraded",
+    /// A client's packet that XDP sent on to its backend on another node, masqueraded.
+    SentToBackend = "sent-to-backend",
+    /// The reply to a masqueraded packet that XDP sent on to the client, translated back to the VIP.
+    SentToClient = "sent-to-client",
     /// An ICMP error about a translated packet, translated like it.
     IcmpError = "icmp-error",
     /// Passed: neither IPv4 nor IPv6.
@@ -120,6 +124,8 @@ impl Reason {
             | Self::Replied
             | Self::Masqueraded
             | Self::Unmasqueraded
+            | Self::SentToBackend
+            | Self::SentToClient
             | Self::IcmpError
             | Self::NotIp
             | Self::OtherProtocol

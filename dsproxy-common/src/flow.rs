@@ -7,6 +7,7 @@
 
 use crate::{
     Port,
+    next_hop::NextHop,
     record::{family_record, record},
     service::BackendState,
     settings::Settings,
@@ -66,6 +67,8 @@ pub struct EgressEntry<A> {
     pub client_port: Port,
     /// Zero.
     pub reserved: u16,
+    /// Where the packet goes next, if XDP has found out.
+    pub next_hop: NextHop,
 }
 
 /// The service of an entry that belongs to none.
@@ -351,7 +354,7 @@ impl ForwardEntry {
 
 family_record! {
     FlowKey = [2 addresses, 2, 2, 4];
-    EgressEntry = [1 addresses, 4, 4, 2, 1, 1, 2, 2];
+    EgressEntry = [1 addresses, 4, 4, 2, 1, 1, 2, 2, 28];
     SnatEntry = [1 addresses, 4, 2, 2];
 }
 

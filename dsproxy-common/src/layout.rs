@@ -4,7 +4,7 @@ use crate::IpFamily;
 
 /// The version of the map layout; it is part of the pin path. A change to a key, a value or the meaning of a map
 /// takes a new number.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// The name of the map of settings.
 pub const SETTINGS: &str = "SETTINGS";
@@ -17,6 +17,12 @@ pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
 
 /// The name of the per-CPU budget of refusals.
 pub const REFUSALS: &str = "REFUSALS";
+/// The name of the map that holds `Routing`.
+pub const ROUTING: &str = "ROUTING";
+/// The name of the map from a device's index to its `XdpDevice`.
+pub const XDP_DEVICES: &str = "XDP_DEVICES";
+/// The name of the map from a `NeighbourKey` to when the neighbour was last found to be a next hop, in jiffies.
+pub const NEIGHBOURS: &str = "NEIGHBOURS";
 
 /// The names of the maps that exist once for each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +167,10 @@ pub mod capacity {
     pub const NETWORKS: u32 = 131_072;
     /// Devices with an address of their own for masqueraded packets.
     pub const DEVICES: u32 = 4096;
+    /// Devices that XDP programs are attached to.
+    pub const XDP_DEVICES: u32 = 256;
+    /// Neighbours that XDP sends frames to.
+    pub const NEIGHBOURS: u32 = 8192;
     /// Packets in fragments that are under way.
     pub const FRAGMENTS: u32 = 8192;
     /// Sockets that were translated.

@@ -14,6 +14,7 @@ pub mod flow;
 pub mod fragment;
 pub mod hash;
 pub mod layout;
+pub mod next_hop;
 mod record;
 pub mod refusal;
 pub mod service;

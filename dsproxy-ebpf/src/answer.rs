@@ -5,14 +5,14 @@ use dsproxy_common::{Address as _, checksum, count::Reason, settings::Settings};
 use crate::{
     family::{Family, Header},
     maps,
-    packet::{self, PacketContext, Short},
+    packet::{self, BufferContext, Short},
     parse::{Packet, link},
 };
 
 /// Whether `packet` may have an answer (RFC 1122, section 3.2.2; RFC 4443, section 2.4, e): it was sent by one host and
 /// to one, and it is no later fragment. ICMP errors are never refused.
 #[inline(always)]
-pub(crate) fn is_allowed<F: Family, C: PacketContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
+pub(crate) fn is_allowed<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
     // Without a link-layer header there is nobody else on the link.
     let was_sent_to_many = packet.l3 > 0 && context.was_sent_to_many();
     !was_sent_to_many && !packet.piece.is_later() && F::is_host(&packet.key.source)
@@ -32,7 +32,7 @@ pub(crate) fn spend(settings: &Settings, now: u32) -> Result<(), Reason> {
 /// Makes the packet into one from its destination to its source, with `length` bytes of `protocol` behind an IP header
 /// without options. What these bytes are is left to the caller.
 #[inline(always)]
-pub(crate) fn make<F: Family, C: PacketContext>(
+pub(crate) fn make<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     protocol: u8,
@@ -61,7 +61,7 @@ pub(crate) fn make<F: Family, C: PacketContext>(
 /// so the packet is made longer by that much first. It cannot be cut there while VLAN tags stand in the packet: it then stays
 /// as the kernel says it is.
 #[inline(always)]
-fn resize<A, C: PacketContext>(context: &C, packet: &Packet<'_, A>, length: usize) -> Result<(), packet::Refused> {
+fn resize<A, C: BufferContext>(context: &C, packet: &Packet<'_, A>, length: usize) -> Result<(), packet::Refused> {
     let wanted = (packet.l3 + length) as u32;
     let excess = packet.l4 as u32 + 1;
     context.resize(wanted + excess)?;

@@ -11,7 +11,7 @@ use dsproxy_common::{
 use crate::{
     icmp, maps,
     packet::{Linear, Short, View},
-    parse::{Transport, ipv4, ipv6},
+    parse::{Plain, Transport, ipv4, ipv6},
     rewrite::End,
 };
 
@@ -48,6 +48,7 @@ pub(crate) struct Maps<A: 'static> {
     pub(crate) fragments: &'static maps::Fragments<A>,
     pub(crate) sockets: &'static maps::Sockets<A>,
     pub(crate) scratch: &'static maps::Scratch<A>,
+    pub(crate) new_entry: &'static maps::NewEntry<A>,
 }
 
 /// An address family, as the pipeline sees it.
@@ -76,10 +77,24 @@ pub(crate) trait Family: Sized + 'static {
     /// Reads the IP header at `l3` and whatever stands between it and the transport header; the addresses go to `key`.
     fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Self::Address>) -> Result<Result<Transport, Reason>, Short>;
 
+    /// Reads the IP header at `l3` if it is one without options or extensions, of a packet that is whole; the addresses go to `key`.
+    fn plain(linear: Linear, l3: usize, key: &mut FlowKey<Self::Address>) -> Option<Plain>;
+
     /// Puts `address` at one end of the IP header at `l3`, in place of one from which it has `difference`; the header's
     /// checksum, if it has one, is made right.
     fn write_address(linear: Linear, l3: usize, end: End, address: Self::Address, difference: u16)
     -> Result<(), Short>;
+
+    /// Replaces both addresses in the IP header at `l3`, the difference of which together is `difference`, for a packet that is sent
+    /// on, so with one hop less; the header's checksum, if it has one, is made right. None, and nothing is written, if it
+    /// was at its last hop.
+    fn cross(
+        linear: Linear,
+        l3: usize,
+        source: Self::Address,
+        destination: Self::Address,
+        difference: u16,
+    ) -> Option<()>;
 
     /// How many bytes the packet has from its IP header at `l3` on, if the header says so.
     fn length(linear: Linear, l3: usize) -> Result<Option<usize>, Short>;
@@ -129,12 +144,18 @@ impl Family for V4 {
             fragments: &maps::FRAGMENTS_V4,
             sockets: &maps::SOCKETS_V4,
             scratch: &maps::SCRATCH_V4,
+            new_entry: &maps::NEW_ENTRY_V4,
         }
     }
 
     #[inline(always)]
     fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Result<Result<Transport, Reason>, Short> {
         ipv4::parse(linear, l3, key)
+    }
+
+    #[inline(always)]
+    fn plain(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Option<Plain> {
+        ipv4::plain(linear, l3, key)
     }
 
     #[inline(always)]
@@ -147,6 +168,11 @@ impl Family for V4 {
         let checksum = header.read::<u16, { ipv4::CHECKSUM }>();
         header.write::<u16, { ipv4::CHECKSUM }>(checksum::update(checksum, difference));
         Ok(())
+    }
+
+    #[inline(always)]
+    fn cross(linear: Linear, l3: usize, source: Addr4, destination: Addr4, difference: u16) -> Option<()> {
+        ipv4::cross(linear, l3, source, destination, difference)
     }
 
     #[inline(always)]
@@ -197,12 +223,18 @@ impl Family for V6 {
             fragments: &maps::FRAGMENTS_V6,
             sockets: &maps::SOCKETS_V6,
             scratch: &maps::SCRATCH_V6,
+            new_entry: &maps::NEW_ENTRY_V6,
         }
     }
 
     #[inline(always)]
     fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Result<Result<Transport, Reason>, Short> {
         ipv6::parse(linear, l3, key)
+    }
+
+    #[inline(always)]
+    fn plain(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Option<Plain> {
+        ipv6::plain(linear, l3, key)
     }
 
     /// The IPv6 header has no checksum (RFC 8200, section 3).
@@ -214,6 +246,11 @@ impl Family for V6 {
             End::Destination => header.write_address::<_, { ipv6::DESTINATION }>(address),
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn cross(linear: Linear, l3: usize, source: Addr6, destination: Addr6, _: u16) -> Option<()> {
+        ipv6::cross(linear, l3, source, destination)
     }
 
     #[inline(always)]

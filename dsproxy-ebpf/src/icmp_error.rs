@@ -15,7 +15,7 @@ use crate::{
     clock,
     family::Family,
     icmp,
-    packet::{Linear, PacketContext, Short, View},
+    packet::{BufferContext, Linear, Short, View},
     parse::{LONGEST_HEADERS, Transport, transport},
     rewrite::End,
     track::{self, Entry as _, masquerade},
@@ -56,7 +56,7 @@ struct Name<A> {
 ///
 /// It is about a packet that left with a VIP or an address of the node as its source.
 #[inline(always)]
-pub(crate) fn enter<F: Family, C: PacketContext>(
+pub(crate) fn enter<F: Family, C: BufferContext>(
     context: &C,
     (l3, l4): (usize, usize),
     key: &mut FlowKey<F::Address>,
@@ -79,7 +79,7 @@ pub(crate) fn enter<F: Family, C: PacketContext>(
 /// It is about a packet that entered and got a backend or a client as its destination. Whoever sends the error keeps the name
 /// it has, unless it is that destination itself.
 #[inline(always)]
-pub(crate) fn leave<F: Family, C: PacketContext>(
+pub(crate) fn leave<F: Family, C: BufferContext>(
     context: &C,
     (l3, l4): (usize, usize),
     key: &mut FlowKey<F::Address>,
@@ -121,7 +121,7 @@ fn receiver<F: Family>(key: &FlowKey<F::Address>, now: u32, settings: &Settings)
 
 /// Finds the headers of the quoted packet, and fills `key` with its addresses and ports turned round.
 #[inline(always)]
-fn parse<F: Family, C: PacketContext>(
+fn parse<F: Family, C: BufferContext>(
     context: &C,
     l3: usize,
     l4: usize,

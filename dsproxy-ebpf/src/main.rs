@@ -11,6 +11,7 @@ mod answer;
 mod clock;
 mod count;
 mod family;
+mod forward;
 mod icmp;
 mod icmp_error;
 mod lookup;
@@ -28,13 +29,17 @@ mod verifier;
 mod wire;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_PASS},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use dsproxy_common::count::Reason;
 
-use crate::{packet::PacketContext as _, parse::link::Link, pipeline::Side};
+use crate::{
+    packet::{BufferContext as _, FrameContext as _},
+    parse::link::Link,
+    pipeline::Side,
+};
 
 /// Packets of a pod that enter the stack.
 #[classifier]
@@ -90,6 +95,13 @@ pub fn node_ingress_ip(context: TcContext) -> i32 {
 #[inline(always)]
 pub fn node_egress_ip(context: TcContext) -> i32 {
     action(&context, pipeline::egress(&context, Link::None, Side::Node))
+}
+
+/// Frames from other nodes and the world, before the stack sees them.
+#[xdp]
+#[inline(always)]
+pub fn node_xdp(context: XdpContext) -> u32 {
+    pipeline::fast_path(&context).map_or(XDP_PASS, |device| context.send_out(device))
 }
 
 /// Where a socket is connected to.

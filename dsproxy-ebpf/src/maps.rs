@@ -13,6 +13,7 @@ use dsproxy_common::{
     flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
     fragment::{Fragment, FragmentKey},
     layout::capacity,
+    next_hop::{NeighbourKey, Routing, XdpDevice},
     refusal::Budget,
     service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceName, SourceRange},
     settings::Settings,
@@ -37,6 +38,8 @@ const DEVICES: usize = capacity::DEVICES as usize;
 const FRAGMENTS: usize = capacity::FRAGMENTS as usize;
 const SOCKETS: usize = capacity::SOCKETS as usize;
 const SERVICES: usize = capacity::SERVICES as usize;
+const XDP_DEVICE_COUNT: usize = capacity::XDP_DEVICES as usize;
+const NEIGHBOUR_COUNT: usize = capacity::NEIGHBOURS as usize;
 
 /// The types of the maps that exist once for each family.
 pub(crate) type Frontends<A> = HashMap<FrontendKey<A>, Frontend, FRONTENDS, NO_PREALLOC>;
@@ -53,6 +56,8 @@ pub(crate) type Ranges<A> = LpmTrie<SourceRange<A>, u32, RANGES>;
 pub(crate) type Networks<A> = LpmTrie<A, u32, NETWORKS>;
 pub(crate) type NodeAddresses<A> = HashMap<u32, A, DEVICES, NO_PREALLOC>;
 pub(crate) type Scratch<A> = PerCpuArray<Connection<A>, 1>;
+/// Entries are put together there: the stack has no room for them.
+pub(crate) type NewEntry<A> = PerCpuArray<EgressEntry<A>, 1>;
 pub(crate) type Sockets<A> = LruHashMap<SocketKey<A>, SocketEntry<A>, SOCKETS>;
 pub(crate) type Fragments<A> = LruHashMap<FragmentKey<A>, Fragment, FRAGMENTS>;
 
@@ -70,6 +75,13 @@ pub(crate) static REFUSALS: PerCpuArray<Budget, 1> = PerCpuArray::new();
 /// Not kept from one packet to the next.
 #[btf_map]
 pub(crate) static QUOTE: PerCpuArray<Quote, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static ROUTING: Array<Routing, 1> = Array::new();
+#[btf_map]
+pub(crate) static XDP_DEVICES: HashMap<u32, XdpDevice, XDP_DEVICE_COUNT, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(crate) static NEIGHBOURS: LruHashMap<NeighbourKey, u32, NEIGHBOUR_COUNT> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static FRONTENDS_V4: Frontends<Addr4> = HashMap::new();
@@ -103,6 +115,8 @@ pub(crate) static MASQUERADE_V4: NodeAddresses<Addr4> = HashMap::new();
 pub(crate) static FRAGMENTS_V4: Fragments<Addr4> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS_V4: Sockets<Addr4> = LruHashMap::new();
+#[btf_map]
+pub(crate) static NEW_ENTRY_V4: NewEntry<Addr4> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static SCRATCH_V4: Scratch<Addr4> = PerCpuArray::new();
 
@@ -138,5 +152,7 @@ pub(crate) static MASQUERADE_V6: NodeAddresses<Addr6> = HashMap::new();
 pub(crate) static FRAGMENTS_V6: Fragments<Addr6> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS_V6: Sockets<Addr6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static NEW_ENTRY_V6: NewEntry<Addr6> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static SCRATCH_V6: Scratch<Addr6> = PerCpuArray::new();

@@ -8,7 +8,7 @@ use crate::{
     family::Family,
     icmp::{self, Numbers},
     maps,
-    packet::{self, PacketContext, Short, View},
+    packet::{self, BufferContext, Short, View},
     parse::Packet,
     reset, verifier,
 };
@@ -32,7 +32,7 @@ pub(crate) struct Quote {
 ///
 /// Why there is no answer.
 #[inline(always)]
-pub(crate) fn refuse<F: Family, C: PacketContext>(
+pub(crate) fn refuse<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     now: u32,
@@ -47,7 +47,7 @@ pub(crate) fn refuse<F: Family, C: PacketContext>(
 }
 
 #[inline(always)]
-fn port_unreachable<F: Family, C: PacketContext>(
+fn port_unreachable<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     now: u32,
@@ -89,7 +89,7 @@ fn port_unreachable<F: Family, C: PacketContext>(
 
 /// How many bytes of the packet are quoted, from its IP header on: all, up to `most`, but not what stands behind its end.
 #[inline(always)]
-fn quoted<F: Family, C: PacketContext>(context: &C, packet: &Packet<'_, F::Address>, most: usize) -> Option<usize> {
+fn quoted<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>, most: usize) -> Option<usize> {
     let there = (context.length() as usize).checked_sub(packet.l3)?;
     let said = F::length(context.linear(), packet.l3).ok()?;
     let whole = said.map_or(there, |said| said.min(there));

@@ -6,7 +6,7 @@ use dsproxy_common::{Protocol, count::Reason, settings::Settings};
 use crate::{
     answer,
     family::Family,
-    packet::{PacketContext, Short, View},
+    packet::{BufferContext, Short, View},
     parse::{
         Packet,
         transport::{
@@ -32,7 +32,7 @@ struct Numbers {
 ///
 /// Why there is no answer.
 #[inline(always)]
-pub(crate) fn reset<F: Family, C: PacketContext>(
+pub(crate) fn reset<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     now: u32,
@@ -72,7 +72,7 @@ pub(crate) fn reset<F: Family, C: PacketContext>(
 /// "If the ACK bit is off, sequence number zero is used: `<SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>`. If the ACK bit is on:
 /// `<SEQ=SEG.ACK><CTL=RST>`."
 #[inline(always)]
-fn numbers<F: Family, C: PacketContext>(context: &C, packet: &Packet<'_, F::Address>) -> Result<Numbers, Short> {
+fn numbers<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> Result<Numbers, Short> {
     let linear = context.linear();
     let header = View::<TCP_HEADER>::at(linear, packet.l4)?;
     if header.read::<u8, TCP_FLAGS>() & ACK != 0 {

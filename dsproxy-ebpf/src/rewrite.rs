@@ -6,8 +6,8 @@ use dsproxy_common::{Address as _, Port, checksum, count::Reason};
 
 use crate::{
     family::Family,
-    packet::{self, PacketContext, Short, TransportChange},
-    parse::{Content, Packet, transport},
+    packet::{self, BufferContext, Linear, Short, TransportChange, View},
+    parse::{Content, Packet, link::ETHERNET_HEADER, transport},
 };
 
 /// Which end of the flow is replaced.
@@ -21,7 +21,7 @@ pub(crate) enum End {
 
 /// Puts `address` and `port` at one end of the packet.
 #[inline(always)]
-pub(crate) fn rewrite<F: Family, C: PacketContext>(
+pub(crate) fn rewrite<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     end: End,
@@ -67,4 +67,33 @@ pub(crate) fn rewrite<F: Family, C: PacketContext>(
         zero_means_none: matches!(packet.content, Content::Udp),
     };
     context.update_transport_checksum(packet.l4 + offset, &change).map_err(|packet::Refused| Reason::RewriteFailed)
+}
+
+/// Puts an address and port at both ends of a plain packet (`parse::plain`) that goes on without the stack, with one hop less
+/// left to it. None if it has none left: then nothing is written, for it is the stack that tells the sender.
+#[inline(always)]
+pub(crate) fn cross<F: Family>(
+    linear: Linear,
+    packet: &Packet<'_, F::Address>,
+    source: (F::Address, Port),
+    destination: (F::Address, Port),
+) -> Option<()> {
+    let (l3, l4) = (ETHERNET_HEADER, ETHERNET_HEADER + F::HEADER);
+    let key = packet.key;
+    let difference = checksum::add(
+        checksum::difference(key.source.words(), source.0.words()),
+        checksum::difference(key.destination.words(), destination.0.words()),
+    );
+    if matches!(packet.content, Content::Tcp) {
+        let header = View::<{ transport::TCP_HEADER }>::at(linear, l4).ok()?;
+        F::cross(linear, l3, source.0, destination.0, difference)?;
+        let ports = transport::replace_ports(&header, End::Destination, destination.1, source.1);
+        transport::update_checksum::<{ transport::TCP_CHECKSUM }, _>(&header, checksum::add(difference, ports));
+    } else {
+        let header = View::<{ transport::UDP_HEADER }>::at(linear, l4).ok()?;
+        F::cross(linear, l3, source.0, destination.0, difference)?;
+        let ports = transport::replace_ports(&header, End::Destination, destination.1, source.1);
+        transport::update_udp_checksum(&header, checksum::add(difference, ports));
+    }
+    Some(())
 }

@@ -32,7 +32,7 @@ use crate::{
     metrics::Metrics,
     progress::Progress,
     reconcile::Reconciler,
-    sockets,
+    routing, sockets,
     source::{SourceStatus, kubernetes, manifests::Manifests},
     start_event,
 };
@@ -126,7 +126,16 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     #[cfg(feature = "packet-log")]
     crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
     lead_sockets(&mut object, cgroup.as_ref(), &bpffs)?;
-    let attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), config.attach)?;
+    let mut attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), config.attach)?;
+    let mut next_hops = load::open_pinned_next_hops(&bpffs)?;
+    match config.xdp.devices() {
+        Some(devices) => {
+            load::load_xdp_program(&mut object)?;
+            attacher = attacher.with_xdp(&object, devices, load::open_pinned_next_hops(&bpffs)?)?;
+            tokio::spawn(routing::tell(next_hops));
+        }
+        None => routing::tell_nothing(&mut next_hops).context("turn XDP off")?,
+    }
     let addresses = interfaces.addresses();
     let attachments = Attachments::follow(attacher, interfaces)?;
 

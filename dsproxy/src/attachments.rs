@@ -3,9 +3,10 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::sleep};
 use tracing::info;
 
 use crate::{
@@ -13,6 +14,9 @@ use crate::{
     datapath::attach::{AttachError, Attacher, Attachment, Failure},
     interfaces::Watch,
 };
+
+/// How often devices without XDP are looked at again: nobody tells when their driver becomes able to do it.
+const ANOTHER_LOOK: Duration = Duration::from_secs(60);
 
 /// What is attached now, for metrics.
 #[derive(Debug, Default)]
@@ -72,7 +76,10 @@ impl Attachments {
                     }
                 } else {
                     backoff.reset();
-                    watch.changed().await
+                    tokio::select! {
+                        interfaces = watch.changed() => interfaces,
+                        () = sleep(ANOTHER_LOOK), if attacher.may_have_more() => watch.current(),
+                    }
                 };
                 failing = !sync(&mut attacher, &interfaces, &shared).is_empty();
             }

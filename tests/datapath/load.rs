@@ -1,6 +1,6 @@
 //! The kernel takes every program.
 
-use dsproxy::datapath::load::PROGRAMS;
+use dsproxy::datapath::load::{PROGRAMS, XDP_PROGRAM};
 use dsproxy_common::IpFamily;
 use dsproxy_tests::{
     packet::Link,
@@ -29,6 +29,9 @@ fn every_program_passes_the_verifier() {
         println!("kernel {release} takes {}, verifying {verified} instructions", program_name(hook, link));
         assert!(verified > 0 && verified < VERIFIED, "{}: {verified}", program_name(hook, link));
     }
+    let verified = datapath.verified_xdp_instructions().expect("a program that can be looked at");
+    println!("kernel {release} takes {XDP_PROGRAM}, verifying {verified} instructions");
+    assert!(verified > 0 && verified < VERIFIED, "{XDP_PROGRAM}: {verified}");
     for family in IpFamily::ALL {
         for entry in [Entry::Forward, Entry::Reply] {
             assert_eq!(datapath.connections().count(family, entry).expect("a table that can be read"), 0);

@@ -1,5 +1,5 @@
 //! The kernel programs, packet by packet: each case says what goes in, and is compared byte by byte and counter by counter with
-//! what comes out. Needs root; no interface and no namespace is touched.
+//! what comes out. Needs root; no interface is touched, but for those in namespaces that `fast_path` makes.
 //!
 //! Every case runs for IPv4 and IPv6 and through the programs for devices with and without an Ethernet header.
 
@@ -7,6 +7,7 @@ mod bypass;
 mod choice;
 mod clash;
 mod connections;
+mod fast_path;
 mod fragments;
 mod icmp_errors;
 mod load;

@@ -157,7 +157,7 @@ fn port_of(world: &World, flow: &Flow, backend: SocketAddr) -> Option<u16> {
             assert_eq!(outcome.counted.of(Reason::SnatExhausted, Some(world.family)), 1, "{world}");
             None
         }
-        other @ (Verdict::Redirect | Verdict::Other(_)) => panic!("{world}: {other:?}"),
+        other @ (Verdict::Redirect | Verdict::Transmit | Verdict::Other(_)) => panic!("{world}: {other:?}"),
     }
 }
 

@@ -16,6 +16,7 @@ use dsproxy::{
 use dsproxy_common::{
     IpFamily, Protocol,
     count::{Reason, ServiceCounters},
+    next_hop::Routing,
     service::FrontendKind,
     settings::Settings,
 };
@@ -52,10 +53,24 @@ pub(crate) struct World {
 
 /// Runs `body` for each family and kind of device, each time with nothing served and no connections.
 pub(crate) fn everywhere(body: impl Fn(&mut World)) {
+    in_idle_world(|world| everywhere_in(world, body));
+}
+
+/// As `everywhere`, on devices with an Ethernet header alone.
+pub(crate) fn on_ethernet(body: impl Fn(&mut World)) {
+    in_idle_world(|world| {
+        for family in IpFamily::ALL {
+            world.start_over(family, Link::Ethernet);
+            body(world);
+        }
+    });
+}
+
+fn in_idle_world(body: impl FnOnce(&mut World)) {
     let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
     let found = idle().pop();
     let mut world = found.unwrap_or_else(|| World::new(&CAPACITIES));
-    everywhere_in(&mut world, body);
+    body(&mut world);
     idle().push(world);
 }
 
@@ -314,6 +329,11 @@ impl World {
         }
         self.datapath.connections().clear().expect("a table that can be cleared");
         self.datapath.set_settings(&self.settings).expect("settings");
+        let next_hops = self.datapath.next_hops();
+        next_hops.set_routing(Routing::default()).expect("routing");
+        for device in next_hops.devices().expect("devices").into_keys() {
+            next_hops.remove_device(device).expect("a device that goes");
+        }
     }
 
     pub(crate) fn serve(&mut self, served: &Served) -> u32 {
@@ -339,7 +359,7 @@ impl World {
     /// The kernel's clock.
     pub(crate) fn now(&self) -> u32 {
         let settings = self.datapath.maps().settings().expect("settings");
-        dsproxy::inspect::jiffies(settings.jiffies_per_second).expect("a clock")
+        dsproxy::jiffies::now(settings.jiffies_per_second).expect("a clock")
     }
 
     pub(crate) fn withdraw(&mut self, served: &Served) {

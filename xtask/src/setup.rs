@@ -31,9 +31,10 @@ const LLVM_ROOT: &str = "/usr/lib/llvm-22";
 const LLVM_LIBRARY: &str = "/usr/lib/llvm-22/lib/libLLVM.so";
 
 /// Programs from Debian packages that are used beside the compiler: (program, package).
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
+    ("ethtool", "ethtool"),
     ("nft", "nftables"),
     ("iptables-legacy", "iptables"),
     ("cc", "gcc"),

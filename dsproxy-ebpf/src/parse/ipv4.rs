@@ -4,7 +4,7 @@ use core::hint::cold_path;
 
 use dsproxy_common::{Addr4, Address as _, checksum, count::Reason, flow::FlowKey};
 
-use super::{Transport, UNKNOWN_END, fragment::Piece};
+use super::{Plain, Transport, UNKNOWN_END, fragment::Piece};
 use crate::{
     family::{HOP_LIMIT, Header},
     packet::{Linear, Short, View},
@@ -23,6 +23,9 @@ const PROTOCOL: usize = 9;
 pub(crate) const CHECKSUM: usize = 10;
 pub(crate) const SOURCE: usize = 12;
 pub(crate) const DESTINATION: usize = 16;
+
+/// Version 4, and a header of five words of 32 bits.
+const VERSION_4_FIVE_WORDS: u8 = 0x45;
 
 /// "More fragments" and the offset: all zero in a packet that is whole, the offset in the first fragment of others.
 const FRAGMENT_MASK: u16 = 0x3fff;
@@ -65,6 +68,41 @@ pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Resu
     Ok(Ok(Transport { protocol: header.read::<u8, PROTOCOL>(), offset: l3 + length, end, piece }))
 }
 
+/// Parses a header without options of a packet that is whole; none if it is another.
+#[inline(always)]
+pub(crate) fn plain(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Option<Plain> {
+    let header = View::<HEADER>::at(linear, l3).ok()?;
+    let fragment = u16::from_be(header.read::<u16, FRAGMENT>());
+    if header.read::<u8, VERSION_AND_LENGTH>() != VERSION_4_FIVE_WORDS || fragment & FRAGMENT_MASK != 0 {
+        return None;
+    }
+    header.read_address::<_, SOURCE>(&mut key.source);
+    header.read_address::<_, DESTINATION>(&mut key.destination);
+    let total = usize::from(u16::from_be(header.read::<u16, TOTAL_LENGTH>()));
+    Some(Plain { protocol: header.read::<u8, PROTOCOL>(), length: total.saturating_sub(HEADER) })
+}
+
+/// Replaces both addresses, the difference of which is `difference`, and takes one from the time to live. None, and nothing is
+/// written, if that was the last.
+#[inline(always)]
+pub(crate) fn cross(linear: Linear, l3: usize, source: Addr4, destination: Addr4, difference: u16) -> Option<()> {
+    let header = View::<HEADER>::at(linear, l3).ok()?;
+    let time_to_live = header.read::<u8, TIME_TO_LIVE>();
+    if time_to_live <= 1 {
+        cold_path();
+        return None;
+    }
+    let protocol = header.read::<u8, PROTOCOL>();
+    let word = |time_to_live: u8| u16::from_ne_bytes([time_to_live, protocol]);
+    let difference = checksum::add(difference, checksum::word_difference(word(time_to_live), word(time_to_live - 1)));
+    let checksum = header.read::<u16, CHECKSUM>();
+    header.write::<u8, TIME_TO_LIVE>(time_to_live - 1);
+    header.write::<u16, CHECKSUM>(checksum::update(checksum, difference));
+    header.write_address::<_, SOURCE>(source);
+    header.write_address::<_, DESTINATION>(destination);
+    Some(())
+}
+
 /// How long the packet is by its header, if that says so.
 #[inline(always)]
 pub(crate) fn length(linear: Linear, l3: usize) -> Result<Option<usize>, Short> {
@@ -76,7 +114,6 @@ pub(crate) fn length(linear: Linear, l3: usize) -> Result<Option<usize>, Short> 
 /// (RFC 6864, section 4.1).
 #[inline(always)]
 pub(crate) fn write_header(linear: Linear, l3: usize, header: &Header<'_, Addr4>) -> Result<(), Short> {
-    const VERSION_4_FIVE_WORDS: u8 = 0x45;
     const DONT_FRAGMENT: u16 = 0x4000;
     let Header { source, destination, protocol, class, length } = *header;
     let total = (HEADER as u16).wrapping_add(length).to_be();

@@ -4,7 +4,7 @@ use core::hint::cold_path;
 
 use dsproxy_common::{Addr6, Address as _, Protocol, count::Reason, flow::FlowKey};
 
-use super::{LONGEST_HEADERS, Transport, UNKNOWN_END, fragment::Piece};
+use super::{LONGEST_HEADERS, Plain, Transport, UNKNOWN_END, fragment::Piece};
 use crate::{
     family::{HOP_LIMIT, Header},
     packet::{Linear, Short, View},
@@ -113,6 +113,34 @@ fn skip_extensions(
         };
         skipped += 1;
     }
+}
+
+/// Parses a header without extensions; none if it is another, as far as that can be told before its protocol is looked at.
+#[inline(always)]
+pub(crate) fn plain(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Option<Plain> {
+    let header = View::<HEADER>::at(linear, l3).ok()?;
+    if header.read::<u8, VERSION>() >> 4 != 6 {
+        return None;
+    }
+    header.read_address::<_, SOURCE>(&mut key.source);
+    header.read_address::<_, DESTINATION>(&mut key.destination);
+    let length = u16::from_be(header.read::<u16, PAYLOAD_LENGTH>()).into();
+    Some(Plain { protocol: header.read::<u8, NEXT_HEADER>(), length })
+}
+
+/// Replaces both addresses, and takes one from the hop limit. None, and nothing is written, if that was the last.
+#[inline(always)]
+pub(crate) fn cross(linear: Linear, l3: usize, source: Addr6, destination: Addr6) -> Option<()> {
+    let header = View::<HEADER>::at(linear, l3).ok()?;
+    let hop_limit = header.read::<u8, HOP_LIMIT_FIELD>();
+    if hop_limit <= 1 {
+        cold_path();
+        return None;
+    }
+    header.write::<u8, HOP_LIMIT_FIELD>(hop_limit - 1);
+    header.write_address::<_, SOURCE>(source);
+    header.write_address::<_, DESTINATION>(destination);
+    Some(())
 }
 
 /// How long the packet is by its header, if that says so.

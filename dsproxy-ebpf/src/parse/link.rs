@@ -13,7 +13,7 @@ const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 
 /// Two MAC addresses and the `EtherType`.
-const ETHERNET_HEADER: usize = 14;
+pub(crate) const ETHERNET_HEADER: usize = 14;
 const ETHERTYPE: usize = 12;
 /// A tag (IEEE 802.1Q) as it follows an `EtherType`: its content and the next `EtherType`.
 const VLAN_TAG: usize = 4;
@@ -63,6 +63,17 @@ fn ethernet(linear: Linear) -> Result<Result<(IpFamily, usize), Reason>, Short> 
         ETHERTYPE_IPV6 => Ok((IpFamily::V6, offset)),
         _ => Err(Reason::NotIp),
     })
+}
+
+/// The family of what an Ethernet frame without tags carries, if it is IP.
+#[inline(always)]
+pub(crate) fn untagged(linear: Linear) -> Option<IpFamily> {
+    let header = View::<ETHERNET_HEADER>::at(linear, 0).ok()?;
+    match u16::from_be(header.read::<u16, ETHERTYPE>()) {
+        ETHERTYPE_IPV4 => Some(IpFamily::V4),
+        ETHERTYPE_IPV6 => Some(IpFamily::V6),
+        _ => None,
+    }
 }
 
 /// The version in the first four bits tells the family (RFC 791, RFC 8200).

@@ -82,6 +82,28 @@ pub(crate) struct Packet<'k, A> {
     pub(crate) segment: Segment,
 }
 
+/// Parses a plain packet, and fills `key`: TCP or UDP, whole, right behind an Ethernet header without tags and an IP header
+/// without options or extensions. None if it is another.
+#[inline(always)]
+pub(crate) fn plain<'k, F: Family>(linear: Linear, key: &'k mut FlowKey<F::Address>) -> Option<Packet<'k, F::Address>> {
+    let (l3, l4) = (link::ETHERNET_HEADER, link::ETHERNET_HEADER + F::HEADER);
+    let Plain { protocol, length } = F::plain(linear, l3, key)?;
+    // Less than the header says is for the stack to throw away.
+    if l4 + length > linear.length() {
+        return None;
+    }
+    key.protocol = protocol.into();
+    let (content, segment) = transport::plain::<F>(linear, l4, length, key)?;
+    Some(Packet { key, l3, l4, piece: Piece::WHOLE, content, segment })
+}
+
+/// What a plain IP header says beside the addresses.
+pub(crate) struct Plain {
+    pub(crate) protocol: u8,
+    /// How many bytes follow it.
+    pub(crate) length: usize,
+}
+
 /// Parses the packet whose IP header of family `F` stands at `l3`, and fills `key`.
 ///
 /// The key is filled where it stays, for it is what the maps are asked with: returned by value it would be copied, and its

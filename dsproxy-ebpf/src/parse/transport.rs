@@ -33,7 +33,7 @@ pub(crate) const TCP_CHECKSUM: usize = 16;
 pub(crate) const TCP_URGENT: usize = 18;
 
 /// The UDP header, in bytes, and where its checksum stands (RFC 768).
-const UDP_HEADER: usize = 8;
+pub(crate) const UDP_HEADER: usize = 8;
 const UDP_CHECKSUM: usize = 6;
 
 /// The common header of SCTP, in bytes (RFC 9260, section 3.1).
@@ -107,6 +107,34 @@ pub(super) fn parse<F: Family>(
         }
     };
     Ok(Ok(Headers { l4: offset, piece, content, segment }))
+}
+
+/// What stands in the transport header of a plain packet, behind whose IP header are `length` bytes. None if that is neither TCP
+/// nor UDP, or too short.
+#[inline(always)]
+pub(super) fn plain<F: Family>(
+    linear: Linear,
+    offset: usize,
+    length: usize,
+    key: &mut FlowKey<F::Address>,
+) -> Option<(Content, Segment)> {
+    if key.protocol == Protocol::Tcp as u32 {
+        let header = View::<TCP_HEADER>::at(linear, offset).ok()?;
+        if length < TCP_HEADER || usize::from(header.read::<u8, TCP_DATA_OFFSET>() >> 4) * 4 < TCP_HEADER {
+            return None;
+        }
+        (key.source_port, key.destination_port) = ports(&header);
+        Some((Content::Tcp, Segment::tcp(header.read::<u8, TCP_FLAGS>())))
+    } else if key.protocol == Protocol::Udp as u32 {
+        let header = View::<UDP_HEADER>::at(linear, offset).ok()?;
+        if length < UDP_HEADER {
+            return None;
+        }
+        (key.source_port, key.destination_port) = ports(&header);
+        Some((Content::Udp, Segment::NOT_TCP))
+    } else {
+        None
+    }
 }
 
 /// Source and destination port of TCP, UDP or SCTP.

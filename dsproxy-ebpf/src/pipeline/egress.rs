@@ -5,7 +5,7 @@ use core::hint::cold_path;
 use dsproxy_common::{
     Port,
     count::Reason,
-    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, NO_SERVICE},
+    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, NO_SERVICE, Segment},
     settings::{NetworkFlags, SettingFlags, Settings},
 };
 
@@ -14,14 +14,14 @@ use crate::{
     clock, count,
     family::Family,
     icmp_error, lookup, maps,
-    packet::PacketContext,
+    packet::BufferContext,
     parse::{self, Content, Packet, fragment},
     rewrite::{End, rewrite},
     track::{self, Entry as _, Found, connection, masquerade},
 };
 
 #[inline(always)]
-pub(super) fn leave<F: Family, C: PacketContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
+pub(super) fn leave<F: Family, C: BufferContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
     let mut key = FlowKey::default();
     let packet = parse::packet::<F, C>(context, l3, &mut key)?;
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotReply)?;
@@ -43,7 +43,7 @@ pub(super) fn leave<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
 }
 
 #[inline(always)]
-fn translate<F: Family, C: PacketContext>(
+fn translate<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     side: Side,
@@ -83,16 +83,14 @@ fn translate<F: Family, C: PacketContext>(
 
 /// Gives a backend's packet the VIP as its source.
 #[inline(always)]
-fn to_vip<F: Family, C: PacketContext>(
+fn to_vip<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     (found, held): (Found<EgressEntry<F::Address>>, &EgressEntry<F::Address>),
     age: Age,
     now: u32,
 ) -> Result<Reason, Reason> {
-    // The backend accepts a connection that the client opened past the VIP, from a port it had just used through it: the
-    // entry is for what is over, and must not be taken for what follows.
-    if packet.segment.accepts() && FlowState::from_number(held.state.into()).may_be_over() {
+    if is_of_another_connection(packet.segment, held) {
         track::forget_egress::<F>(packet.key, found);
         return Err(Reason::NotReply);
     }
@@ -104,6 +102,13 @@ fn to_vip<F: Family, C: PacketContext>(
     }
     count::reply(held.service, context.length());
     Ok(Reason::Replied)
+}
+
+/// Whether a backend accepts, with `segment`, a connection that the client opened past the VIP, from a port it had just used
+/// through it: the entry `held` is for what is over, and must not be taken for what follows.
+#[inline(always)]
+pub(super) fn is_of_another_connection<A>(segment: Segment, held: &EgressEntry<A>) -> bool {
+    segment.accepts() && FlowState::from_number(held.state.into()).may_be_over()
 }
 
 /// Whether the packet opens a connection of a pod to where pods' addresses mean nothing.

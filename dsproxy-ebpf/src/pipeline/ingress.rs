@@ -5,8 +5,8 @@ use core::hint::cold_path;
 use dsproxy_common::{
     Port,
     count::Reason,
-    flow::{FlowKey, ForwardEntry, Segment, SnatEntry},
-    service::{BackendState, Frontend, FrontendFlags, SLOT_TRIES},
+    flow::{Age, FlowKey, ForwardEntry, Segment, SnatEntry},
+    service::{Backend, BackendState, Frontend, FrontendFlags, SLOT_TRIES},
     settings::{SettingFlags, Settings},
 };
 
@@ -15,7 +15,7 @@ use crate::{
     clock, count,
     family::Family,
     icmp_error, lookup, maps,
-    packet::PacketContext,
+    packet::BufferContext,
     parse::{self, Content, Packet, fragment},
     pick::{self, Candidates},
     refuse::refuse,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 #[inline(always)]
-pub(super) fn enter<F: Family, C: PacketContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
+pub(super) fn enter<F: Family, C: BufferContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
     let mut key = FlowKey::default();
     let packet = parse::packet::<F, C>(context, l3, &mut key)?;
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotService)?;
@@ -48,7 +48,7 @@ pub(super) fn enter<F: Family, C: PacketContext>(context: &C, l3: usize, side: S
 }
 
 #[inline(always)]
-fn translate<F: Family, C: PacketContext>(
+fn translate<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     side: Side,
@@ -95,7 +95,7 @@ fn bypass<F: Family>(packet: &Packet<'_, F::Address>, side: Side, settings: &Set
 
 /// Sends the answer to a masqueraded packet on to the client.
 #[inline(always)]
-fn to_client<F: Family, C: PacketContext>(
+fn to_client<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     found: Found<SnatEntry<F::Address>>,
@@ -114,7 +114,7 @@ fn to_client<F: Family, C: PacketContext>(
 
 /// Sends a packet after its connection; none when the connection is over or its backend no longer right.
 #[inline(always)]
-fn follow<F: Family, C: PacketContext>(
+fn follow<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     found: Found<ForwardEntry>,
@@ -122,6 +122,37 @@ fn follow<F: Family, C: PacketContext>(
     settings: &Settings,
 ) -> Option<Result<Reason, Reason>> {
     let held = found.read();
+    let Next { backend, age } = match next::<F>(packet, &held, now, settings)? {
+        Ok(next) => next,
+        Err(reason) => return Some(Err(reason)),
+    };
+    let (address, port) = (backend.address, backend.port);
+    connection::seen_forward::<F>(packet.key, (address, port), (found, &held), age, packet.segment, now);
+    Some(to_backend::<F, C>(context, packet, address, port, held.source_port).map(|()| {
+        count::forward(held.service, context.length(), false);
+        Reason::Forwarded
+    }))
+}
+
+/// Where a packet of a connection goes.
+pub(super) struct Next<A: 'static> {
+    pub(super) backend: &'static Backend<A>,
+    /// The age of the connection's entry.
+    pub(super) age: Age,
+}
+
+/// Where the connection of a packet, whose entry is `held`, goes on to; none when it is over or its backend no longer right.
+///
+/// # Errors
+///
+/// `BackendGone`, where that is to end the connection.
+#[inline(always)]
+pub(super) fn next<F: Family>(
+    packet: &Packet<'_, F::Address>,
+    held: &ForwardEntry,
+    now: u32,
+    settings: &Settings,
+) -> Option<Result<Next<F::Address>, Reason>> {
     let backend = F::maps().backends.get(held.backend)?;
     let state = BackendState::from_number(backend.state);
     let age = held.age(now, settings);
@@ -139,17 +170,12 @@ fn follow<F: Family, C: PacketContext>(
     {
         return None;
     }
-    let (address, port) = (backend.address, backend.port);
-    connection::seen_forward::<F>(packet.key, (address, port), (found, &held), age, packet.segment, now);
-    Some(to_backend::<F, C>(context, packet, address, port, held.source_port).map(|()| {
-        count::forward(held.service, context.length(), false);
-        Reason::Forwarded
-    }))
+    Some(Ok(Next { backend, age }))
 }
 
 /// Rewrites a client's packet for the backend at `address` and `port`.
 #[inline(always)]
-fn to_backend<F: Family, C: PacketContext>(
+fn to_backend<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     address: F::Address,
@@ -166,7 +192,7 @@ fn to_backend<F: Family, C: PacketContext>(
 
 /// Picks a backend for a packet that belongs to no connection yet.
 #[inline(always)]
-fn open<F: Family, C: PacketContext>(
+fn open<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     frontend: &Frontend,

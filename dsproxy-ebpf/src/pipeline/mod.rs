@@ -5,6 +5,7 @@
 //! replaces sources after it, a backend by the VIP and a client by the node.
 
 mod egress;
+mod fast_path;
 mod ingress;
 
 use dsproxy_common::{IpFamily, count::Reason};
@@ -12,7 +13,8 @@ use dsproxy_common::{IpFamily, count::Reason};
 use crate::{
     count,
     family::{Family, V4, V6},
-    packet::PacketContext,
+    maps,
+    packet::{BufferContext, FrameContext},
     parse::link::{self, Link},
 };
 
@@ -27,7 +29,7 @@ pub(crate) enum Side {
 
 /// Before the stack. Says what became of the packet.
 #[inline(always)]
-pub(crate) fn ingress<C: PacketContext>(context: &C, link: Link, side: Side) -> Reason {
+pub(crate) fn ingress<C: BufferContext>(context: &C, link: Link, side: Side) -> Reason {
     match link::parse(context, link) {
         Ok((IpFamily::V4, l3)) => counted::<V4>(ingress::enter::<V4, C>(context, l3, side)),
         Ok((IpFamily::V6, l3)) => counted::<V6>(ingress::enter::<V6, C>(context, l3, side)),
@@ -37,11 +39,22 @@ pub(crate) fn ingress<C: PacketContext>(context: &C, link: Link, side: Side) -> 
 
 /// After the stack. Says what became of the packet.
 #[inline(always)]
-pub(crate) fn egress<C: PacketContext>(context: &C, link: Link, side: Side) -> Reason {
+pub(crate) fn egress<C: BufferContext>(context: &C, link: Link, side: Side) -> Reason {
     match link::parse(context, link) {
         Ok((IpFamily::V4, l3)) => counted::<V4>(egress::leave::<V4, C>(context, l3, side)),
         Ok((IpFamily::V6, l3)) => counted::<V6>(egress::leave::<V6, C>(context, l3, side)),
         Err(reason) => not_ip(reason),
+    }
+}
+
+/// In place of the stack, where the device hands its frames over to XDP. The index of the device that the packet is to leave by;
+/// none if it is for the stack.
+#[inline(always)]
+pub(crate) fn fast_path<C: FrameContext>(context: &C) -> Option<u32> {
+    let routing = maps::ROUTING.get(0)?;
+    match link::untagged(context.linear())? {
+        IpFamily::V4 => fast_path::cross::<V4, C>(context, routing),
+        IpFamily::V6 => fast_path::cross::<V6, C>(context, routing),
     }
 }
 

@@ -15,7 +15,7 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::{Entry as _, Found, egress, forget_egress, forward, give_way_egress, to_write};
+use super::{Entry as _, Found, NewEntry, egress, forget_egress, forward, give_way_egress, new_entry, to_write};
 use crate::family::Family;
 
 /// A connection: what its packets look like on both sides of the translation.
@@ -63,18 +63,17 @@ impl<A: Copy> Connection<A> {
         self.service = service;
     }
 
+    /// What its egress entry says.
     #[inline(always)]
-    fn egress_entry(&self, state: FlowState, now: u32) -> EgressEntry<A> {
+    fn egress_entry(&self, state: FlowState, now: u32) -> NewEntry<A> {
         let is_rewritten = self.source_port != Port::default();
-        EgressEntry {
-            address: self.forward.destination,
-            service: self.service,
-            last_seen: now,
-            port: self.forward.destination_port,
-            state: state.number() as u8,
-            kind: EgressKind::Reply.number(),
+        NewEntry {
+            kind: EgressKind::Reply,
+            end: (self.forward.destination, self.forward.destination_port),
             client_port: if is_rewritten { self.forward.source_port } else { Port::default() },
-            reserved: 0,
+            service: self.service,
+            state,
+            now,
         }
     }
 }
@@ -104,15 +103,15 @@ pub(crate) fn open<F: Family>(
 ) -> Result<(), Reason> {
     let maps = F::maps();
     let state = FlowState::first(segment);
-    let reply = connection.egress_entry(state, now);
+    let reply = new_entry::<F>(&connection.egress_entry(state, now)).ok_or(Reason::TableRefused)?;
     if let Some(found) = egress::<F>(&connection.reply) {
         let held = found.read();
-        if !may_be_taken_over(&held, &reply, now, settings) {
+        if !may_be_taken_over(&held, reply, now, settings) {
             return Err(Reason::ReplyClash);
         }
         give_way_egress::<F>(&connection.reply, found);
     }
-    maps.egress_brief.insert(&connection.reply, &reply, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;
+    maps.egress_brief.insert(&connection.reply, reply, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;
     let entry = ForwardEntry {
         backend,
         generation,
@@ -162,10 +161,10 @@ pub(crate) fn seen_forward<F: Family>(
     // Put together no sooner than here, which few packets reach.
     let Some(connection) = scratch::<F>() else { return };
     connection.set_backend(key, address, port, held.source_port, held.service);
-    let wanted = connection.egress_entry(next, now);
+    let Some(wanted) = new_entry::<F>(&connection.egress_entry(next, now)) else { return };
     let maps = F::maps();
     if found.is_brief && matches!(next, FlowState::Established) {
-        let moved = maps.egress.insert(&connection.reply, &wanted, BPF_ANY.into()).is_ok()
+        let moved = maps.egress.insert(&connection.reply, wanted, BPF_ANY.into()).is_ok()
             && maps.forward.insert(&connection.forward, found.value(), BPF_ANY.into()).is_ok();
         if moved {
             let _ = maps.egress_brief.remove(&connection.reply);
@@ -176,16 +175,16 @@ pub(crate) fn seen_forward<F: Family>(
     match egress::<F>(&connection.reply) {
         Some(reply) => {
             // Another connection may have taken the backend's packets over.
-            if is_same(&reply.read(), &wanted) {
+            if is_same(&reply.read(), wanted) {
                 reply.write(next, now);
             }
         }
         // Evicted while nothing came back: without it the next reply would keep the backend's address.
         None => {
             let _ = if found.is_brief {
-                maps.egress_brief.insert(&connection.reply, &wanted, BPF_NOEXIST.into())
+                maps.egress_brief.insert(&connection.reply, wanted, BPF_NOEXIST.into())
             } else {
-                maps.egress.insert(&connection.reply, &wanted, BPF_NOEXIST.into())
+                maps.egress.insert(&connection.reply, wanted, BPF_NOEXIST.into())
             };
         }
     }

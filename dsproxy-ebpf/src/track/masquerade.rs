@@ -21,7 +21,7 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::{Entry as _, Found, egress, give_way_egress, snat, to_write};
+use super::{Entry as _, Found, NewEntry, egress, give_way_egress, new_entry, snat, to_write};
 use crate::family::Family;
 
 /// How many ports are tried. With half of the range in use by connections to one backend, all of them are taken one time in
@@ -58,23 +58,16 @@ fn answer_to<A: Copy>(key: &FlowKey<A>, address: A, port: Port) -> FlowKey<A> {
 
 /// The egress entry of a connection that starts with `segment`.
 #[inline(always)]
-fn first_entry<A>(
+fn first_entry<F: Family>(
     kind: EgressKind,
-    (address, port): (A, Port),
+    end: (F::Address, Port),
     service: u32,
     segment: Segment,
     now: u32,
-) -> EgressEntry<A> {
-    EgressEntry {
-        address,
-        service,
-        last_seen: now,
-        port,
-        state: FlowState::first(segment).number() as u8,
-        kind: kind.number(),
-        client_port: Port::default(),
-        reserved: 0,
-    }
+) -> Result<&'static EgressEntry<F::Address>, Reason> {
+    let state = FlowState::first(segment);
+    let new = NewEntry { kind, end, client_port: Port::default(), service, state, now };
+    new_entry::<F>(&new).ok_or(Reason::TableRefused)
 }
 
 /// Notes that packets of `key`, as they will leave, are to be masqueraded.
@@ -93,8 +86,8 @@ pub(crate) fn request<F: Family>(
         give_way_egress::<F>(key, found);
     }
     let nowhere = (F::Address::default(), Port::default());
-    let entry = first_entry(EgressKind::Unsettled, nowhere, service, segment, now);
-    F::maps().egress_brief.insert(key, &entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
+    let entry = first_entry::<F>(EgressKind::Unsettled, nowhere, service, segment, now)?;
+    F::maps().egress_brief.insert(key, entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
 }
 
 /// Finds an address and port of the node for packets of `key` that leave by `device`, and enters both directions.
@@ -134,8 +127,8 @@ pub(crate) fn settle<F: Family>(
             return Err(Reason::SnatExhausted);
         }
     };
-    let settled = first_entry(EgressKind::Masquerade, (address, port), service, segment, now);
-    maps.egress_brief.insert(key, &settled, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;
+    let settled = first_entry::<F>(EgressKind::Masquerade, (address, port), service, segment, now)?;
+    maps.egress_brief.insert(key, settled, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;
     Ok((address, port))
 }
 

@@ -21,8 +21,9 @@ pub(crate) mod connection;
 pub(crate) mod masquerade;
 
 use dsproxy_common::{
-    Protocol,
-    flow::{Age, EgressEntry, FlowKey, FlowState, ForwardEntry, SnatEntry},
+    Port, Protocol,
+    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry, SnatEntry},
+    next_hop::NextHop,
     settings::Settings,
 };
 
@@ -96,6 +97,58 @@ impl<E: Entry> Found<E> {
     #[inline(always)]
     fn write(&self, state: FlowState, now: u32) {
         E::write(self.entry, state, now);
+    }
+}
+
+impl<A: Copy> Found<EgressEntry<A>> {
+    /// Where the packet goes next, by what was found out before.
+    #[inline(always)]
+    pub(crate) fn next_hop(&self) -> NextHop {
+        // SAFETY: as in `read`.
+        unsafe { (&raw const (*self.entry).next_hop).read() }
+    }
+
+    /// Keeps `next`. What it was found in comes last: another CPU that reads meanwhile then takes none of it.
+    #[inline(always)]
+    pub(crate) fn set_next_hop(&self, next: &NextHop) {
+        // SAFETY: as in `Entry::write`.
+        unsafe {
+            let held = &raw mut (*self.entry).next_hop;
+            (&raw mut (*held).device).write_volatile(next.device);
+            (&raw mut (*held).addresses).write_volatile(next.addresses);
+            (&raw mut (*held).arrival).write_volatile(next.arrival);
+            (&raw mut (*held).mtu).write_volatile(next.mtu);
+            (&raw mut (*held).epoch).write_volatile(next.epoch);
+        }
+    }
+}
+
+/// What a new egress entry says.
+struct NewEntry<A> {
+    kind: EgressKind,
+    end: (A, Port),
+    /// The client's port, where a reply's destination port is not it; else zero.
+    client_port: Port,
+    service: u32,
+    state: FlowState,
+    now: u32,
+}
+
+/// Puts an egress entry together in memory of this CPU's, where it is good until the next. Where its packets go next is not known.
+#[inline(always)]
+fn new_entry<F: Family>(new: &NewEntry<F::Address>) -> Option<&'static EgressEntry<F::Address>> {
+    let entry = F::maps().new_entry.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own value; the programs run with bottom halves disabled, so none interrupts another on a CPU, and
+    // none keeps one while it asks for another. Whatever is not written here is never written, and zero.
+    unsafe {
+        (*entry).address = new.end.0;
+        (*entry).port = new.end.1;
+        (*entry).service = new.service;
+        (*entry).last_seen = new.now;
+        (*entry).state = new.state.number() as u8;
+        (*entry).kind = new.kind.number();
+        (*entry).client_port = new.client_port;
+        Some(&*entry)
     }
 }
 

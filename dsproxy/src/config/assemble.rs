@@ -65,9 +65,6 @@ pub fn assemble(flags: &RunFlags, file: Option<&File>) -> Result<Assembled, Conf
             warnings.push(format!("without effect, for {reason}: {}", names.join(", ")));
         }
     }
-    if flags.own.xdp.is_some() {
-        warnings.push("without effect, for there is no XDP program yet: --xdp".to_owned());
-    }
     let log = log_config(flags, &from_flags, &said);
     let config = config(flags, &said, file.is_some(), places, &mut warnings)?;
     let kube_proxy = in_terms_of_kube_proxy(&said, &config);
@@ -118,7 +115,7 @@ fn config(
         pod_interfaces,
         node_ip,
         attach,
-        xdp: _,
+        xdp,
         socket_lb,
         cgroup,
         snat_ports,
@@ -177,6 +174,7 @@ fn config(
         node_devices,
         pod_interfaces,
         attach,
+        xdp,
         healthz_bind_address: listen(&said.healthz_bind_address, HEALTHZ_PORT, everywhere, places.healthz)?,
         metrics_bind_address: listen(
             &said.metrics_bind_address,

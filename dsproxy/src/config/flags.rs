@@ -74,9 +74,9 @@ pub struct OwnFlags {
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub attach: AttachMode,
 
-    /// Whether packets are looked at in the device's driver already; without effect yet
-    #[arg(long, value_name = "MODE")]
-    pub xdp: Option<Xdp>,
+    /// Where the device's driver sends packets on between clients outside and backends on other nodes, by XDP
+    #[arg(long, value_name = "WHERE", default_value = "auto")]
+    pub xdp: Xdp,
 
     /// Whose sockets are led to endpoints when they connect: the host's own, those of pods as well, or nobody's
     #[arg(long, value_name = "WHOSE", default_value = "host")]

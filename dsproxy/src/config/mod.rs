@@ -46,7 +46,7 @@ pub use assemble::{Assembled, assemble};
 pub use error::ConfigError;
 pub use families::check_families;
 pub use flags::{LogFormat, RunFlags};
-pub use values::{GoneBackend, LocalDetection, NodeIps, NodePortAddresses, PortRange, SocketLb};
+pub use values::{GoneBackend, LocalDetection, NodeIps, NodePortAddresses, PortRange, SocketLb, Xdp};
 
 /// Everything that the daemon goes by. Knobs of kube-proxy mean what they mean there.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,6 +93,8 @@ pub struct Config {
     pub pod_interfaces: Vec<String>,
     /// How programs are attached. Default: tcx where the kernel has it.
     pub attach: AttachMode,
+    /// Where XDP is used. Default: where it serves without anybody's help.
+    pub xdp: Xdp,
     /// Where `/healthz` and `/livez` are served. Default: port 10256 of all addresses. None: nowhere.
     pub healthz_bind_address: Option<SocketAddr>,
     /// Where `/metrics` is served. Default: port 10249 of the loopback address. None: nowhere.

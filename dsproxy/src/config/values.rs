@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::model::IpFamily;
+use crate::{datapath::attach::XdpDevices, model::IpFamily};
 
 /// What is wrong with a value. The command line or the file names the place.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -265,13 +265,27 @@ pub enum GoneBackend {
     Reset,
 }
 
-/// Whether packets are looked at before the kernel makes socket buffers of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// Where packets between other hosts are sent on by the device's driver already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Xdp {
-    /// Where the device's driver can do it.
+    /// On node devices that do it without anybody's help.
+    #[default]
     Auto,
+    /// On all node devices whose driver can do it: veths too, whose senders must not leave checksums to the device.
+    Native,
     /// Nowhere.
     Off,
+}
+
+impl Xdp {
+    /// The devices that it is used on, if it is.
+    pub const fn devices(self) -> Option<XdpDevices> {
+        match self {
+            Self::Auto => Some(XdpDevices::Auto),
+            Self::Native => Some(XdpDevices::Native),
+            Self::Off => None,
+        }
+    }
 }
 
 /// Reads a list of CIDRs; host bits are no mistake here, as in kube-proxy.

@@ -16,9 +16,11 @@ pub mod cgroup;
 mod clsact;
 mod error;
 mod listing;
+mod pins;
 mod programs;
 mod stray;
 mod tcx;
+mod xdp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,10 +34,16 @@ use tracing::{debug, info, warn};
 pub use error::AttachError;
 use error::bpf_error;
 pub use listing::{Cleanup, detach_all, list};
+use pins::Place;
 pub use programs::Programs;
 use programs::{PROGRAM_NAMES, Program};
+use xdp::Xdp;
+pub use xdp::{WhyNot, XdpDevices, without as without_xdp};
 
-use crate::interfaces::{Interface, Interfaces, Role};
+use crate::{
+    interfaces::{Interface, Interfaces, Role},
+    maps::next_hops::NextHopMaps,
+};
 
 /// How to attach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -58,6 +66,8 @@ pub enum AttachKind {
     Tcx,
     /// By a filter of the clsact qdisc.
     Clsact,
+    /// By an XDP link.
+    Xdp,
 }
 
 impl fmt::Display for AttachKind {
@@ -65,6 +75,7 @@ impl fmt::Display for AttachKind {
         f.write_str(match self {
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
+            Self::Xdp => "xdp",
         })
     }
 }
@@ -123,7 +134,7 @@ pub struct Attachment {
     pub kind: AttachKind,
     /// The id of the program.
     pub program_id: u32,
-    /// The id of the link, for tcx.
+    /// The id of the link, for tcx and XDP.
     pub link_id: Option<u32>,
 }
 
@@ -183,9 +194,9 @@ impl Filters {
 }
 
 /// Attaches programs, and keeps them attached.
-#[derive(Debug)]
 pub struct Attacher {
     programs: Programs,
+    xdp: Option<Xdp>,
     pins: PathBuf,
     mode: AttachMode,
     /// Found out at the first hook.
@@ -208,6 +219,7 @@ impl Attacher {
         })?;
         Ok(Self {
             programs,
+            xdp: None,
             pins: pins.to_owned(),
             mode,
             kernel_has_tcx: None,
@@ -215,6 +227,11 @@ impl Attacher {
             searched: BTreeSet::new(),
             swept: false,
         })
+    }
+
+    /// With XDP on those node devices that can have it, by the program of `object`, which has to be loaded.
+    pub fn with_xdp(self, object: &aya::Ebpf, which: XdpDevices, maps: NextHopMaps) -> Result<Self, AttachError> {
+        Ok(Self { xdp: Some(Xdp::new(Program::of_xdp(object)?, which, maps)), ..self })
     }
 
     /// Makes the attachments equal to what these interfaces want. Nothing happens where they are;
@@ -234,13 +251,23 @@ impl Attacher {
                 }
             }
         }
+        // After tc, which has to serve what XDP leaves to it.
+        if let Some(xdp) = &mut self.xdp {
+            xdp.sync(wanted, &self.pins, &mut report);
+        }
         self.detach_unwanted(wanted, &mut filters, &mut report);
         report
     }
 
     /// What is attached, as of the last sync.
     pub fn attachments(&self) -> Vec<Attachment> {
-        self.attachments.values().cloned().collect()
+        let xdp = self.xdp.iter().flat_map(Xdp::attachments);
+        self.attachments.values().chain(xdp).cloned().collect()
+    }
+
+    /// Whether XDP may be had later where it is not now.
+    pub fn may_have_more(&self) -> bool {
+        self.xdp.as_ref().is_some_and(Xdp::is_anybody_without)
     }
 
     fn attach(
@@ -306,8 +333,8 @@ impl Attacher {
         filters: &mut Filters,
     ) -> Result<usize, AttachError> {
         let other_kind = match kind {
-            AttachKind::Tcx => filters.session()?.detach(hook)?,
-            AttachKind::Clsact => usize::from(tcx::detach(hook.index, hook.direction, &self.pins)?),
+            AttachKind::Tcx | AttachKind::Xdp => filters.session()?.detach(hook)?,
+            AttachKind::Clsact => usize::from(pins::detach(hook.index, Place::Tcx(hook.direction), &self.pins)?),
         };
         let strays = stray::detach(hook, link_id)?;
         if other_kind + strays > 0 {
@@ -317,11 +344,16 @@ impl Attacher {
     }
 
     fn detach_unwanted(&mut self, wanted: &Interfaces, filters: &mut Filters, report: &mut SyncReport) {
-        match tcx::pins_in(&self.pins) {
-            Ok(pins) => {
-                for (index, direction) in pins {
-                    if !wanted.contains_key(&index) {
-                        match tcx::detach(index, direction, &self.pins) {
+        match pins::list(&self.pins) {
+            Ok(pinned) => {
+                for (index, place) in pinned {
+                    let is_wanted = match (wanted.get(&index), place) {
+                        (None, _) => false,
+                        (Some(_), Place::Tcx(_)) => true,
+                        (Some(interface), Place::Xdp) => self.xdp.is_some() && interface.role == Role::NodeDevice,
+                    };
+                    if !is_wanted {
+                        match pins::detach(index, place, &self.pins) {
                             Ok(detached) => report.detached += usize::from(detached),
                             Err(error) => report.failed(&listing::name_of(index), error),
                         }

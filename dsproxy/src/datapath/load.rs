@@ -11,7 +11,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapData, MapError as AyaMapError, MapInfo},
-    programs::{CgroupSockAddr, ProgramError, SchedClassifier},
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp},
 };
 use dsproxy_common::{
     IpFamily,
@@ -19,14 +19,17 @@ use dsproxy_common::{
     layout::{self, family_maps},
     settings::Settings,
 };
-use nix::time::{ClockId, clock_getres};
 use thiserror::Error;
 use tracing::warn;
 
 use super::{attach::cgroup::SocketHook, bpffs::Bpffs};
-use crate::maps::{
-    Capacities, MapError, MapStore as _,
-    kernel::{KernelMaps, OpenError, network_record},
+use crate::{
+    jiffies,
+    maps::{
+        Capacities, MapError, MapStore as _,
+        kernel::{KernelMaps, OpenError, network_record},
+        next_hops::NextHopMaps,
+    },
 };
 
 /// The kernel programs, as the build script compiled them.
@@ -43,6 +46,9 @@ pub const PROGRAMS: [&str; 8] = [
     "node_ingress_ip",
     "node_egress_ip",
 ];
+
+/// The name of the program for XDP.
+pub const XDP_PROGRAM: &str = "node_xdp";
 
 /// Why the data path cannot be had.
 #[derive(Debug, Error)]
@@ -195,7 +201,7 @@ pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, wanted: &DatapathSet
             "the maps keep the sizes they were made with; `dsproxy cleanup` before a start makes them anew"
         );
     }
-    let jiffies_per_second = jiffies_per_second().map_err(LoadError::Clock)?;
+    let jiffies_per_second = jiffies::per_second().map_err(LoadError::Clock)?;
     let host_namespace = namespace_cookie().map_err(LoadError::Namespace)?;
     let before = Some(maps.settings()?).filter(|before| before.jiffies_per_second != 0);
     maps.set_settings(&settings(wanted, jiffies_per_second, host_namespace, before.as_ref()))?;
@@ -224,6 +230,29 @@ pub fn load_socket_programs(object: &mut Ebpf) -> Result<(), LoadError> {
     Ok(())
 }
 
+/// Loads the program for XDP. Apart from the others, for only a node that uses it has need of it.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn load_xdp_program(object: &mut Ebpf) -> Result<(), LoadError> {
+    let name = XDP_PROGRAM;
+    let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+    let failed = |source| LoadError::Program { name, source };
+    let program: &mut Xdp = program.try_into().map_err(failed)?;
+    program.load().map_err(failed)
+}
+
+/// Opens the maps that are pinned on `bpffs` by which XDP is told of devices and routing.
+///
+/// # Errors
+///
+/// As `open_pinned`.
+pub fn open_pinned_next_hops(bpffs: &Bpffs) -> Result<NextHopMaps, OpenError> {
+    let directory = map_directory(bpffs);
+    NextHopMaps::open(|name| pinned(&directory, name).ok())
+}
+
 /// Opens the maps that are pinned on `bpffs`.
 ///
 /// # Errors
@@ -244,7 +273,17 @@ fn map_directory(bpffs: &Bpffs) -> PathBuf {
 
 fn map_names() -> impl Iterator<Item = &'static str> {
     let families = IpFamily::ALL.into_iter().flat_map(|family| family_maps(family).all());
-    [layout::SETTINGS, layout::COUNTERS, layout::SERVICE_COUNTERS, layout::SERVICE_NAMES].into_iter().chain(families)
+    [
+        layout::SETTINGS,
+        layout::COUNTERS,
+        layout::SERVICE_COUNTERS,
+        layout::SERVICE_NAMES,
+        layout::ROUTING,
+        layout::XDP_DEVICES,
+        layout::NEIGHBOURS,
+    ]
+    .into_iter()
+    .chain(families)
 }
 
 fn sizes(capacities: &Capacities) -> Vec<(&'static str, u32)> {
@@ -326,12 +365,6 @@ fn namespace_cookie() -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
-}
-
-/// The kernel's HZ: its coarse clocks advance by one tick at a time, and say so.
-fn jiffies_per_second() -> Result<u32, nix::Error> {
-    let tick = Duration::from(clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?);
-    Ok(u32::try_from(Duration::from_secs(1).as_nanos() / tick.as_nanos().max(1)).unwrap_or(1).max(1))
 }
 
 /// An error with its causes, in one line. The verifier's log, which is long, is cut to its end.

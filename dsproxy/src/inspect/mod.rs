@@ -9,7 +9,7 @@ use std::io::{self, Write as _};
 use anyhow::Context as _;
 use serde::Serialize;
 
-pub use self::views::{backends, connections, connections::jiffies, services, status};
+pub use self::views::{backends, connections, services, status};
 use crate::{
     cli::{InspectArguments, OutputFormat},
     datapath::{bpffs::Bpffs, load},

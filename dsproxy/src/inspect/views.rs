@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::maps::kernel::KernelMaps;
 
 mod backends;
-pub(in crate::inspect) mod connections;
+mod connections;
 mod services;
 mod status;
 

@@ -1,4 +1,4 @@
-//! The maps in the kernel, through aya. The only file that knows aya's maps.
+//! The maps in the kernel, through aya. Only this file and `next_hops` know aya's maps.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -552,6 +552,9 @@ impl<A: Address + Pod> FamilyMaps<A> {
             | MapKind::Networks
             | MapKind::NodeAddresses
             | MapKind::Settings
+            | MapKind::Routing
+            | MapKind::XdpDevices
+            | MapKind::Neighbours
             | MapKind::Counters => Ok(0),
         }
     }
@@ -651,7 +654,7 @@ fn record<A: Address>(backend: &Backend<A>) -> BackendRecord {
     }
 }
 
-fn typed<T: TryFrom<Map, Error = AyaError>>(
+pub(super) fn typed<T: TryFrom<Map, Error = AyaError>>(
     take: &mut impl FnMut(&'static str) -> Option<Map>,
     name: &'static str,
 ) -> Result<T, OpenError> {
@@ -663,13 +666,13 @@ fn max_entries(map: &MapData, name: &'static str) -> Result<u32, OpenError> {
     Ok(map.info().map_err(|source| OpenError::Layout { name, source })?.max_entries())
 }
 
-fn kernel(operation: &'static str, map: MapKind) -> impl Fn(AyaError) -> MapError {
+pub(super) fn kernel(operation: &'static str, map: MapKind) -> impl Fn(AyaError) -> MapError {
     move |source| MapError::Kernel { operation, map, source }
 }
 
 /// As `kernel`, where the kernel's way to say "no room" (E2BIG for hashes and arrays, ENOMEM and ENOSPC for what grows)
 /// becomes an error of its own.
-fn full(operation: &'static str, map: MapKind, capacity: u32) -> impl Fn(AyaError) -> MapError {
+pub(super) fn full(operation: &'static str, map: MapKind, capacity: u32) -> impl Fn(AyaError) -> MapError {
     move |source| match &source {
         AyaError::OutOfBounds { .. } => MapError::Full { map, capacity },
         AyaError::SyscallError(error) if matches!(error.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => {
@@ -679,7 +682,7 @@ fn full(operation: &'static str, map: MapKind, capacity: u32) -> impl Fn(AyaErro
     }
 }
 
-fn absent_is_fine(result: Result<(), AyaError>) -> Result<(), AyaError> {
+pub(super) fn absent_is_fine(result: Result<(), AyaError>) -> Result<(), AyaError> {
     match result {
         Err(AyaError::KeyNotFound) => Ok(()),
         Err(AyaError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),

@@ -14,6 +14,7 @@ use thiserror::Error;
 
 pub mod kernel;
 pub mod memory;
+pub mod next_hops;
 
 /// The address, port and protocol of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -275,6 +276,12 @@ pub enum MapKind {
     NodeAddresses,
     /// The settings.
     Settings,
+    /// What XDP is told of the kernel's routing.
+    Routing,
+    /// The devices that XDP may use.
+    XdpDevices,
+    /// The neighbours that XDP sends frames to.
+    Neighbours,
     /// Packet counters.
     Counters,
 }
@@ -297,6 +304,9 @@ impl MapKind {
             Self::Networks => "networks",
             Self::NodeAddresses => "node addresses",
             Self::Settings => "settings",
+            Self::Routing => "routing",
+            Self::XdpDevices => "XDP devices",
+            Self::Neighbours => "neighbours",
             Self::Counters => "counters",
         }
     }
@@ -313,7 +323,14 @@ impl MapKind {
             Self::BriefConnections => Some("--max-brief-connections"),
             Self::Affinities => Some("--max-affinities"),
             Self::SourceRanges => Some("--max-source-ranges"),
-            Self::Filter | Self::NodeAddresses | Self::Settings | Self::Sockets | Self::Counters => None,
+            Self::Filter
+            | Self::NodeAddresses
+            | Self::Settings
+            | Self::Routing
+            | Self::XdpDevices
+            | Self::Neighbours
+            | Self::Sockets
+            | Self::Counters => None,
         }
     }
 }

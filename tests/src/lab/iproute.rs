@@ -1,4 +1,4 @@
-//! The one place that runs `ip` and `tc`. It knows their syntax and how to read what they print, not what the
+//! The one place that runs `ip`, `tc` and `ethtool`. It knows their syntax and how to read what they print, not what the
 //! lab looks like.
 
 use std::{
@@ -92,6 +92,13 @@ pub fn link_address(namespace: &Namespace, interface: &str) -> Result<[u8; 6], L
 /// Sets the MTU of `interface`.
 pub fn set_mtu(namespace: &Namespace, interface: &str, mtu: u16) -> Result<(), LabError> {
     batch(namespace.name(), &[format!("link set {interface} mtu {mtu}")])
+}
+
+/// Makes a veth what a NIC is to XDP at its other end: every frame that it sends has its checksum, and frames that come from XDP
+/// are taken in.
+pub fn like_hardware(namespace: &Namespace, interface: &str) -> Result<(), LabError> {
+    let arguments = ["-K", interface, "tx", "off", "gro", "on"];
+    namespace.run(|| print_of("ethtool", &arguments).map(drop))?
 }
 
 /// Gives `interface` another address of each family, without a network around them.

@@ -116,6 +116,28 @@ impl Node {
         NIC
     }
 
+    /// Gives the NIC another link-layer address, and has the kernel tell its neighbours.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_link_address(&self, address: &str) -> Result<(), LabError> {
+        self.namespace.set_sysctls(&[
+            (&format!("net/ipv4/conf/{NIC}/arp_notify"), "1"),
+            (&format!("net/ipv6/conf/{NIC}/ndisc_notify"), "1"),
+        ])?;
+        iproute::batch(self.namespace.name(), &[format!("link set {NIC} address {address}")])
+    }
+
+    /// The neighbours that the node's kernel knows on the wire, as `ip` prints them.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn neighbours(&self) -> Result<String, LabError> {
+        iproute::ip(&["-n", self.namespace.name(), "neigh", "show", "dev", NIC])
+    }
+
     pub(crate) fn add_pod(&self, lab: LabName, wiring: Wiring, role: &str) -> Result<Pod, LabError> {
         let index = self.pods.fetch_add(1, Ordering::Relaxed);
         let addresses = DualStack::pod(self.side.subnet(wiring), FIRST_POD + index);

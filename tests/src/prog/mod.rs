@@ -13,13 +13,13 @@ use std::{net::IpAddr, time::Instant};
 
 use aya::{
     Ebpf,
-    programs::{ProgramFd, SchedClassifier},
+    programs::{ProgramFd, SchedClassifier, Xdp, XdpMode},
 };
 use bytes::Bytes;
 use dsproxy::{
-    datapath::load::{DatapathSettings, load},
+    datapath::load::{DatapathSettings, LoadError, XDP_PROGRAM, load, load_xdp_program},
     diff::Known,
-    maps::{Capacities, Contents, FrontendAddress, MapStore as _, Write, kernel::KernelMaps},
+    maps::{Capacities, Contents, FrontendAddress, MapStore as _, Write, kernel::KernelMaps, next_hops::NextHopMaps},
     resolve::ResolvedPort,
 };
 use dsproxy_common::{IpFamily, flow::FlowState, service::Slots, settings::Settings};
@@ -27,6 +27,7 @@ use dsproxy_common::{IpFamily, flow::FlowState, service::Slots, settings::Settin
 pub use connections::{Connections, Entry, slot};
 pub use counted::Counted;
 pub use error::ProgError;
+use run::Input;
 pub use run::{SkBuff, TestRun, Verdict};
 
 use crate::packet::Link;
@@ -87,6 +88,7 @@ pub struct Outcome {
 pub struct Datapath {
     object: Ebpf,
     maps: KernelMaps,
+    next_hops: NextHopMaps,
     known: Known,
     connections: Connections,
 }
@@ -98,15 +100,22 @@ impl Datapath {
     ///
     /// When the kernel refuses.
     pub fn load(capacities: &Capacities) -> Result<Self, ProgError> {
-        let loaded = load(None, capacities, &DatapathSettings::default())?;
+        let mut loaded = load(None, capacities, &DatapathSettings::default())?;
+        load_xdp_program(&mut loaded.object)?;
+        let next_hops = NextHopMaps::open(|name| loaded.object.take_map(name)).map_err(LoadError::Maps)?;
         let known = Known::new(loaded.maps.capacities(), &Contents::default(), Instant::now());
         let connections = Connections::of(program(&loaded.object, "pod_ingress_ethernet")?)?;
-        Ok(Self { object: loaded.object, maps: loaded.maps, known, connections })
+        Ok(Self { object: loaded.object, maps: loaded.maps, next_hops, known, connections })
     }
 
     /// The maps.
     pub fn maps(&self) -> &KernelMaps {
         &self.maps
+    }
+
+    /// What XDP is told of devices and routing.
+    pub fn next_hops(&mut self) -> &mut NextHopMaps {
+        &mut self.next_hops
     }
 
     /// The entries of the connection table.
@@ -234,8 +243,57 @@ impl Datapath {
     pub fn run_as(&self, hook: Hook, link: Link, packet: &[u8], buffer: &SkBuff) -> Result<Outcome, ProgError> {
         let before = self.counted()?;
         let TestRun { verdict, packet, .. } =
-            run::test_run(self.program(hook, link)?, packet, buffer, 1).map_err(ProgError::Run)?;
+            run::test_run(self.program(hook, link)?, packet, Input::Buffer(*buffer), 1).map_err(ProgError::Run)?;
         Ok(Outcome { verdict, packet, counted: self.counted()?.since(&before) })
+    }
+
+    /// Runs one frame through the program at XDP, as one that came by `device`, an index in the thread's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// As `run`.
+    pub fn run_frame(&self, device: u32, packet: &[u8]) -> Result<Outcome, ProgError> {
+        let before = self.counted()?;
+        let TestRun { verdict, packet, .. } = repeat_frame(self.xdp_program()?, packet, device, 1)?;
+        Ok(Outcome { verdict, packet, counted: self.counted()?.since(&before) })
+    }
+
+    /// The program at XDP, in the kernel.
+    ///
+    /// # Errors
+    ///
+    /// When it is not loaded.
+    pub fn xdp_program(&self) -> Result<&ProgramFd, ProgError> {
+        let name = XDP_PROGRAM;
+        let program = self.object.program(name).ok_or(ProgError::NoProgram { name })?;
+        let failed = |source| ProgError::Program { name, source };
+        let program: &Xdp = program.try_into().map_err(failed)?;
+        program.fd().map_err(failed)
+    }
+
+    /// Attaches the program at XDP to `interface` of the thread's network namespace, until the data path goes.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attach_xdp(&mut self, interface: &str) -> Result<(), ProgError> {
+        let name = XDP_PROGRAM;
+        let failed = |source| ProgError::Program { name, source };
+        let program = self.object.program_mut(name).ok_or(ProgError::NoProgram { name })?;
+        let program: &mut Xdp = program.try_into().map_err(failed)?;
+        program.attach(interface, XdpMode::Driver).map(drop).map_err(failed)
+    }
+
+    /// How many instructions the verifier looked at before it took the program at XDP.
+    ///
+    /// # Errors
+    ///
+    /// As `verified_instructions`.
+    pub fn verified_xdp_instructions(&self) -> Result<u32, ProgError> {
+        let failed = |source| ProgError::Program { name: XDP_PROGRAM, source };
+        let program = self.object.program(XDP_PROGRAM).ok_or(ProgError::NoProgram { name: XDP_PROGRAM })?;
+        let program: &Xdp = program.try_into().map_err(failed)?;
+        Ok(program.info().map_err(failed)?.verified_instruction_count().unwrap_or_default())
     }
 
     /// Everything counted so far.
@@ -278,13 +336,22 @@ fn program<'a>(object: &'a Ebpf, name: &'static str) -> Result<&'a SchedClassifi
         .map_err(|source| ProgError::Program { name, source })
 }
 
+/// As `repeat`, for a program at XDP, whose packet came by `device`, an index in the thread's network namespace.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn repeat_frame(program: &ProgramFd, packet: &[u8], device: u32, repeat: u32) -> Result<TestRun, ProgError> {
+    run::test_run(program, packet, Input::Frame(device), repeat).map_err(ProgError::Run)
+}
+
 /// Runs `program` on `packet`, `repeat` times over: each time on what the time before has left of it.
 ///
 /// # Errors
 ///
 /// When the kernel refuses.
 pub fn repeat(program: &ProgramFd, packet: &[u8], repeat: u32) -> Result<TestRun, ProgError> {
-    run::test_run(program, packet, &SkBuff::default(), repeat).map_err(ProgError::Run)
+    run::test_run(program, packet, Input::Buffer(SkBuff::default()), repeat).map_err(ProgError::Run)
 }
 
 /// The release of the running kernel.

@@ -1,4 +1,4 @@
-//! One system call: `BPF_PROG_TEST_RUN` for a tc program.
+//! One system call: `BPF_PROG_TEST_RUN`, for programs at tc hooks and at XDP.
 //!
 //! aya has it too, but without the flags for socket buffers. Knows nothing of what the program does.
 
@@ -11,21 +11,23 @@ use std::{
 use aya::programs::ProgramFd;
 use bytes::Bytes;
 
-/// What a tc program asks for.
+/// What a program asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The next program decides (`TC_ACT_UNSPEC`).
+    /// The next program decides (`TC_ACT_UNSPEC`), or the stack (`XDP_PASS`).
     Pass,
-    /// The packet ends here (`TC_ACT_SHOT`).
+    /// The packet ends here (`TC_ACT_SHOT`, `XDP_DROP`).
     Drop,
-    /// It leaves by the device that the program has named (`TC_ACT_REDIRECT`).
+    /// It leaves by the device that the program has named (`TC_ACT_REDIRECT`, `XDP_REDIRECT`).
     Redirect,
+    /// It leaves by the device it came by (`XDP_TX`).
+    Transmit,
     /// Anything else.
     Other(u32),
 }
 
 impl Verdict {
-    fn from_return_value(value: u32) -> Self {
+    fn of_tc(value: u32) -> Self {
         match value.cast_signed() {
             -1 => Self::Pass,
             2 => Self::Drop,
@@ -33,6 +35,25 @@ impl Verdict {
             _ => Self::Other(value),
         }
     }
+
+    fn of_xdp(value: u32) -> Self {
+        match value {
+            1 => Self::Drop,
+            2 => Self::Pass,
+            3 => Self::Transmit,
+            4 => Self::Redirect,
+            _ => Self::Other(value),
+        }
+    }
+}
+
+/// How the program gets the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Input {
+    /// At a tc hook, in a buffer of these properties.
+    Buffer(SkBuff),
+    /// At XDP, as a frame that came by the device of this index of the thread's network namespace.
+    Frame(u32),
 }
 
 /// Properties of the buffer that the packet comes in.
@@ -96,13 +117,21 @@ const GSO_SIZE: usize = 44;
 /// The longest packet that comes back.
 const ROOM: usize = 16 * 1024;
 
-pub(super) fn test_run(program: &ProgramFd, packet: &[u8], buffer: &SkBuff, repeat: u32) -> io::Result<TestRun> {
-    let SkBuff { segments, summed } = *buffer;
+/// As `Context`, `struct xdp_md`.
+#[repr(C)]
+#[derive(Default)]
+struct FrameContext {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+pub(super) fn test_run(program: &ProgramFd, packet: &[u8], input: Input, repeat: u32) -> io::Result<TestRun> {
     let mut context = Context { words: [0; 48] };
-    if let Some((size, count)) = segments {
-        context.words[GSO_SIZE] = size;
-        context.words[GSO_SEGS] = count;
-    }
+    let mut frame = FrameContext { data_end: packet.len() as u32, ..FrameContext::default() };
     let mut output = vec![0u8; ROOM];
     let mut attributes = Attributes {
         prog_fd: program.as_fd().as_raw_fd().cast_unsigned(),
@@ -111,12 +140,23 @@ pub(super) fn test_run(program: &ProgramFd, packet: &[u8], buffer: &SkBuff, repe
         data_in: packet.as_ptr() as u64,
         data_out: output.as_mut_ptr() as u64,
         repeat,
-        flags: if summed { BPF_F_TEST_SKB_CHECKSUM_COMPLETE } else { 0 },
         ..Attributes::default()
     };
-    if segments.is_some() {
-        attributes.ctx_in = (&raw const context) as u64;
-        attributes.ctx_size_in = size_of::<Context>() as u32;
+    match input {
+        Input::Buffer(SkBuff { segments, summed }) => {
+            attributes.flags = if summed { BPF_F_TEST_SKB_CHECKSUM_COMPLETE } else { 0 };
+            if let Some((size, count)) = segments {
+                context.words[GSO_SIZE] = size;
+                context.words[GSO_SEGS] = count;
+                attributes.ctx_in = (&raw const context) as u64;
+                attributes.ctx_size_in = size_of::<Context>() as u32;
+            }
+        }
+        Input::Frame(device) => {
+            frame.ingress_ifindex = device;
+            attributes.ctx_in = (&raw const frame) as u64;
+            attributes.ctx_size_in = size_of::<FrameContext>() as u32;
+        }
     }
     // SAFETY: the attributes are laid out as the kernel defines them, and every address in them is that of a buffer that
     // outlives the call, with its length beside it.
@@ -128,7 +168,10 @@ pub(super) fn test_run(program: &ProgramFd, packet: &[u8], buffer: &SkBuff, repe
     }
     output.truncate(attributes.data_size_out as usize);
     Ok(TestRun {
-        verdict: Verdict::from_return_value(attributes.retval),
+        verdict: match input {
+            Input::Buffer(_) => Verdict::of_tc(attributes.retval),
+            Input::Frame(_) => Verdict::of_xdp(attributes.retval),
+        },
         packet: output.into(),
         duration: Duration::from_nanos(attributes.duration.into()),
     })

@@ -1,7 +1,7 @@
 use clap::Parser;
 
 use super::*;
-use crate::config::{GoneBackend, SocketLb, check_families};
+use crate::config::{GoneBackend, SocketLb, Xdp, check_families};
 
 #[derive(Debug, Parser)]
 struct Command {
@@ -55,6 +55,7 @@ fn defaults() {
         node_devices: Vec::new(),
         pod_interfaces: Vec::new(),
         attach: crate::datapath::attach::AttachMode::Auto,
+        xdp: Xdp::Auto,
         healthz_bind_address: "[::]:10256".parse().ok(),
         metrics_bind_address: "127.0.0.1:10249".parse().ok(),
         bind_address_hard_fail: false,

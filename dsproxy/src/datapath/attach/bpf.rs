@@ -32,12 +32,17 @@ mod command {
     pub(super) const LINK_DETACH: libc::c_long = 34;
 }
 
+const BPF_XDP: u32 = 37;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_F_AFTER: u32 = 1 << 4;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_TCX: u32 = 11;
+
+/// In the driver, or not at all (include/uapi/linux/if_link.h).
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// More programs than the kernel allows at one hook (`BPF_MPROG_MAX`).
 const PROGRAMS_AT_HOOK: usize = 64;
@@ -113,7 +118,7 @@ kernel_struct!(Query, 64, {
     program_ids: u64, count: u32, unused: u32, program_flags: u64,
     link_ids: u64, link_flags: u64, revision: u64,
 });
-kernel_struct!(TcxLinkInfo, 24, {
+kernel_struct!(DeviceLinkInfo, 24, {
     kind: u32, id: u32, program_id: u32, unused: u32, interface: u32, attach_type: u32,
 });
 kernel_struct!(RawCgroupLinkInfo, 32, {
@@ -129,7 +134,16 @@ kernel_struct!(RawMapInfo, 40, {
     name: [u8; 16],
 });
 
-/// A tcx link.
+/// What a link to a network device is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkKind {
+    /// A tcx hook.
+    Tcx,
+    /// XDP.
+    Xdp,
+}
+
+/// A link to a network device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LinkInfo {
     /// Its id, never used again.
@@ -185,6 +199,18 @@ pub(super) fn attach(program: BorrowedFd<'_>, interface: u32, direction: Directi
             Direction::Ingress => BPF_F_BEFORE,
             Direction::Egress => BPF_F_AFTER,
         },
+        ..LinkCreate::default()
+    };
+    open(command::LINK_CREATE, &mut attribute)
+}
+
+/// Attaches a program to a device's driver.
+pub(super) fn attach_to_driver(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+    let mut attribute = LinkCreate {
+        program: raw(program),
+        interface,
+        attach_type: BPF_XDP,
+        flags: XDP_FLAGS_DRV_MODE,
         ..LinkCreate::default()
     };
     open(command::LINK_CREATE, &mut attribute)
@@ -272,12 +298,17 @@ fn info<T: KernelStruct>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()>
     run(command::OBJ_GET_INFO_BY_FD, &mut attribute).map(drop)
 }
 
-/// What the kernel knows of a link; nothing if it is not a tcx link.
-pub(super) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<Option<LinkInfo>> {
-    let mut raw = TcxLinkInfo::default();
+/// What the kernel knows of a link; nothing if it is not one of this kind.
+pub(super) fn device_link_info(link: BorrowedFd<'_>, wanted: LinkKind) -> io::Result<Option<LinkInfo>> {
+    let mut raw = DeviceLinkInfo::default();
     info(link, &mut raw)?;
-    let TcxLinkInfo { kind, id, program_id, interface, unused: _, attach_type: _ } = raw;
-    Ok((kind == BPF_LINK_TYPE_TCX).then_some(LinkInfo { id, program_id, interface }))
+    // An XDP link has no attach type.
+    let DeviceLinkInfo { kind, id, program_id, interface, unused: _, attach_type: _ } = raw;
+    let wanted = match wanted {
+        LinkKind::Tcx => BPF_LINK_TYPE_TCX,
+        LinkKind::Xdp => BPF_LINK_TYPE_XDP,
+    };
+    Ok((kind == wanted).then_some(LinkInfo { id, program_id, interface }))
 }
 
 /// What the kernel knows of a link; nothing if it is not one to a cgroup.

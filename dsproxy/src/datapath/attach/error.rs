@@ -5,7 +5,7 @@ use std::{fmt, io, path::PathBuf};
 use aya::programs::ProgramError;
 use thiserror::Error;
 
-use crate::netlink::NetlinkError;
+use crate::{maps::MapError, netlink::NetlinkError};
 
 /// Why something could not be attached or detached.
 #[derive(Debug, Error)]
@@ -104,6 +104,9 @@ pub enum AttachError {
         /// The cgroup.
         path: PathBuf,
     },
+    /// The programs could not be told of a device.
+    #[error(transparent)]
+    Map(MapError),
     /// A pin could not be read, written or removed.
     #[error("{operation} {}: {source}", path.display())]
     Pin {

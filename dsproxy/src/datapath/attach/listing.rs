@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, path::Path};
 use nix::net::if_::{Interface, if_indextoname, if_nameindex};
 
 use super::{
-    AttachError, AttachKind, Attachment, Direction, Failure, Hook, bpf, bpf_error, cgroup, clsact, stray, tcx,
+    AttachError, AttachKind, Attachment, Direction, Failure, Hook, bpf, bpf_error, cgroup, clsact, pins, pins::Place,
+    stray,
 };
 use crate::interfaces::Interfaces;
 
@@ -24,11 +25,15 @@ pub fn list(pins: &Path, interfaces: &Interfaces) -> Result<Vec<Attachment>, Att
             link_id,
         });
     };
-    for (index, direction) in tcx::pins_in(pins)? {
-        if let Some((_, bpf::LinkInfo { id, program_id, interface })) = tcx::open_pin(pins, index, direction)?
+    for (index, place) in pins::list(pins)? {
+        if let Some((_, bpf::LinkInfo { id, program_id, interface })) = pins::open(pins, index, place)?
             && interface == index
         {
-            add(index, direction, AttachKind::Tcx, program_id, Some(id));
+            let (direction, kind) = match place {
+                Place::Tcx(direction) => (direction, AttachKind::Tcx),
+                Place::Xdp => (Direction::Ingress, AttachKind::Xdp),
+            };
+            add(index, direction, kind, program_id, Some(id));
         }
     }
     let mut session = clsact::Session::open()?;
@@ -61,10 +66,10 @@ pub fn detach_all(pins: &Path) -> Cleanup {
         Err(error) if error.is_gone() => {}
         Err(error) => cleanup.failures.push(Failure { interface: interface.to_owned(), error }),
     };
-    match tcx::pins_in(pins) {
+    match pins::list(pins) {
         Ok(pinned) => {
-            for (index, direction) in pinned {
-                note(&name_of(index), tcx::detach(index, direction, pins).map(usize::from));
+            for (index, place) in pinned {
+                note(&name_of(index), pins::detach(index, place, pins).map(usize::from));
             }
         }
         Err(error) => note("", Err(error)),

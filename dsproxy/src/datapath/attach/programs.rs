@@ -1,11 +1,17 @@
 //! The loaded programs, apart from the object that they came from. Nothing here attaches them.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 
 use super::{AttachError, Direction, bpf};
-use crate::interfaces::{LinkLayer, Role};
+use crate::{
+    datapath::load::XDP_PROGRAM,
+    interfaces::{LinkLayer, Role},
+};
 
 /// One loaded program.
 #[derive(Debug)]
@@ -16,6 +22,24 @@ pub(super) struct Program {
     pub(super) descriptor: OwnedFd,
     /// Its id.
     pub(super) id: u32,
+}
+
+impl Program {
+    fn of(name: &'static str, loaded: &ProgramFd) -> Result<Self, AttachError> {
+        let failed = |error: io::Error| AttachError::Program { name, source: error.into() };
+        let descriptor = loaded.as_fd().try_clone_to_owned().map_err(failed)?;
+        let id = bpf::program_info(descriptor.as_fd()).map_err(failed)?.id;
+        Ok(Self { name, descriptor, id })
+    }
+
+    /// The program of an object for XDP; it has to be loaded.
+    pub(super) fn of_xdp(object: &aya::Ebpf) -> Result<Self, AttachError> {
+        let name = XDP_PROGRAM;
+        let failed = |source| AttachError::Program { name, source };
+        let program = object.program(name).ok_or(AttachError::NoProgram { name })?;
+        let program: &Xdp = program.try_into().map_err(failed)?;
+        Self::of(name, program.fd().map_err(failed)?)
+    }
 }
 
 /// The names of the programs, as in the kernel's object. `stray` knows programs by them as well.
@@ -35,10 +59,7 @@ impl Programs {
             let program = object.program(name).ok_or(AttachError::NoProgram { name })?;
             let failed = |source| AttachError::Program { name, source };
             let classifier: &SchedClassifier = program.try_into().map_err(failed)?;
-            let descriptor = classifier.fd().map_err(failed)?.as_fd().try_clone_to_owned();
-            let descriptor = descriptor.map_err(|error| failed(error.into()))?;
-            let info = bpf::program_info(descriptor.as_fd()).map_err(|error| failed(error.into()))?;
-            Ok(Program { name, descriptor, id: info.id })
+            Program::of(name, classifier.fd().map_err(failed)?)
         };
         Ok(Self { programs: PROGRAM_NAMES.into_iter().map(take).collect::<Result<_, _>>()? })
     }

@@ -13,8 +13,8 @@ use dsproxy_common::{Protocol, count::Reason};
 use serde::Serialize;
 
 pub use self::{explain::explain, picture::Picture};
-use super::{Live, View, jiffies};
-use crate::cli::TraceArguments;
+use super::{Live, View};
+use crate::{cli::TraceArguments, jiffies};
 
 /// By which kind of device a packet enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -122,7 +122,7 @@ fn end(text: &str) -> anyhow::Result<SocketAddr> {
 pub fn trace(live: &Live, arguments: &TraceArguments) -> anyhow::Result<Trace> {
     let question = question(arguments)?;
     let settings = live.maps.settings().context("read the settings")?;
-    let now = jiffies(settings.jiffies_per_second)?;
+    let now = jiffies::now(settings.jiffies_per_second).context("read the clock")?;
     let picture = Picture::read(&live.maps, &question, now).context("read the maps")?;
     let (steps, outcome) = explain(&question, &picture);
     Ok(Trace::new(&question, steps, &outcome))

@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use dsproxy_common::flow::{FlowState, jiffies_since};
-use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::{name, names};
-use crate::inspect::{Live, View, columns::Columns};
+use crate::{
+    inspect::{Live, View, columns::Columns},
+    jiffies,
+};
 
 /// `dsproxy connections`.
 #[derive(Debug, Serialize)]
@@ -38,7 +40,7 @@ struct ConnectionRow {
 pub fn connections(live: &Live) -> anyhow::Result<Connections> {
     let names = names(&live.maps)?;
     let settings = live.maps.settings()?;
-    let now = jiffies(settings.jiffies_per_second)?;
+    let now = jiffies::now(settings.jiffies_per_second).context("read the clock")?;
     let mut rows = Vec::new();
     for connection in live.maps.connections()? {
         // An entry may have been written since the clock was read.
@@ -90,18 +92,4 @@ impl View for Connections {
         }
         columns.text()
     }
-}
-
-/// The low half of the kernel's jiffies now, to within a tick or two: they follow the monotonic clock from a start of
-/// minus five minutes (`INITIAL_JIFFIES` in include/linux/jiffies.h).
-///
-/// # Errors
-///
-/// When the clock cannot be read.
-pub fn jiffies(per_second: u32) -> anyhow::Result<u32> {
-    let uptime = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("read the clock")?;
-    let seconds = u64::try_from(uptime.tv_sec()).unwrap_or_default();
-    let nanoseconds = u64::try_from(uptime.tv_nsec()).unwrap_or_default();
-    let ticks = seconds * u64::from(per_second) + nanoseconds * u64::from(per_second) / 1_000_000_000;
-    Ok((ticks as u32).wrapping_sub(300 * per_second))
 }

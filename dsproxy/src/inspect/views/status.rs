@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     datapath::attach::{
-        self,
+        self, AttachKind,
         cgroup::{self, SocketAttachment},
     },
     inspect::{Live, View, columns::Columns},
@@ -28,6 +28,7 @@ pub struct Status {
     kernel: String,
     layout: u32,
     hooks: Vec<Hook>,
+    without_xdp: Vec<WithoutXdp>,
     socket_hooks: Vec<SocketAttachment>,
     maps: Vec<MapFill>,
     packets: Vec<PacketCount>,
@@ -41,6 +42,13 @@ struct Hook {
     direction: String,
     kind: String,
     program_id: u32,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WithoutXdp {
+    interface: String,
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -71,6 +79,12 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
     let interfaces = runtime.block_on(interfaces::read(&Overrides::new(&[], &[])?))?;
     let hooks = attach::list(&live.bpffs.links(), &interfaces)?;
+    let is_served = |name: &str| hooks.iter().any(|hook| hook.kind == AttachKind::Xdp && hook.interface == name);
+    let without_xdp = attach::without_xdp(&interfaces)?
+        .into_iter()
+        .filter(|(interface, _)| !is_served(interface))
+        .map(|(interface, why)| WithoutXdp { interface, reason: why.to_string() })
+        .collect();
     let capacities = live.maps.capacities();
     let frontends = live.maps.frontends()?;
     let backends = live.maps.backends()?;
@@ -125,6 +139,7 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
                 program_id: hook.program_id,
             })
             .collect(),
+        without_xdp,
         socket_hooks: cgroup::list(&live.bpffs.links())?,
         maps,
         packets: packets.collect(),
@@ -133,7 +148,7 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
 
 impl View for Status {
     fn table(&self) -> String {
-        let Self { version, kernel, layout, hooks, socket_hooks, maps, packets } = self;
+        let Self { version, kernel, layout, hooks, without_xdp, socket_hooks, maps, packets } = self;
         let mut text = format!("dsproxy {version}, map layout {layout}, kernel {kernel}\n\n");
         let mut columns = Columns::new(&["INTERFACE", "ROLE", "DIRECTION", "KIND", "PROGRAM"]);
         for Hook { interface, role, direction, kind, program_id } in hooks {
@@ -145,6 +160,14 @@ impl View for Status {
             columns.row([interface.clone(), role.to_owned(), direction.clone(), kind.clone(), program_id.to_string()]);
         }
         text += &columns.text();
+        if !without_xdp.is_empty() {
+            let mut columns = Columns::new(&["WITHOUT XDP", "WHY"]);
+            for WithoutXdp { interface, reason } in without_xdp {
+                columns.row([interface.clone(), reason.clone()]);
+            }
+            text += "\n";
+            text += &columns.text();
+        }
         if !socket_hooks.is_empty() {
             let mut columns = Columns::new(&["SOCKETS", "CGROUP", "PROGRAM"]);
             for SocketAttachment { hook, cgroup, program_id, link_id: _ } in socket_hooks {

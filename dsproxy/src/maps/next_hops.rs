@@ -1,0 +1,77 @@
+//! The maps by which XDP is told which devices it may use and how far the kernel's routing can be relied on, and by which it tells
+//! whom it sends frames to. Apart from all others, for other tasks write to them.
+
+use std::collections::BTreeMap;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError};
+use dsproxy_common::{
+    layout::{self, capacity},
+    next_hop::{NeighbourKey, Routing, XdpDevice},
+};
+
+use super::{
+    MapError, MapKind,
+    kernel::{OpenError, absent_is_fine, full, kernel, typed},
+};
+
+/// The three maps.
+pub struct NextHopMaps {
+    routing: Array<MapData, Routing>,
+    devices: HashMap<MapData, u32, XdpDevice>,
+    neighbours: HashMap<MapData, NeighbourKey, u32>,
+}
+
+impl NextHopMaps {
+    /// The maps that `take` gives by name.
+    ///
+    /// # Errors
+    ///
+    /// When one is missing or has another layout.
+    pub fn open(mut take: impl FnMut(&'static str) -> Option<Map>) -> Result<Self, OpenError> {
+        Ok(Self {
+            routing: typed(&mut take, layout::ROUTING)?,
+            devices: typed(&mut take, layout::XDP_DEVICES)?,
+            neighbours: typed(&mut take, layout::NEIGHBOURS)?,
+        })
+    }
+
+    /// What XDP was told of the kernel's routing.
+    pub fn routing(&self) -> Result<Routing, MapError> {
+        self.routing.get(&0, 0).map_err(kernel("read", MapKind::Routing))
+    }
+
+    /// Tells XDP `routing`.
+    pub fn set_routing(&mut self, routing: Routing) -> Result<(), MapError> {
+        self.routing.set(0, routing, 0).map_err(kernel("write", MapKind::Routing))
+    }
+
+    /// The devices that XDP may use, by index.
+    pub fn devices(&self) -> Result<BTreeMap<u32, XdpDevice>, MapError> {
+        self.devices.iter().collect::<Result<_, _>>().map_err(kernel("read", MapKind::XdpDevices))
+    }
+
+    /// Lets XDP use the device of this index.
+    pub fn set_device(&mut self, index: u32, device: XdpDevice) -> Result<(), MapError> {
+        let full = full("write", MapKind::XdpDevices, capacity::XDP_DEVICES);
+        self.devices.insert(index, device, 0).map_err(full)
+    }
+
+    /// Lets XDP no longer use the device of this index.
+    pub fn remove_device(&mut self, index: u32) -> Result<(), MapError> {
+        absent_is_fine(self.devices.remove(&index)).map_err(kernel("remove from", MapKind::XdpDevices))
+    }
+
+    /// The neighbours that XDP sends frames to, each with the jiffies when it was last found to be a next hop. Some may be missed
+    /// while the map changes.
+    pub fn neighbours(&self) -> Result<Vec<(NeighbourKey, u32)>, MapError> {
+        let mut neighbours = Vec::new();
+        for entry in self.neighbours.iter() {
+            match entry {
+                Ok(neighbour) => neighbours.push(neighbour),
+                Err(AyaError::KeyNotFound) => {}
+                Err(error) => return Err(kernel("read", MapKind::Neighbours)(error)),
+            }
+        }
+        Ok(neighbours)
+    }
+}

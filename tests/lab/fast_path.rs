@@ -1,0 +1,203 @@
+//! XDP between a client outside and a backend on the other node: it is XDP that serves, it follows what changes, and a restart is
+//! not noticed.
+
+use std::{net::SocketAddr, thread, time::Duration};
+
+use dsproxy_common::{IpFamily, count::Reason};
+use dsproxy_tests::lab::{Bulk, Daemon, Outside, Side, TcpSession, UdpSession, attachments, eventually, like_hardware};
+
+use crate::cluster::{Cluster, NODE_PORT, SOON, answers, exposed};
+
+/// The devices of node A that it serves on.
+const DEVICES: [&str; 2] = ["eth0", Outside::GATEWAY_INTERFACE];
+
+/// A cluster whose devices are like hardware on the way between the host outside and the backend `remote`.
+struct Site {
+    cluster: Cluster,
+    outside: Outside,
+}
+
+impl Site {
+    fn build() -> Self {
+        let cluster = Cluster::build();
+        let outside = cluster.lab.add_outside().expect("the host is added");
+        let far = cluster.lab.node(Side::B);
+        for (namespace, device) in [
+            (outside.namespace(), Outside::INTERFACE),
+            (far.namespace(), far.interface()),
+            (cluster.find("remote").pod.namespace(), "eth0"),
+        ] {
+            like_hardware(namespace, device).expect("the device obeys");
+        }
+        Self { cluster, outside }
+    }
+
+    fn target(&self, family: IpFamily) -> SocketAddr {
+        self.cluster.node(Side::A).socket(family, NODE_PORT)
+    }
+
+    /// Starts a daemon on node A, and waits until the Service with the endpoint `remote` is served.
+    fn serve(&self, arguments: &[&str]) -> Daemon<'_> {
+        self.cluster.write(&exposed(&self.cluster, &["remote"]));
+        let daemon = self.cluster.start_daemon_on(Side::A, arguments);
+        self.wait_until_served();
+        daemon
+    }
+
+    fn wait_until_served(&self) {
+        let (client, node) = (self.outside.namespace(), self.cluster.node(Side::A));
+        eventually("waiting for the NodePort", SOON, || answers(client, node, NODE_PORT, "remote"))
+            .expect("the NodePort is served");
+    }
+
+    /// Connections of both families, TCP and UDP, that were used.
+    fn connect(&self) -> (Vec<TcpSession>, Vec<UdpSession>) {
+        let client = self.outside.namespace();
+        let open_tcp = |family| TcpSession::open(client, self.target(family)).expect("the NodePort is served");
+        let open_udp = |family| UdpSession::open(client, self.target(family), true).expect("a socket");
+        (IpFamily::ALL.map(open_tcp).into(), IpFamily::ALL.map(open_udp).into())
+    }
+}
+
+/// Asks each of them once.
+fn use_all((tcp, udp): &mut (Vec<TcpSession>, Vec<UdpSession>), when: &str) {
+    for session in tcp {
+        session.exchange(b"still there?").unwrap_or_else(|error| panic!("{when}: {error}"));
+    }
+    for session in udp {
+        let answered = session.ask().unwrap_or_else(|error| panic!("{when}: {error}"));
+        assert_eq!(answered, "remote", "{when}");
+    }
+}
+
+/// How many packets XDP sent on, each way and family.
+fn sent_on(daemon: &Daemon<'_>) -> [u64; 4] {
+    let status = daemon.json(&["status"]).expect("a status");
+    let counted = |reason: Reason, family: IpFamily| {
+        let rows = status["packets"].as_array().expect("a list").iter();
+        let family = family.to_string();
+        let mut found =
+            rows.filter(|row| row["reason"] == reason.name() && row["family"].as_str() == Some(family.as_str()));
+        found.next().map_or(0, |row| row["packets"].as_u64().expect("a number"))
+    };
+    let [v4, v6] = IpFamily::ALL;
+    [
+        counted(Reason::SentToBackend, v4),
+        counted(Reason::SentToBackend, v6),
+        counted(Reason::SentToClient, v4),
+        counted(Reason::SentToClient, v6),
+    ]
+}
+
+/// The devices that `status` says are served by XDP.
+fn served_devices(daemon: &Daemon<'_>) -> Vec<String> {
+    let status = daemon.json(&["status"]).expect("a status");
+    let hooks = status["hooks"].as_array().expect("a list").iter();
+    hooks
+        .filter(|hook| hook["kind"] == "xdp")
+        .map(|hook| hook["interface"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[test]
+fn connections_of_clients_outside_are_sent_on_by_xdp() {
+    let site = Site::build();
+    let daemon = site.serve(&["--xdp", "native"]);
+    assert_eq!(served_devices(&daemon), DEVICES);
+    let mut sessions = site.connect();
+    use_all(&mut sessions, "before counting");
+    let before = sent_on(&daemon);
+    for _ in 0..20 {
+        use_all(&mut sessions, "by XDP");
+    }
+    // A request and its answer, for TCP and for UDP; TCP's acknowledgements come on top.
+    for (before, after) in before.into_iter().zip(sent_on(&daemon)) {
+        assert!(after - before >= 40, "{before} and then {after} packets sent on");
+    }
+    for family in IpFamily::ALL {
+        let bytes = 4 << 20;
+        let report = Bulk { bytes }.run(site.outside.namespace(), site.target(family)).expect("a transfer");
+        assert_eq!(report.intact, bytes, "{family}");
+    }
+    // What is for a backend on the node goes through the stack as ever.
+    site.cluster.write(&exposed(&site.cluster, &["local"]));
+    let (client, node) = (site.outside.namespace(), site.cluster.node(Side::A));
+    eventually("waiting for the local endpoint", SOON, || answers(client, node, NODE_PORT, "local")).expect("served");
+}
+
+#[test]
+fn a_neighbour_that_moves_is_followed() {
+    let site = Site::build();
+    let daemon = site.serve(&["--xdp", "native"]);
+    let mut sessions = site.connect();
+    use_all(&mut sessions, "before");
+    let far = site.cluster.lab.node(Side::B);
+    // As a host does that takes over another's address.
+    far.set_link_address("02:00:00:00:77:01").expect("the device takes the address");
+    eventually("waiting for the other address", SOON, || {
+        let known = site.cluster.lab.node(Side::A).neighbours().map_err(|error| error.to_string())?;
+        if known.matches("02:00:00:00:77:01").count() >= 2 { Ok(()) } else { Err(known) }
+    })
+    .expect("the node knows the neighbour's address, in both families");
+    thread::sleep(Duration::from_millis(100));
+    let before = sent_on(&daemon);
+    for _ in 0..5 {
+        use_all(&mut sessions, "after");
+    }
+    for (before, after) in before.into_iter().zip(sent_on(&daemon)) {
+        assert!(after > before, "{before} and then {after} packets sent on");
+    }
+}
+
+#[test]
+fn a_restart_is_not_noticed_and_the_programs_are_taken_over() {
+    let site = Site::build();
+    let mut daemon = site.serve(&["--xdp", "native"]);
+    let mut sessions = site.connect();
+    use_all(&mut sessions, "with the daemon");
+    daemon.kill().expect("it runs");
+    let before = sent_on(&daemon);
+    use_all(&mut sessions, "without it");
+    assert!(sent_on(&daemon)[0] > before[0], "XDP goes on without the daemon for a while");
+    daemon.start_again().expect("it starts");
+    use_all(&mut sessions, "with it again");
+    assert_eq!(served_devices(&daemon), DEVICES);
+    site.wait_until_served();
+    let before = sent_on(&daemon);
+    use_all(&mut sessions, "with it again");
+    assert!(sent_on(&daemon)[0] > before[0], "XDP goes on with the daemon");
+}
+
+#[test]
+fn a_veth_is_left_to_tc_unless_it_is_wanted_and_off_takes_the_programs_away() {
+    let site = Site::build();
+    let xdp_of_node = || {
+        let found = attachments(site.cluster.lab.node(Side::A).namespace()).expect("a list");
+        found.into_iter().filter(|attachment| attachment.hook == "xdp").count()
+    };
+    let mut daemon = site.serve(&["--xdp", "native"]);
+    assert_eq!(xdp_of_node(), DEVICES.len());
+    let mut sessions = site.connect();
+    use_all(&mut sessions, "by XDP");
+    for mode in ["auto", "off"] {
+        daemon.kill().expect("it runs");
+        daemon = site.serve(&["--xdp", mode]);
+        assert_eq!(xdp_of_node(), 0, "--xdp {mode}");
+        assert!(served_devices(&daemon).is_empty(), "--xdp {mode}");
+        use_all(&mut sessions, mode);
+        let status = daemon.json(&["status"]).expect("a status");
+        for device in DEVICES {
+            let mut without = status["withoutXdp"].as_array().expect("a list").iter();
+            let row = without.find(|row| row["interface"] == device).unwrap_or_else(|| panic!("{device}: {status}"));
+            assert!(row["reason"].as_str().is_some_and(|reason| reason.contains("veth")), "{row}");
+        }
+    }
+    drop(daemon);
+    let mut daemon = site.serve(&["--xdp", "native"]);
+    use_all(&mut sessions, "by XDP again");
+    assert_eq!(xdp_of_node(), DEVICES.len());
+    daemon.kill().expect("it runs");
+    let output = daemon.command(&["cleanup"]).expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(xdp_of_node(), 0, "after cleanup");
+}
