@@ -67,7 +67,7 @@ pub struct EgressEntry<A> {
     pub client_port: Port,
     /// Zero.
     pub reserved: u16,
-    /// Where the packet goes next, if XDP has found out.
+    /// How the stack sent the last packet on.
     pub next_hop: NextHop,
 }
 
@@ -354,7 +354,7 @@ impl ForwardEntry {
 
 family_record! {
     FlowKey = [2 addresses, 2, 2, 4];
-    EgressEntry = [1 addresses, 4, 4, 2, 1, 1, 2, 2, 28];
+    EgressEntry = [1 addresses, 4, 4, 2, 1, 1, 2, 2, 24];
     SnatEntry = [1 addresses, 4, 2, 2];
 }
 

@@ -21,8 +21,6 @@ pub const REFUSALS: &str = "REFUSALS";
 pub const ROUTING: &str = "ROUTING";
 /// The name of the map from a device's index to its `XdpDevice`.
 pub const XDP_DEVICES: &str = "XDP_DEVICES";
-/// The name of the map from a `NeighbourKey` to when the neighbour was last found to be a next hop, in jiffies.
-pub const NEIGHBOURS: &str = "NEIGHBOURS";
 
 /// The names of the maps that exist once for each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +57,14 @@ pub struct FamilyMapNames {
     pub fragments: &'static str,
     /// `SocketKey` -> `SocketEntry`.
     pub sockets: &'static str,
+}
+
+/// The name of the map of flows that each CPU remembers, which is nobody's but the loaded program's.
+pub const fn cached_flows(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "FLOWS_V4",
+        IpFamily::V6 => "FLOWS_V6",
+    }
 }
 
 impl FamilyMapNames {
@@ -169,8 +175,8 @@ pub mod capacity {
     pub const DEVICES: u32 = 4096;
     /// Devices that XDP programs are attached to.
     pub const XDP_DEVICES: u32 = 256;
-    /// Neighbours that XDP sends frames to.
-    pub const NEIGHBOURS: u32 = 8192;
+    /// Flows that each CPU remembers for XDP; a power of two.
+    pub const CACHED_FLOWS: u32 = 16_384;
     /// Packets in fragments that are under way.
     pub const FRAGMENTS: u32 = 8192;
     /// Sockets that were translated.

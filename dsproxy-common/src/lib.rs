@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), no_std)]
 
 mod address;
+pub mod cached_flow;
 pub mod checksum;
 pub mod count;
 pub mod filter;

@@ -1,8 +1,9 @@
 //! Where a connection's packets go next when XDP sends them on, and for how long that can be believed.
 //!
-//! The kernel's own routing is asked once, and its answer kept with the connection. User space, which is told of every change of
-//! routes, rules, neighbours and devices, counts them: an answer is good for as long as the count stands still. Should user
-//! space be gone, nobody would count, so it also says how far its word reaches.
+//! What the stack makes of a packet, tc sees on its way out: the device and the link-layer addresses are noted with the connection,
+//! for XDP to do alike. User space, which is told of every change of routes, rules, neighbours and devices, counts them: a
+//! note is good for as long as the count stands still. Should user space be gone, nobody would count, so it also says how
+//! far its word reaches.
 
 use crate::record::record;
 
@@ -15,19 +16,24 @@ pub type Mac = [u16; 3];
 pub struct Routing {
     /// The count of changes. Zero: nobody counts.
     pub epoch: u32,
-    /// Until when this holds: the low half of the jiffies.
+    /// Until when this holds: the low half of the jiffies, and at most [`Routing::LONGEST_LEASE`] from now.
     pub lease: u32,
+    /// How many flows each CPU remembers, a power of two, less one (`cached_flow`).
+    pub flow_mask: u32,
 }
 
 impl Routing {
+    /// In jiffies: two minutes at the fastest tick. What is farther ahead lies in the past, the clock having gone round.
+    pub const LONGEST_LEASE: u32 = 1 << 17;
+
     /// Whether somebody counted the changes up to `now`.
     #[inline(always)]
     pub const fn holds(&self, now: u32) -> bool {
-        self.epoch != 0 && self.lease.wrapping_sub(now) <= u32::MAX / 2
+        self.epoch != 0 && self.lease.wrapping_sub(now) <= Self::LONGEST_LEASE
     }
 }
 
-/// A device that XDP programs take packets from, or send them to.
+/// A device that XDP takes packets from, or sends them to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XdpDevice {
@@ -35,9 +41,11 @@ pub struct XdpDevice {
     pub address: Mac,
     /// [`XdpDeviceFlags`].
     pub flags: u16,
+    /// The longest IP packet that it takes, in bytes.
+    pub mtu: u32,
 }
 
-/// Bits of [`XdpDevice::flags`].
+/// Bits of [`XdpDevice::flags`] and [`NextHop::flags`].
 pub struct XdpDeviceFlags;
 
 impl XdpDeviceFlags {
@@ -47,48 +55,43 @@ impl XdpDeviceFlags {
     pub const TAKES_REDIRECTED: u16 = 1 << 1;
 }
 
-impl XdpDevice {
-    /// Whether frames leave it that came by it (`is_same`), or by another.
-    #[inline(always)]
-    pub const fn sends(&self, is_same: bool) -> bool {
-        let flag = if is_same { XdpDeviceFlags::TRANSMITS } else { XdpDeviceFlags::TAKES_REDIRECTED };
-        self.flags & flag != 0
-    }
-}
-
-/// The kernel's answer: the device and the link-layer header that packets of a connection leave with.
+/// How the stack sent a packet of a connection on: the device, and the link-layer addresses.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NextHop {
-    /// The [`Routing::epoch`] when it was given. Zero: it was not.
+    /// The [`Routing::epoch`] then. Zero: it has sent none.
     pub epoch: u32,
-    /// The index of the device. Zero: the stack has to send them.
+    /// The index of the device.
     pub device: u32,
-    /// The destination and the source address of frames that leave, as they stand there one behind the other.
+    /// The destination and the source address of the frame, as they stand there one behind the other.
     pub addresses: [u32; 3],
-    /// The destination address of the frames that arrive: the node's own.
-    pub arrival: Mac,
-    /// The longest IP packet that can go this way, in bytes.
+    /// The longest IP packet that the device takes, in bytes.
     pub mtu: u16,
+    /// The [`XdpDeviceFlags`] of the device; none if XDP may not use it.
+    pub flags: u16,
 }
 
-/// A neighbour that XDP sends frames to. The kernel does not see them, and would not notice that the neighbour is there.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NeighbourKey {
-    /// The index of the device that it is behind.
-    pub device: u32,
-    /// Its MAC address.
-    pub address: Mac,
-    /// Zero.
-    pub reserved: u16,
+impl NextHop {
+    /// Whether frames leave its device that came by it (`is_same`), or by another.
+    #[inline(always)]
+    pub const fn takes(&self, is_same: bool) -> bool {
+        let flag = if is_same { XdpDeviceFlags::TRANSMITS } else { XdpDeviceFlags::TAKES_REDIRECTED };
+        self.flags & flag != 0
+    }
+
+    /// The source address of the frame: the device's own.
+    #[inline(always)]
+    pub const fn source(&self) -> Mac {
+        let [_, second, third] = self.addresses;
+        let ([.., a, b], [c, d, e, f]) = (second.to_ne_bytes(), third.to_ne_bytes());
+        [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+    }
 }
 
 record! {
-    Routing = [4, 4];
-    XdpDevice = [6, 2];
-    NextHop = [4, 4, 12, 6, 2];
-    NeighbourKey = [4, 6, 2];
+    Routing = [4, 4, 4];
+    XdpDevice = [6, 2, 4];
+    NextHop = [4, 4, 12, 2, 2];
 }
 
 #[cfg(test)]
@@ -98,10 +101,20 @@ mod tests {
     #[test]
     fn routing_holds_until_its_lease_ends_across_the_end_of_the_clock() {
         for lease in [1000, 5, u32::MAX] {
-            let routing = Routing { epoch: 1, lease };
+            let routing = Routing { epoch: 1, lease, flow_mask: 0 };
             assert!(routing.holds(lease.wrapping_sub(1000)) && routing.holds(lease), "{lease}");
-            assert!(!routing.holds(lease.wrapping_add(1)) && !routing.holds(lease.wrapping_add(100_000)), "{lease}");
-            assert!(!Routing { epoch: 0, lease }.holds(lease), "nobody counts");
+            for later in [1, 100_000, u32::MAX / 2 + 10, u32::MAX - Routing::LONGEST_LEASE] {
+                assert!(!routing.holds(lease.wrapping_add(later)), "{lease} {later}");
+            }
+            assert!(!Routing { epoch: 0, ..routing }.holds(lease), "nobody counts");
         }
+    }
+
+    #[test]
+    fn the_source_stands_behind_the_destination() {
+        let frame: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9];
+        let word = |at: usize| u32::from_ne_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
+        let next = NextHop { addresses: [word(0), word(4), word(8)], ..NextHop::default() };
+        assert_eq!(next.source().map(u16::to_ne_bytes), [[2, 0], [0, 0], [0, 9]]);
     }
 }

@@ -32,6 +32,12 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// How long a connection in `state` counts without a packet.
+    #[inline(always)]
+    pub const fn lifetime(&self, state: FlowState) -> u32 {
+        self.lifetimes[state.number() as usize & (FlowState::COUNT - 1)]
+    }
+
     /// Whether `port` is one that masqueraded packets leave with.
     #[inline(always)]
     pub fn is_snat_port(&self, port: Port) -> bool {

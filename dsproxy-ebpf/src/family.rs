@@ -2,7 +2,9 @@
 //! checksum, and which maps hold the family's state.
 
 use dsproxy_common::{
-    Addr4, Addr6, Address, IpFamily, checksum,
+    Addr4, Addr6, Address, IpFamily,
+    cached_flow::CachedFlow,
+    checksum,
     count::Reason,
     flow::FlowKey,
     settings::{Network, Settings},
@@ -49,6 +51,7 @@ pub(crate) struct Maps<A: 'static> {
     pub(crate) sockets: &'static maps::Sockets<A>,
     pub(crate) scratch: &'static maps::Scratch<A>,
     pub(crate) new_entry: &'static maps::NewEntry<A>,
+    pub(crate) flows: &'static maps::Flows<A>,
 }
 
 /// An address family, as the pipeline sees it.
@@ -85,16 +88,9 @@ pub(crate) trait Family: Sized + 'static {
     fn write_address(linear: Linear, l3: usize, end: End, address: Self::Address, difference: u16)
     -> Result<(), Short>;
 
-    /// Replaces both addresses in the IP header at `l3`, the difference of which together is `difference`, for a packet that is sent
-    /// on, so with one hop less; the header's checksum, if it has one, is made right. None, and nothing is written, if it
-    /// was at its last hop.
-    fn cross(
-        linear: Linear,
-        l3: usize,
-        source: Self::Address,
-        destination: Self::Address,
-        difference: u16,
-    ) -> Option<()>;
+    /// Makes of the IP header at `l3` what is remembered of the flow, for a packet that is sent on, so with one hop less; the
+    /// header's checksum, if it has one, is made right. None, and nothing is written, if it was at its last hop.
+    fn cross(linear: Linear, l3: usize, flow: &CachedFlow<Self::Address>) -> Option<()>;
 
     /// How many bytes the packet has from its IP header at `l3` on, if the header says so.
     fn length(linear: Linear, l3: usize) -> Result<Option<usize>, Short>;
@@ -145,6 +141,7 @@ impl Family for V4 {
             sockets: &maps::SOCKETS_V4,
             scratch: &maps::SCRATCH_V4,
             new_entry: &maps::NEW_ENTRY_V4,
+            flows: &maps::FLOWS_V4,
         }
     }
 
@@ -171,8 +168,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn cross(linear: Linear, l3: usize, source: Addr4, destination: Addr4, difference: u16) -> Option<()> {
-        ipv4::cross(linear, l3, source, destination, difference)
+    fn cross(linear: Linear, l3: usize, flow: &CachedFlow<Addr4>) -> Option<()> {
+        ipv4::cross(linear, l3, flow)
     }
 
     #[inline(always)]
@@ -224,6 +221,7 @@ impl Family for V6 {
             sockets: &maps::SOCKETS_V6,
             scratch: &maps::SCRATCH_V6,
             new_entry: &maps::NEW_ENTRY_V6,
+            flows: &maps::FLOWS_V6,
         }
     }
 
@@ -249,8 +247,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn cross(linear: Linear, l3: usize, source: Addr6, destination: Addr6, _: u16) -> Option<()> {
-        ipv6::cross(linear, l3, source, destination)
+    fn cross(linear: Linear, l3: usize, flow: &CachedFlow<Addr6>) -> Option<()> {
+        ipv6::cross(linear, l3, flow)
     }
 
     #[inline(always)]

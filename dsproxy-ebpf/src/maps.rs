@@ -8,12 +8,13 @@ use aya_ebpf::{
 };
 use dsproxy_common::{
     Addr4, Addr6,
+    cached_flow::CachedFlow,
     count::{COUNTERS as COUNTER_COUNT, ServiceCounters},
     filter,
     flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
     fragment::{Fragment, FragmentKey},
     layout::capacity,
-    next_hop::{NeighbourKey, Routing, XdpDevice},
+    next_hop::{Routing, XdpDevice},
     refusal::Budget,
     service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceName, SourceRange},
     settings::Settings,
@@ -39,7 +40,7 @@ const FRAGMENTS: usize = capacity::FRAGMENTS as usize;
 const SOCKETS: usize = capacity::SOCKETS as usize;
 const SERVICES: usize = capacity::SERVICES as usize;
 const XDP_DEVICE_COUNT: usize = capacity::XDP_DEVICES as usize;
-const NEIGHBOUR_COUNT: usize = capacity::NEIGHBOURS as usize;
+const CACHED_FLOWS: usize = capacity::CACHED_FLOWS as usize;
 
 /// The types of the maps that exist once for each family.
 pub(crate) type Frontends<A> = HashMap<FrontendKey<A>, Frontend, FRONTENDS, NO_PREALLOC>;
@@ -58,6 +59,7 @@ pub(crate) type NodeAddresses<A> = HashMap<u32, A, DEVICES, NO_PREALLOC>;
 pub(crate) type Scratch<A> = PerCpuArray<Connection<A>, 1>;
 /// Entries are put together there: the stack has no room for them.
 pub(crate) type NewEntry<A> = PerCpuArray<EgressEntry<A>, 1>;
+pub(crate) type Flows<A> = PerCpuArray<CachedFlow<A>, CACHED_FLOWS>;
 pub(crate) type Sockets<A> = LruHashMap<SocketKey<A>, SocketEntry<A>, SOCKETS>;
 pub(crate) type Fragments<A> = LruHashMap<FragmentKey<A>, Fragment, FRAGMENTS>;
 
@@ -80,8 +82,6 @@ pub(crate) static QUOTE: PerCpuArray<Quote, 1> = PerCpuArray::new();
 pub(crate) static ROUTING: Array<Routing, 1> = Array::new();
 #[btf_map]
 pub(crate) static XDP_DEVICES: HashMap<u32, XdpDevice, XDP_DEVICE_COUNT, NO_PREALLOC> = HashMap::new();
-#[btf_map]
-pub(crate) static NEIGHBOURS: LruHashMap<NeighbourKey, u32, NEIGHBOUR_COUNT> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static FRONTENDS_V4: Frontends<Addr4> = HashMap::new();
@@ -115,6 +115,8 @@ pub(crate) static MASQUERADE_V4: NodeAddresses<Addr4> = HashMap::new();
 pub(crate) static FRAGMENTS_V4: Fragments<Addr4> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS_V4: Sockets<Addr4> = LruHashMap::new();
+#[btf_map]
+pub(crate) static FLOWS_V4: Flows<Addr4> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static NEW_ENTRY_V4: NewEntry<Addr4> = PerCpuArray::new();
 #[btf_map]
@@ -152,6 +154,8 @@ pub(crate) static MASQUERADE_V6: NodeAddresses<Addr6> = HashMap::new();
 pub(crate) static FRAGMENTS_V6: Fragments<Addr6> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS_V6: Sockets<Addr6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static FLOWS_V6: Flows<Addr6> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static NEW_ENTRY_V6: NewEntry<Addr6> = PerCpuArray::new();
 #[btf_map]

@@ -2,7 +2,7 @@
 
 use core::hint::cold_path;
 
-use dsproxy_common::{Address as _, Port, checksum, count::Reason};
+use dsproxy_common::{Address as _, Port, cached_flow::CachedFlow, checksum, count::Reason};
 
 use crate::{
     family::Family,
@@ -69,31 +69,22 @@ pub(crate) fn rewrite<F: Family, C: BufferContext>(
     context.update_transport_checksum(packet.l4 + offset, &change).map_err(|packet::Refused| Reason::RewriteFailed)
 }
 
-/// Puts an address and port at both ends of a plain packet (`parse::plain`) that goes on without the stack, with one hop less
-/// left to it. None if it has none left: then nothing is written, for it is the stack that tells the sender.
+/// Makes of a plain packet (`parse::plain`) with `content` what is remembered of its flow, for it goes on without the stack: both
+/// ends are replaced, and one hop less is left to it. None if it has none left: then nothing is written, for it is the stack that
+/// tells the sender.
 #[inline(always)]
-pub(crate) fn cross<F: Family>(
-    linear: Linear,
-    packet: &Packet<'_, F::Address>,
-    source: (F::Address, Port),
-    destination: (F::Address, Port),
-) -> Option<()> {
+pub(crate) fn cross<F: Family>(linear: Linear, content: Content, flow: &CachedFlow<F::Address>) -> Option<()> {
     let (l3, l4) = (ETHERNET_HEADER, ETHERNET_HEADER + F::HEADER);
-    let key = packet.key;
-    let difference = checksum::add(
-        checksum::difference(key.source.words(), source.0.words()),
-        checksum::difference(key.destination.words(), destination.0.words()),
-    );
-    if matches!(packet.content, Content::Tcp) {
+    if matches!(content, Content::Tcp) {
         let header = View::<{ transport::TCP_HEADER }>::at(linear, l4).ok()?;
-        F::cross(linear, l3, source.0, destination.0, difference)?;
-        let ports = transport::replace_ports(&header, End::Destination, destination.1, source.1);
-        transport::update_checksum::<{ transport::TCP_CHECKSUM }, _>(&header, checksum::add(difference, ports));
+        F::cross(linear, l3, flow)?;
+        transport::write_ports(&header, flow.ports);
+        transport::update_checksum::<{ transport::TCP_CHECKSUM }, _>(&header, flow.transport_difference);
     } else {
         let header = View::<{ transport::UDP_HEADER }>::at(linear, l4).ok()?;
-        F::cross(linear, l3, source.0, destination.0, difference)?;
-        let ports = transport::replace_ports(&header, End::Destination, destination.1, source.1);
-        transport::update_udp_checksum(&header, checksum::add(difference, ports));
+        F::cross(linear, l3, flow)?;
+        transport::write_ports(&header, flow.ports);
+        transport::update_udp_checksum(&header, flow.transport_difference);
     }
     Some(())
 }

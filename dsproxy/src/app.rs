@@ -14,7 +14,9 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     attachments::Attachments,
     capabilities,
-    config::{self, Assembled, Config, LogConfig, LogFormat, RunFlags, SocketLb, SourceConfig, file::File, follow},
+    config::{
+        self, Assembled, Config, LogConfig, LogFormat, RunFlags, SocketLb, SourceConfig, Xdp, file::File, follow,
+    },
     datapath::{
         attach::{
             self, Attacher, Programs,
@@ -127,14 +129,14 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
     lead_sockets(&mut object, cgroup.as_ref(), &bpffs)?;
     let mut attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), config.attach)?;
-    let mut next_hops = load::open_pinned_next_hops(&bpffs)?;
-    match config.xdp.devices() {
-        Some(devices) => {
-            load::load_xdp_program(&mut object)?;
-            attacher = attacher.with_xdp(&object, devices, load::open_pinned_next_hops(&bpffs)?)?;
-            tokio::spawn(routing::tell(next_hops));
+    let cached_flows = config.datapath_settings().cached_flows;
+    let word = routing::Word::new(load::open_pinned_next_hops(&bpffs)?, cached_flows).context("speak to XDP")?;
+    match (config.xdp.devices(), load_xdp(&mut object, config.xdp)?) {
+        (Some(devices), true) => {
+            attacher = attacher.with_xdp(&object, devices, load::open_pinned_next_hops(&bpffs)?, word.clone())?;
+            tokio::spawn(routing::tell(word));
         }
-        None => routing::tell_nothing(&mut next_hops).context("turn XDP off")?,
+        _ => word.withdraw().context("turn XDP off")?,
     }
     let addresses = interfaces.addresses();
     let attachments = Attachments::follow(attacher, interfaces)?;
@@ -238,6 +240,19 @@ fn lead_sockets(object: &mut aya::Ebpf, cgroup: Option<&Cgroup>, bpffs: &Bpffs) 
     let (attached, changed) = SocketPrograms::of(object)?.attach(cgroup, &bpffs.links())?;
     info!(cgroup = %cgroup.path().display(), hooks = attached.len(), changed, "sockets are led to backends");
     Ok(())
+}
+
+/// Loads the program for XDP, if it is wanted. Whether it can be had: only where the user insists it has to be.
+fn load_xdp(object: &mut aya::Ebpf, wanted: Xdp) -> anyhow::Result<bool> {
+    match (wanted, wanted.devices().map(|_| load::load_xdp_program(object))) {
+        (_, None) => Ok(false),
+        (_, Some(Ok(()))) => Ok(true),
+        (Xdp::Auto, Some(Err(error))) => {
+            warn!(%error, "without XDP; tc serves");
+            Ok(false)
+        }
+        (_, Some(Err(error))) => Err(error.into()),
+    }
 }
 
 enum Source {

@@ -2,16 +2,18 @@
 
 use std::{
     collections::BTreeSet,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::{task::JoinHandle, time::sleep};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     app::Backoff,
     datapath::attach::{AttachError, Attacher, Attachment, Failure},
+    host_settings,
     interfaces::Watch,
 };
 
@@ -105,6 +107,11 @@ fn sync(attacher: &mut Attacher, interfaces: &crate::interfaces::Interfaces, rep
     let outcome = tokio::task::block_in_place(|| attacher.sync(interfaces));
     if outcome.attached > 0 || outcome.detached > 0 {
         info!(attached = outcome.attached, detached = outcome.detached, "interfaces followed");
+    }
+    if attacher.has_xdp() {
+        for failure in host_settings::apply(&[host_settings::for_xdp()], Path::new("/")) {
+            warn!("{failure}");
+        }
     }
     let failing = outcome.failures.iter().map(|failure| &failure.interface).collect::<BTreeSet<_>>().len();
     let mut state = report.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -99,6 +99,12 @@ pub fn of_host(config: &Config, cpus: u64) -> Vec<Setting> {
     settings
 }
 
+/// What XDP asks of the host: the kernel's own connection table sees some packets of a connection alone, and must not take them for
+/// somebody else's (`nf_conntrack_tcp_be_liberal` in Documentation/networking/nf_conntrack-sysctl.rst).
+pub fn for_xdp() -> Setting {
+    Setting { path: format!("{CONNTRACK}_tcp_be_liberal"), wanted: Wanted::Exactly(1) }
+}
+
 /// Brings the files below `root` to what is wanted, and says what could not be done. A host without a connection table has
 /// nothing to be set there.
 pub fn apply(settings: &[Setting], root: &Path) -> Vec<SettingError> {

@@ -1,21 +1,18 @@
-//! Tells XDP for how long it can rely on what the kernel's routing has told it (`dsproxy_common::next_hop`): counts what changes
-//! in the kernel's routing, and sees to it that the kernel asks neighbours whether they are still there, whom it does not see
-//! XDP send frames to.
+//! Tells XDP for how long it can rely on how the stack sent packets before (`dsproxy_common::next_hop`): counts what changes in the
+//! kernel's routing, and vouches for the count.
 //!
 //! `Neighbours` (pure) knows which news of neighbours are a change.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use dsproxy_common::{
-    flow::jiffies_since,
-    next_hop::{NeighbourKey, Routing},
-};
+use dsproxy_common::next_hop::Routing;
 use thiserror::Error;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     jiffies,
@@ -29,11 +26,11 @@ const LEASE: Duration = Duration::from_secs(20);
 /// How often the lease is renewed.
 const RENEWAL: Duration = Duration::from_secs(4);
 
-/// How often everything is found out anew, and neighbours are asked about.
-const REVIEW: Duration = Duration::from_secs(30);
-
 /// The least time between two counts: one change at once, many together.
 const TOGETHER: Duration = Duration::from_millis(20);
+
+/// A change is counted once more so much later: the kernel tells of some, routes that go among them, before they are in effect.
+const AFTERWARDS: Duration = Duration::from_millis(100);
 
 /// How long to wait before events are followed again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -69,13 +66,12 @@ const GROUPS: [u32; 11] = [
 const NEIGHBOUR_HEADER: usize = 12;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
-const NTF_USE: u8 = 1 << 0;
 /// States in which frames can be sent to a neighbour: reachable, stale, delay, probe, no ARP, permanent.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
 
 /// Why the kernel's routing is not followed.
 #[derive(Debug, Error)]
-enum RoutingError {
+pub enum RoutingError {
     /// The kernel was not heard, or did not answer.
     #[error("follow the kernel's routing: {0}")]
     Netlink(#[from] NetlinkError),
@@ -87,10 +83,81 @@ enum RoutingError {
     Clock(#[from] nix::Error),
 }
 
-/// Tells XDP in `maps` of the kernel's routing for as long as it runs.
-pub async fn tell(mut maps: NextHopMaps) {
+/// How often a list is asked for that changes while it is sent.
+const LISTING_ATTEMPTS: u32 = 5;
+
+/// What XDP is told. Clones tell the same.
+#[derive(Clone)]
+pub struct Word(Arc<Mutex<Told>>);
+
+struct Told {
+    maps: NextHopMaps,
+    per_second: u32,
+    flow_mask: u32,
+    epoch: u32,
+}
+
+impl Word {
+    /// Will tell XDP in `maps`, each CPU of which remembers so many flows. Nothing holds yet.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read, or the clock not be.
+    pub fn new(maps: NextHopMaps, cached_flows: u32) -> Result<Self, RoutingError> {
+        // The count goes on, so that nothing noted in one life is good in another.
+        let Routing { epoch, .. } = maps.routing()?;
+        let told = Told { maps, per_second: jiffies::per_second()?, flow_mask: cached_flows - 1, epoch };
+        Ok(Self(Arc::new(Mutex::new(told))))
+    }
+
+    /// Tells of a change.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written, or the clock not be read.
+    pub fn count(&self) -> Result<(), RoutingError> {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.epoch = told.epoch.checked_add(1).unwrap_or(1);
+        let Routing { lease, .. } = told.maps.routing()?;
+        told.tell(lease)
+    }
+
+    /// Vouches for the count until the lease ends.
+    fn renew(&self) -> Result<(), RoutingError> {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lease = LEASE.as_secs() as u32 * told.per_second;
+        let lease = jiffies::now(told.per_second)?.wrapping_add(lease);
+        told.tell(lease)
+    }
+
+    /// Vouches for nothing: XDP leaves all packets to the stack.
+    ///
+    /// # Errors
+    ///
+    /// As `count`.
+    pub fn withdraw(&self) -> Result<(), RoutingError> {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // The kernel's clock may be behind the one that is read.
+        let lease = jiffies::now(told.per_second)?.wrapping_sub(LEASE.as_secs() as u32 * told.per_second);
+        told.tell(lease)
+    }
+}
+
+impl Told {
+    fn tell(&mut self, lease: u32) -> Result<(), RoutingError> {
+        let Self { flow_mask, epoch, .. } = *self;
+        Ok(self.maps.set_routing(Routing { epoch, lease, flow_mask })?)
+    }
+}
+
+/// Tells XDP of the kernel's routing for as long as it runs.
+pub async fn tell(word: Word) {
     loop {
-        match follow(&mut maps).await {
+        let ended = follow(&word).await;
+        if let Err(error) = word.withdraw() {
+            warn!(%error, "XDP may go on for {LEASE:?} by routes that are not followed");
+        }
+        match ended {
             Ok(()) | Err(RoutingError::Netlink(NetlinkError::Overrun)) => {}
             Err(error) => warn!(%error, "XDP leaves packets to the stack until this works"),
         }
@@ -98,59 +165,52 @@ pub async fn tell(mut maps: NextHopMaps) {
     }
 }
 
-/// Tells XDP in `maps` that nobody follows the kernel's routing: it leaves all packets to the stack.
-///
-/// # Errors
-///
-/// When the map cannot be written.
-pub fn tell_nothing(maps: &mut NextHopMaps) -> Result<(), MapError> {
-    let Routing { epoch, lease: _ } = maps.routing()?;
-    // The count stays, so that no entry of today is taken for good by another day's.
-    if epoch != 0 { maps.set_routing(Routing { epoch, lease: 0 }) } else { Ok(()) }
-}
-
 /// Follows the kernel's routing until events are lost or something fails.
-async fn follow(maps: &mut NextHopMaps) -> Result<(), RoutingError> {
+async fn follow(word: &Word) -> Result<(), RoutingError> {
     let mask = GROUPS.iter().fold(0, |mask, group| mask | 1 << (group - 1));
     let mut events = EventLoopSocket::subscribe(mask)?;
-    let mut requests = EventLoopSocket::open()?;
-    let mut neighbours = Neighbours::default();
-    let list = Request::dump(libc::RTM_GETNEIGH, &[0; NEIGHBOUR_HEADER]);
-    // What changes meanwhile comes as an event as well.
-    match requests.exchange(list, |message| _ = neighbours.take(&message)).await {
-        Ok(()) | Err(NetlinkError::Interrupted) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let mut teller = Teller::new(maps)?;
-    teller.count()?;
+    let mut neighbours = list_neighbours().await?;
+    word.count()?;
     info!(neighbours = neighbours.0.len(), "the kernel's routing is followed for XDP");
     let mut renewal = interval(RENEWAL);
-    let mut review = interval(REVIEW);
-    for ticks in [&mut renewal, &mut review] {
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    }
-    let mut count_at: Option<Instant> = None;
+    renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut counted_at, mut count_at, mut count_again_at) = (Instant::now(), None, None);
     loop {
         tokio::select! {
             // Events last, so that a flood of them puts off nothing.
             biased;
             () = due(count_at) => {
-                count_at = None;
-                teller.count()?;
+                word.count()?;
+                (counted_at, count_at) = (Instant::now(), None);
+                count_again_at = Some(counted_at + AFTERWARDS);
             }
-            _ = renewal.tick() => teller.renew()?,
-            _ = review.tick() => {
-                let used = teller.recently_used()?;
-                ask_after(&mut requests, neighbours.behind(&used)).await?;
-                teller.count()?;
+            () = due(count_again_at) => {
+                word.count()?;
+                count_again_at = None;
             }
+            _ = renewal.tick() => word.renew()?,
             datagram = events.receive() => {
                 for message in messages(datagram?) {
                     if is_change(&message?, &mut neighbours) {
-                        count_at.get_or_insert(teller.counted_at + TOGETHER);
+                        count_at.get_or_insert(counted_at + TOGETHER);
                     }
                 }
             }
+        }
+    }
+}
+
+/// The neighbours there are. What changes meanwhile comes as an event as well.
+async fn list_neighbours() -> Result<Neighbours, RoutingError> {
+    let mut requests = EventLoopSocket::open()?;
+    let mut attempt = 1;
+    loop {
+        let mut neighbours = Neighbours::default();
+        let list = Request::dump(libc::RTM_GETNEIGH, &[0; NEIGHBOUR_HEADER]);
+        match requests.exchange(list, |message| _ = neighbours.take(&message)).await {
+            Ok(()) => return Ok(neighbours),
+            Err(NetlinkError::Interrupted) if attempt < LISTING_ATTEMPTS => attempt += 1,
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -167,58 +227,6 @@ fn is_change(message: &Message<'_>, neighbours: &mut Neighbours) -> bool {
     match message.kind {
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => neighbours.take(message),
         _ => true,
-    }
-}
-
-/// Has the kernel ask these neighbours whether they are there, unless it knows. One that has gone meanwhile is fine.
-async fn ask_after(requests: &mut EventLoopSocket, neighbours: Vec<(u32, Vec<u8>)>) -> Result<(), RoutingError> {
-    for (device, address) in neighbours {
-        let mut header = [0; NEIGHBOUR_HEADER];
-        header[0] = if address.len() == 4 { libc::AF_INET } else { libc::AF_INET6 } as u8;
-        header[4..8].copy_from_slice(&device.to_ne_bytes());
-        header[10] = NTF_USE;
-        let request = Request::change(libc::RTM_NEWNEIGH, 0, &header).attribute(NDA_DST, &address);
-        match requests.exchange(request, |_| {}).await {
-            Err(error) if error.errno().is_some() => debug!(device, ?address, %error, "a neighbour is not asked after"),
-            asked => asked?,
-        }
-    }
-    Ok(())
-}
-
-/// What XDP is told, and when it was told of the last change.
-struct Teller<'m> {
-    maps: &'m mut NextHopMaps,
-    per_second: u32,
-    epoch: u32,
-    counted_at: Instant,
-}
-
-impl<'m> Teller<'m> {
-    fn new(maps: &'m mut NextHopMaps) -> Result<Self, RoutingError> {
-        let Routing { epoch, lease: _ } = maps.routing()?;
-        Ok(Self { per_second: jiffies::per_second()?, epoch, counted_at: Instant::now(), maps })
-    }
-
-    /// Tells of a change.
-    fn count(&mut self) -> Result<(), RoutingError> {
-        self.epoch = self.epoch.checked_add(1).unwrap_or(1);
-        self.counted_at = Instant::now();
-        self.renew()
-    }
-
-    fn renew(&mut self) -> Result<(), RoutingError> {
-        let lease = LEASE.as_secs() as u32 * self.per_second;
-        let lease = jiffies::now(self.per_second)?.wrapping_add(lease);
-        Ok(self.maps.set_routing(Routing { epoch: self.epoch, lease })?)
-    }
-
-    /// The neighbours that frames went to since the review before.
-    fn recently_used(&self) -> Result<BTreeSet<NeighbourKey>, RoutingError> {
-        let now = jiffies::now(self.per_second)?;
-        let longest = 2 * REVIEW.as_secs() as u32 * self.per_second;
-        let used = self.maps.neighbours()?.into_iter();
-        Ok(used.filter(|(_, last_used)| jiffies_since(*last_used, now) < longest).map(|(key, _)| key).collect())
     }
 }
 
@@ -250,19 +258,6 @@ impl Neighbours {
             }
             None => self.0.remove(&(device, address)).is_some(),
         }
-    }
-
-    /// Device and IP address of those at these link-layer addresses.
-    fn behind(&self, used: &BTreeSet<NeighbourKey>) -> Vec<(u32, Vec<u8>)> {
-        let is_used = |device: u32, link_layer: &[u8]| {
-            let Some([a, b, c, d, e, f]) = link_layer.first_chunk().filter(|_| link_layer.len() == 6) else {
-                return false;
-            };
-            let address = [[*a, *b], [*c, *d], [*e, *f]].map(u16::from_ne_bytes);
-            used.contains(&NeighbourKey { device, address, reserved: 0 })
-        };
-        let found = self.0.iter().filter(|((device, _), link_layer)| is_used(*device, link_layer));
-        found.map(|(neighbour, _)| neighbour.clone()).collect()
     }
 }
 
@@ -311,20 +306,5 @@ mod tests {
         for kind in [libc::RTM_NEWROUTE, libc::RTM_DELROUTE, libc::RTM_NEWRULE, libc::RTM_NEWADDR, libc::RTM_DELLINK] {
             assert!(news(&mut Neighbours::default(), kind, 0, None), "{kind}");
         }
-    }
-
-    #[test]
-    fn those_are_asked_after_whom_frames_went_to() {
-        let mut neighbours = Neighbours::default();
-        news(&mut neighbours, libc::RTM_NEWNEIGH, STALE, Some(MAC));
-        let key = |device| NeighbourKey { device, address: [2, 0, 0x100].map(|half: u16| half), reserved: 0 };
-        let used = |device| BTreeSet::from([NeighbourKey { address: mac(MAC), ..key(device) }]);
-        assert_eq!(neighbours.behind(&used(7)), [(7, ADDRESS.to_vec())]);
-        assert!(neighbours.behind(&used(8)).is_empty(), "behind another device");
-        assert!(neighbours.behind(&BTreeSet::from([key(7)])).is_empty(), "somebody else");
-    }
-
-    fn mac([a, b, c, d, e, f]: [u8; 6]) -> dsproxy_common::next_hop::Mac {
-        [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes)
     }
 }

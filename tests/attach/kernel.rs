@@ -75,6 +75,8 @@ pub(crate) fn pod_interfaces(wanted: &[(u32, &str)]) -> Interfaces {
         name: (*name).to_owned(),
         role: Role::PodInterface,
         link_layer: LinkLayer::Ethernet,
+        address: vec![2, 0, 0, 0, 0, 1],
+        mtu: 1500,
     };
     wanted.iter().map(|wanted| (wanted.0, interface(wanted))).collect()
 }

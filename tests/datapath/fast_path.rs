@@ -1,23 +1,22 @@
 //! What XDP sends on by itself, past the stack: byte by byte, in turn with the tc programs over the same connections, and what it
 //! leaves to them as it came.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
-use dsproxy::maps::Write;
 use dsproxy_common::{
     IpFamily, Protocol,
     count::{Reason, ServiceCounters},
     flow::FlowState,
-    next_hop::{Routing, XdpDevice, XdpDeviceFlags},
+    layout::capacity,
+    next_hop::{Mac, Routing, XdpDevice, XdpDeviceFlags},
     service::FrontendKind,
 };
 use dsproxy_tests::{
-    lab::{
-        Crossroads, DualStack,
-        crossroads::{OWN_ADDRESS, WIRES},
-    },
-    packet::{Extension, Link, Message, Packet, Tag, difference, flags, verify},
-    prog::{Counted, Hook, Verdict, of_family},
+    packet::{Dissection, Extension, Link, Message, Packet, Tag, difference, flags, verify},
+    prog::{Counted, Entry, Hook, LOOPBACK, Verdict, of_family},
 };
 
 use crate::world::{Expected, Flow, Served, World, endpoint, node, on_ethernet, outsider, packet};
@@ -25,29 +24,28 @@ use crate::world::{Expected, Flow, Served, World, endpoint, node, on_ethernet, o
 /// A client's port within the range of masqueraded packets, where it is kept.
 const KEPT: u16 = 50_000;
 
+/// As many flows are remembered as by default.
+const FLOW_MASK: u32 = capacity::CACHED_FLOWS - 1;
+
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
-/// A node with two devices. The client is behind the first, as is the backend, unless a test routes it to the second.
+/// What every frame that comes to the node has as its destination, and that leaves it as its source.
+const OWN_ADDRESS: Mac = [0x0200u16.to_be(), 0, 0x0002u16.to_be()];
+
+/// Another device, of which XDP is told as well.
+const FAR: u32 = 7;
+
+/// XDP's view of the node. Everything comes and goes by one device, unless a test says otherwise.
 struct Site {
-    crossroads: Crossroads,
-    near: u32,
-    far: u32,
+    /// How often the kernel's routing had changed before, in other tests: what they left remembered is good no more.
+    first_epoch: u32,
 }
 
 impl Site {
-    /// Makes it, and tells XDP in `world` of it.
+    /// Tells XDP in `world` of it.
     fn of(world: &mut World) -> Self {
-        let own = |family| node(family).to_string();
-        let addresses =
-            DualStack { v4: own(IpFamily::V4).parse().expect("IPv4"), v6: own(IpFamily::V6).parse().expect("IPv6") };
-        let crossroads = Crossroads::build(addresses).expect("a namespace");
-        let [near, far] = WIRES.map(|device| crossroads.index(device).expect("a device"));
-        let site = Self { crossroads, near, far };
-        let [device, _] = WIRES;
-        site.route(outsider(world.family, 0), 3, device);
-        site.route(endpoint(world.family, 1), 2, device);
-        // A frame has to come by a device that takes some.
-        site.crossroads.namespace().run(|| world.datapath.attach_xdp(device)).expect("entered").expect("attached");
+        static TESTS: AtomicU32 = AtomicU32::new(1);
+        let site = Self { first_epoch: TESTS.fetch_add(1, Ordering::Relaxed) * 100 };
         site.allow(world, XdpDeviceFlags::TRANSMITS | XdpDeviceFlags::TAKES_REDIRECTED);
         site.vouch(world, 1);
         site
@@ -55,37 +53,23 @@ impl Site {
 
     /// Lets XDP use both devices, in these ways.
     fn allow(&self, world: &mut World, flags: u16) {
-        let [a, b, c, d, e, f] = OWN_ADDRESS;
-        let address = [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes);
-        for index in [self.near, self.far] {
-            world.datapath.next_hops().set_device(index, XdpDevice { address, flags }).expect("written");
+        for index in [LOOPBACK, FAR] {
+            let device = XdpDevice { address: OWN_ADDRESS, flags, mtu: 1500 };
+            world.datapath.next_hops().set_device(index, device).expect("written");
         }
     }
 
-    /// Tells XDP that the kernel's routing has changed so often.
-    fn vouch(&self, world: &mut World, epoch: u32) {
+    /// Tells XDP that the kernel's routing has changed so often in this test.
+    fn vouch(&self, world: &mut World, changes: u32) {
+        let epoch = self.first_epoch + changes;
         let lease = world.now().wrapping_add(100_000);
-        world.datapath.next_hops().set_routing(Routing { epoch, lease }).expect("written");
+        world.datapath.next_hops().set_routing(Routing { epoch, lease, flow_mask: FLOW_MASK }).expect("written");
     }
 
-    /// Routes to `destination` by the neighbour with this number.
-    fn route(&self, destination: SocketAddr, number: u8, device: &str) {
-        let [near, _] = WIRES;
-        let network = if device == near {
-            of_family(IpFamily::of(destination.ip()), "172.30.0.", "fd00:172::")
-        } else {
-            of_family(IpFamily::of(destination.ip()), "169.254.7.", "fd00:7::")
-        };
-        let via = format!("{network}{number}");
-        self.crossroads.route(&destination.ip().to_string(), &via, device).expect("a route");
-    }
-
-    /// Runs a frame that came by the first device, and compares everything.
+    /// Runs a frame, and compares everything.
     #[track_caller]
     fn run(&self, world: &World, what: &str, input: &[u8], verdict: Verdict, output: &[u8], counted: &Counted) {
-        let run = || world.datapath.run_frame(self.near, input);
-        let found = self.crossroads.namespace().run(run).expect("entered");
-        let found = found.unwrap_or_else(|error| panic!("{world}: {what}: {error}"));
+        let found = world.datapath.run_frame(input).unwrap_or_else(|error| panic!("{world}: {what}: {error}"));
         if let Some(difference) = difference(Link::Ethernet, output, &found.packet) {
             panic!("{world}: {what}: {:?}: another packet came out\n{difference}{:?}", found.verdict, found.counted);
         }
@@ -118,8 +102,16 @@ struct Crossing {
 }
 
 impl Crossing {
-    /// Opens it through the stack, and has it confirmed.
+    /// Opens it through the stack, and has it confirmed; TCP at least is then where XDP takes it up.
     fn open(world: &mut World, protocol: Protocol, port: u16) -> Self {
+        let crossing = Self::open_halfway(world, protocol, port);
+        crossing.enters(world, flags::ACK, false);
+        crossing.answers(world, flags::ACK);
+        crossing
+    }
+
+    /// Opens it through the stack.
+    fn open_halfway(world: &mut World, protocol: Protocol, port: u16) -> Self {
         let site = Site::of(world);
         let served = Served::new(1, protocol).kind(FrontendKind::NodePort).active([1]);
         let flow = Flow { client: outsider(world.family, port), ..world.flow(&served, port) };
@@ -127,8 +119,13 @@ impl Crossing {
         let crossing = Self { site, flow, backend: endpoint(world.family, 1), node };
         crossing.enters(world, flags::SYN, true);
         crossing.answers(world, flags::SYN | flags::ACK);
-        crossing.enters(world, flags::ACK, false);
         crossing
+    }
+
+    /// The client's packets leave by `device`, as far as the entry knows.
+    fn leads_to(&self, world: &mut World, device: u32) {
+        let (protocol, client) = (self.flow.protocol, self.flow.client);
+        world.datapath.connections().set_device(protocol, client, self.backend, device).expect("an entry");
     }
 
     fn request(&self, wanted: u8) -> Packet {
@@ -147,8 +144,9 @@ impl Crossing {
         let entered = if is_first { Expected::Opened } else { Expected::Forwarded };
         let entered = entered(self.flow.service, inside.clone());
         world.send("the client sends", Hook::NodeIngress, &input, &entered);
-        let outside = inside.clone().from(self.node);
-        world.send("it leaves", Hook::NodeEgress, &inside, &Expected::Rewritten(Reason::Masqueraded, outside));
+        let leaving = inside.turned_round();
+        let outside = leaving.clone().from(self.node);
+        world.send("it leaves", Hook::NodeEgress, &leaving, &Expected::Rewritten(Reason::Masqueraded, outside));
     }
 
     /// The backend's goes through the stack.
@@ -158,8 +156,9 @@ impl Crossing {
         let inside = input.clone().to(self.flow.client);
         let entered = Expected::Rewritten(Reason::Unmasqueraded, inside.clone());
         world.send("the backend answers", Hook::NodeIngress, &input, &entered);
-        let left = Expected::Replied(self.flow.service, inside.clone().from(self.flow.vip));
-        world.send("the answer leaves", Hook::NodeEgress, &inside, &left);
+        let leaving = inside.turned_round();
+        let left = Expected::Replied(self.flow.service, leaving.clone().from(self.flow.vip));
+        world.send("the answer leaves", Hook::NodeEgress, &leaving, &left);
     }
 
     /// The client's packet is sent on.
@@ -206,16 +205,50 @@ fn a_connection_goes_on_past_the_stack_and_through_it_in_turn() {
 }
 
 #[test]
-fn by_another_device_where_the_route_leads_there() {
+fn by_another_device_where_the_stack_uses_that() {
     for protocol in BOTH {
         on_ethernet(|world| {
             let crossing = Crossing::open(world, protocol, KEPT);
-            let [_, far] = WIRES;
-            crossing.site.route(crossing.backend, 2, far);
+            crossing.leads_to(world, FAR);
             crossing.crosses(world, &crossing.request(flags::ACK), Verdict::Redirect);
             crossing.crosses_back(world, &crossing.answer(flags::ACK), Verdict::Transmit);
         });
     }
+}
+
+/// Ports of the range may be other connections', and one of the client's another VIP's.
+#[test]
+fn ports_are_replaced_as_the_stack_does() {
+    on_ethernet(|world| {
+        for protocol in BOTH {
+            let site = Site::of(world);
+            let served = Served::new(1, protocol).kind(FrontendKind::NodePort).active([1]);
+            let client = outsider(world.family, 2_000);
+            let flow = Flow { client, ..world.flow(&served, 2_000) };
+            let request = |wanted| packet(protocol, flow.client, flow.vip, wanted);
+            let backend = endpoint(world.family, 1);
+            let through_stack = |hook, packet: &Packet| {
+                let bytes = packet.clone().to_bytes();
+                let outcome = world.datapath.run(hook, Link::Ethernet, &bytes).expect("a program that runs");
+                Dissection::of(Link::Ethernet, &outcome.packet).transport.expect("a transport header")
+            };
+            let mut node_port = 0;
+            for wanted in [flags::SYN, flags::ACK, flags::ACK] {
+                through_stack(Hook::NodeIngress, &request(wanted));
+                let leaving = request(wanted).to(backend).turned_round();
+                node_port = through_stack(Hook::NodeEgress, &leaving).source;
+                let answer = packet(protocol, backend, flow.client, wanted | flags::ACK);
+                let entering = answer.clone().to(SocketAddr::new(node(world.family), node_port));
+                assert_eq!(through_stack(Hook::NodeIngress, &entering).destination, 2_000);
+                through_stack(Hook::NodeEgress, &answer.turned_round());
+            }
+            assert!(node_port >= 49_152, "{node_port} is of the range");
+            let crossing = Crossing { site, flow, backend, node: SocketAddr::new(node(world.family), node_port) };
+            crossing.crosses(world, &crossing.request(flags::ACK), Verdict::Transmit);
+            crossing.crosses_back(world, &crossing.answer(flags::ACK), Verdict::Transmit);
+            world.withdraw(&served);
+        }
+    });
 }
 
 #[test]
@@ -230,18 +263,49 @@ fn udp_without_a_checksum_has_none_afterwards() {
     });
 }
 
+/// So that whoever tracks connections there sees them begin and end.
 #[test]
-fn the_end_of_a_connection_is_seen() {
+fn what_begins_and_what_ends_is_the_stacks() {
+    on_ethernet(|world| {
+        let crossing = Crossing::open_halfway(world, Protocol::Tcp, KEPT);
+        for wanted in [flags::SYN, flags::ACK] {
+            crossing.site.leaves_alone(world, "it begins", &crossing.request(wanted));
+        }
+        crossing.site.leaves_alone(world, "it begins", &crossing.answer(flags::SYN | flags::ACK));
+        crossing.enters(world, flags::ACK, false);
+        crossing.answers(world, flags::ACK);
+        crossing.crosses(world, &crossing.request(flags::ACK), Verdict::Transmit);
+        crossing.crosses_back(world, &crossing.answer(flags::ACK), Verdict::Transmit);
+        for wanted in [flags::FIN | flags::ACK, flags::RST] {
+            crossing.site.leaves_alone(world, "it ends", &crossing.request(wanted));
+            crossing.site.leaves_alone(world, "it ends", &crossing.answer(wanted));
+        }
+        crossing.enters(world, flags::FIN | flags::ACK, false);
+    });
+}
+
+#[test]
+fn a_flow_that_is_not_remembered_is_looked_up_in_the_state_it_is_in() {
     on_ethernet(|world| {
         let crossing = Crossing::open(world, Protocol::Tcp, KEPT);
-        crossing.crosses(world, &crossing.request(flags::FIN | flags::ACK), Verdict::Transmit);
-        crossing.crosses_back(world, &crossing.answer(flags::FIN | flags::ACK), Verdict::Transmit);
-        crossing.crosses(world, &crossing.request(flags::ACK), Verdict::Transmit);
-        // The next one from the same port is another.
-        crossing.site.leaves_alone(world, "a new connection", &crossing.request(flags::SYN));
-        let input = crossing.request(flags::SYN);
-        let opened = Expected::Opened(crossing.flow.service, input.clone().to(crossing.backend));
-        world.send("a new connection", Hook::NodeIngress, &input, &opened);
+        crossing.enters(world, flags::FIN | flags::ACK, false);
+        crossing.site.leaves_alone(world, "it is ending", &crossing.request(flags::ACK));
+        crossing.site.leaves_alone(world, "it is ending", &crossing.answer(flags::ACK));
+    });
+}
+
+/// The client's word for it does not come by XDP's.
+#[test]
+fn the_stack_has_its_turn() {
+    on_ethernet(|world| {
+        let crossing = Crossing::open(world, Protocol::Udp, KEPT);
+        crossing.crosses(world, &crossing.request(0), Verdict::Transmit);
+        // So short a life leaves no other than the stack to keep an entry.
+        world.datapath.set_lifetimes([4 * 250; FlowState::COUNT]).expect("settings");
+        std::thread::sleep(std::time::Duration::from_millis(1_300));
+        crossing.site.leaves_alone(world, "a second later", &crossing.request(0));
+        crossing.enters(world, 0, false);
+        crossing.crosses(world, &crossing.request(0), Verdict::Transmit);
     });
 }
 
@@ -330,48 +394,27 @@ fn a_backend_on_this_node_is_the_stacks() {
 }
 
 #[test]
-fn without_a_way_that_is_known_the_stack_finds_one() {
-    on_ethernet(|world| {
-        let crossing = Crossing::open(world, Protocol::Tcp, KEPT);
-        let request = crossing.request(flags::ACK);
-        let backend = crossing.backend.ip();
-        let neighbour = of_family(world.family, "172.30.0.77", "fd00:172::77");
-        let [near, _] = WIRES;
-        let no_neighbour = format!("route replace {backend} via {neighbour} dev {near}");
-        let no_route = format!("route replace unreachable {backend}");
-        for (epoch, change) in [(10, no_neighbour), (11, no_route)] {
-            crossing.site.crossroads.change(std::slice::from_ref(&change)).expect("a route");
-            crossing.site.vouch(world, epoch);
+fn after_a_change_the_stack_shows_the_way_anew() {
+    for protocol in BOTH {
+        on_ethernet(|world| {
+            let crossing = Crossing::open(world, protocol, KEPT);
+            let (request, answer) = (crossing.request(flags::ACK), crossing.answer(flags::ACK));
+            crossing.crosses(world, &request, Verdict::Transmit);
+            crossing.crosses_back(world, &answer, Verdict::Transmit);
+            crossing.leads_to(world, FAR);
+            crossing.crosses(world, &request, Verdict::Transmit);
+            crossing.site.vouch(world, 2);
             for _ in 0..2 {
-                crossing.site.leaves_alone(world, &change, &request);
+                crossing.site.leaves_alone(world, "routing has changed", &request);
+                crossing.site.leaves_alone(world, "routing has changed", &answer);
             }
-            if epoch == 11 {
-                crossing
-                    .site
-                    .crossroads
-                    .change(&[format!("route del unreachable {backend}")])
-                    .expect("a route that goes");
-            }
-        }
-        crossing.site.route(crossing.backend, 2, near);
-        crossing.site.leaves_alone(world, "nobody has told of the route", &request);
-        crossing.site.vouch(world, 12);
-        crossing.crosses(world, &request, Verdict::Transmit);
-    });
-}
-
-#[test]
-fn a_way_is_kept_until_somebody_tells_of_a_change() {
-    on_ethernet(|world| {
-        let crossing = Crossing::open(world, Protocol::Udp, KEPT);
-        let [_, far] = WIRES;
-        let request = crossing.request(0);
-        crossing.crosses(world, &request, Verdict::Transmit);
-        crossing.site.route(crossing.backend, 2, far);
-        crossing.crosses(world, &request, Verdict::Transmit);
-        crossing.site.vouch(world, 2);
-        crossing.crosses(world, &request, Verdict::Redirect);
-    });
+            crossing.enters(world, flags::ACK, false);
+            crossing.crosses(world, &request, Verdict::Transmit);
+            crossing.site.leaves_alone(world, "nothing came back yet", &answer);
+            crossing.answers(world, flags::ACK);
+            crossing.crosses_back(world, &answer, Verdict::Transmit);
+        });
+    }
 }
 
 #[test]
@@ -382,7 +425,8 @@ fn when_nobody_vouches_for_routes_everything_is_the_stacks() {
         crossing.crosses(world, &request, Verdict::Transmit);
         // The kernel's clock may be some ticks behind the one that is read.
         let lease = world.now().wrapping_sub(1_000);
-        for routing in [Routing { epoch: 1, lease }, Routing { epoch: 0, lease: lease.wrapping_add(100_000) }] {
+        for (epoch, lease) in [(crossing.site.first_epoch + 1, lease), (0, lease.wrapping_add(100_000))] {
+            let routing = Routing { epoch, lease, flow_mask: FLOW_MASK };
             world.datapath.next_hops().set_routing(routing).expect("written");
             crossing.site.leaves_alone(world, "the word is old", &request);
         }
@@ -395,16 +439,28 @@ fn when_nobody_vouches_for_routes_everything_is_the_stacks() {
 fn a_device_is_used_only_as_it_can_be() {
     on_ethernet(|world| {
         let crossing = Crossing::open(world, Protocol::Tcp, KEPT);
-        let [_, far] = WIRES;
-        crossing.site.route(crossing.backend, 2, far);
         let (request, answer) = (crossing.request(flags::ACK), crossing.answer(flags::ACK));
-        crossing.site.allow(world, XdpDeviceFlags::TRANSMITS);
-        crossing.site.leaves_alone(world, "nothing can be redirected", &request);
-        crossing.crosses_back(world, &answer, Verdict::Transmit);
-        crossing.site.allow(world, XdpDeviceFlags::TAKES_REDIRECTED);
-        crossing.site.vouch(world, 2);
-        crossing.crosses(world, &request, Verdict::Redirect);
-        crossing.site.leaves_alone(world, "nothing comes out", &answer);
+        for (flags_of_device, same, other) in [
+            (XdpDeviceFlags::TRANSMITS, true, false),
+            (XdpDeviceFlags::TAKES_REDIRECTED, false, true),
+            (0, false, false),
+        ] {
+            crossing.site.allow(world, flags_of_device);
+            crossing.site.vouch(world, 10 + u32::from(flags_of_device));
+            crossing.enters(world, flags::ACK, false);
+            crossing.answers(world, flags::ACK);
+            if same {
+                crossing.crosses_back(world, &answer, Verdict::Transmit);
+            } else {
+                crossing.site.leaves_alone(world, "nothing comes out", &answer);
+            }
+            crossing.leads_to(world, FAR);
+            if other {
+                crossing.crosses(world, &request, Verdict::Redirect);
+            } else {
+                crossing.site.leaves_alone(world, "nothing can be redirected", &request);
+            }
+        }
     });
 }
 
@@ -412,7 +468,6 @@ fn a_device_is_used_only_as_it_can_be() {
 fn an_entry_that_is_over_is_not_followed() {
     on_ethernet(|world| {
         let crossing = Crossing::open(world, Protocol::Udp, KEPT);
-        crossing.crosses(world, &crossing.request(0), Verdict::Transmit);
         world.datapath.shorten_lifetimes([1; FlowState::COUNT]).expect("settings");
         std::thread::sleep(std::time::Duration::from_millis(50));
         crossing.site.leaves_alone(world, "expired", &crossing.request(0));
@@ -430,20 +485,13 @@ fn a_udp_flow_leaves_a_backend_that_has_gone() {
     });
 }
 
-/// The answer to what a pod of this node sent to the world, masqueraded.
+/// As the answer to a pod of this node, which was masqueraded and has no frontend.
 #[test]
-fn the_answer_to_a_pod_is_the_stacks() {
+fn an_answer_that_is_for_no_frontend_is_the_stacks() {
     on_ethernet(|world| {
         let crossing = Crossing::open(world, Protocol::Tcp, KEPT);
-        let masquerade = Write::Masquerade { device: 0, address: node(world.family) };
-        world.datapath.write(&[masquerade]).expect("written");
-        // Without the frontend's entry it is like one.
-        let removed = world.datapath.connections().remove(
-            dsproxy_tests::prog::Entry::Reply,
-            Protocol::Tcp,
-            crossing.backend,
-            crossing.flow.client,
-        );
+        let (backend, client) = (crossing.backend, crossing.flow.client);
+        let removed = world.datapath.connections().remove(Entry::Reply, Protocol::Tcp, backend, client);
         assert!(removed.expect("a table that can be written"));
         crossing.site.leaves_alone(world, "for a pod", &crossing.answer(flags::ACK));
     });

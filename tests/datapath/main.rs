@@ -1,5 +1,5 @@
 //! The kernel programs, packet by packet: each case says what goes in, and is compared byte by byte and counter by counter with
-//! what comes out. Needs root; no interface is touched, but for those in namespaces that `fast_path` makes.
+//! what comes out. Needs root; no interface and no namespace is touched.
 //!
 //! Every case runs for IPv4 and IPv6 and through the programs for devices with and without an Ethernet header.
 

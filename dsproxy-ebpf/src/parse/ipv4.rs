@@ -2,7 +2,7 @@
 
 use core::hint::cold_path;
 
-use dsproxy_common::{Addr4, Address as _, checksum, count::Reason, flow::FlowKey};
+use dsproxy_common::{Addr4, Address as _, cached_flow::CachedFlow, checksum, count::Reason, flow::FlowKey};
 
 use super::{Plain, Transport, UNKNOWN_END, fragment::Piece};
 use crate::{
@@ -82,10 +82,10 @@ pub(crate) fn plain(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Opti
     Some(Plain { protocol: header.read::<u8, PROTOCOL>(), length: total.saturating_sub(HEADER) })
 }
 
-/// Replaces both addresses, the difference of which is `difference`, and takes one from the time to live. None, and nothing is
-/// written, if that was the last.
+/// Gives a packet of `flow` the addresses that it leaves with, and takes one from the time to live. None, and nothing is written, if
+/// that was the last.
 #[inline(always)]
-pub(crate) fn cross(linear: Linear, l3: usize, source: Addr4, destination: Addr4, difference: u16) -> Option<()> {
+pub(crate) fn cross(linear: Linear, l3: usize, flow: &CachedFlow<Addr4>) -> Option<()> {
     let header = View::<HEADER>::at(linear, l3).ok()?;
     let time_to_live = header.read::<u8, TIME_TO_LIVE>();
     if time_to_live <= 1 {
@@ -94,12 +94,13 @@ pub(crate) fn cross(linear: Linear, l3: usize, source: Addr4, destination: Addr4
     }
     let protocol = header.read::<u8, PROTOCOL>();
     let word = |time_to_live: u8| u16::from_ne_bytes([time_to_live, protocol]);
-    let difference = checksum::add(difference, checksum::word_difference(word(time_to_live), word(time_to_live - 1)));
+    let hop = checksum::word_difference(word(time_to_live), word(time_to_live - 1));
+    let difference = checksum::add(flow.address_difference, hop);
     let checksum = header.read::<u16, CHECKSUM>();
     header.write::<u8, TIME_TO_LIVE>(time_to_live - 1);
     header.write::<u16, CHECKSUM>(checksum::update(checksum, difference));
-    header.write_address::<_, SOURCE>(source);
-    header.write_address::<_, DESTINATION>(destination);
+    header.write_address::<_, SOURCE>(flow.source);
+    header.write_address::<_, DESTINATION>(flow.destination);
     Some(())
 }
 

@@ -2,7 +2,7 @@
 
 use core::hint::cold_path;
 
-use dsproxy_common::{Addr6, Address as _, Protocol, count::Reason, flow::FlowKey};
+use dsproxy_common::{Addr6, Address as _, Protocol, cached_flow::CachedFlow, count::Reason, flow::FlowKey};
 
 use super::{LONGEST_HEADERS, Plain, Transport, UNKNOWN_END, fragment::Piece};
 use crate::{
@@ -128,9 +128,10 @@ pub(crate) fn plain(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Opti
     Some(Plain { protocol: header.read::<u8, NEXT_HEADER>(), length })
 }
 
-/// Replaces both addresses, and takes one from the hop limit. None, and nothing is written, if that was the last.
+/// Gives a packet of `flow` the addresses that it leaves with, and takes one from the hop limit. None, and nothing is written, if
+/// that was the last.
 #[inline(always)]
-pub(crate) fn cross(linear: Linear, l3: usize, source: Addr6, destination: Addr6) -> Option<()> {
+pub(crate) fn cross(linear: Linear, l3: usize, flow: &CachedFlow<Addr6>) -> Option<()> {
     let header = View::<HEADER>::at(linear, l3).ok()?;
     let hop_limit = header.read::<u8, HOP_LIMIT_FIELD>();
     if hop_limit <= 1 {
@@ -138,8 +139,8 @@ pub(crate) fn cross(linear: Linear, l3: usize, source: Addr6, destination: Addr6
         return None;
     }
     header.write::<u8, HOP_LIMIT_FIELD>(hop_limit - 1);
-    header.write_address::<_, SOURCE>(source);
-    header.write_address::<_, DESTINATION>(destination);
+    header.write_address::<_, SOURCE>(flow.source);
+    header.write_address::<_, DESTINATION>(flow.destination);
     Some(())
 }
 

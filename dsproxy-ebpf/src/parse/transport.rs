@@ -3,7 +3,9 @@
 use core::hint::cold_path;
 
 use dsproxy_common::{
-    Port, Protocol, checksum,
+    Port, Protocol,
+    cached_flow::Ports,
+    checksum,
     count::Reason,
     flow::{FlowKey, Segment},
 };
@@ -203,6 +205,13 @@ pub(crate) fn replace_ports<const N: usize>(header: &View<N>, end: End, port: Po
         checksum::word_difference(old_source.wire(), source.wire()),
         checksum::word_difference(old_destination.wire(), destination.wire()),
     )
+}
+
+/// Puts `ports` in place, as one word.
+#[inline(always)]
+pub(crate) fn write_ports<const N: usize>(header: &View<N>, ports: Ports) {
+    let ([a, b], [c, d]) = (ports.source.wire().to_ne_bytes(), ports.destination.wire().to_ne_bytes());
+    header.write::<u32, SOURCE_PORT>(u32::from_ne_bytes([a, b, c, d]));
 }
 
 /// Updates the checksum at `OFFSET` for `difference`, and gives the difference that this makes in turn.

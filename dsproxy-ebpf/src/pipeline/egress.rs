@@ -5,7 +5,7 @@ use core::hint::cold_path;
 use dsproxy_common::{
     Port,
     count::Reason,
-    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, NO_SERVICE, Segment},
+    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, NO_SERVICE},
     settings::{NetworkFlags, SettingFlags, Settings},
 };
 
@@ -13,7 +13,7 @@ use super::Side;
 use crate::{
     clock, count,
     family::Family,
-    icmp_error, lookup, maps,
+    forward, icmp_error, lookup, maps,
     packet::BufferContext,
     parse::{self, Content, Packet, fragment},
     rewrite::{End, rewrite},
@@ -62,6 +62,10 @@ fn translate<F: Family, C: BufferContext>(
                 cold_path();
                 return Err(Reason::NotReply);
             }
+            // Before the entry may move. What leaves by a pod's device is nothing that XDP could send on.
+            if side == Side::Node {
+                forward::note(context, packet.l3, found, &held, age);
+            }
             match EgressKind::from_number(held.kind) {
                 EgressKind::Reply => return to_vip::<F, C>(context, packet, (found, &held), age, now),
                 EgressKind::Masquerade => {
@@ -90,7 +94,9 @@ fn to_vip<F: Family, C: BufferContext>(
     age: Age,
     now: u32,
 ) -> Result<Reason, Reason> {
-    if is_of_another_connection(packet.segment, held) {
+    // The backend accepts a connection that the client opened past the VIP, from a port it had just used through it: the
+    // entry is for what is over, and must not be taken for what follows.
+    if packet.segment.accepts() && FlowState::from_number(held.state.into()).may_be_over() {
         track::forget_egress::<F>(packet.key, found);
         return Err(Reason::NotReply);
     }
@@ -102,13 +108,6 @@ fn to_vip<F: Family, C: BufferContext>(
     }
     count::reply(held.service, context.length());
     Ok(Reason::Replied)
-}
-
-/// Whether a backend accepts, with `segment`, a connection that the client opened past the VIP, from a port it had just used
-/// through it: the entry `held` is for what is over, and must not be taken for what follows.
-#[inline(always)]
-pub(super) fn is_of_another_connection<A>(segment: Segment, held: &EgressEntry<A>) -> bool {
-    segment.accepts() && FlowState::from_number(held.state.into()).may_be_over()
 }
 
 /// Whether the packet opens a connection of a pod to where pods' addresses mean nothing.

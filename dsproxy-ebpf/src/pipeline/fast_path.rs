@@ -1,34 +1,42 @@
-//! Past the stack, by XDP: packets of connections that the stack has let through, from a client outside to a backend on another
-//! node and back. What `ingress` and `egress` do one after the other is done at once, with the same entries, and the packet
-//! sent on. Whatever is not plainly of that kind is left untouched to the stack, and to them.
+//! Past the stack, by XDP: packets in the middle of connections that the stack has let through, from a client outside to a backend
+//! on another node and back. What `ingress` and `egress` do one after the other is done at once, with the same entries, and the
+//! packet sent on. Whatever is not plainly of that kind is left untouched to the stack, and to them.
+//!
+//! What is found is remembered, so that most packets are spared the search (`dsproxy_common::cached_flow`).
+
+use core::hint::cold_path;
 
 use dsproxy_common::{
-    Port,
+    Address as _, Port,
+    cached_flow::{self, CachedFlow, Ports, TO_CLIENT},
+    checksum,
     count::Reason,
     flow::{Age, EgressEntry, EgressKind, FlowKey, ForwardEntry, SnatEntry},
-    next_hop::Routing,
-    service::BackendFlags,
+    next_hop::{Mac, Routing},
+    service::{BackendFlags, BackendState},
     settings::Settings,
 };
 
-use super::{egress, ingress};
+use super::ingress;
 use crate::{
     clock, count,
     family::Family,
     forward, lookup, maps,
     packet::FrameContext,
-    parse::{self, Packet},
+    parse::{self, Packet, link::ETHERNET_HEADER},
     rewrite,
-    track::{self, Entry as _, Found, connection, masquerade},
+    track::{self, Entry, Found, masquerade},
 };
 
-/// What a packet has to do with the connection that it belongs to, once both of its entries are found.
-struct Crossing<'p, 'k, F: Family> {
-    packet: &'p Packet<'k, F::Address>,
-    /// The packet as the stack would see it, between the two translations.
-    inner: &'p FlowKey<F::Address>,
-    routing: &'p Routing,
+/// A packet whose flow is looked up.
+struct Search<'a, F: Family> {
+    packet: &'a Packet<'a, F::Address>,
+    /// The address that its frame came to.
+    arrival: Mac,
+    /// The epoch of the kernel's routing.
+    epoch: u32,
     now: u32,
+    settings: &'a Settings,
 }
 
 /// The index of the device that the packet is to leave by, addressed and translated; none if it is for the stack, as it came.
@@ -36,29 +44,94 @@ struct Crossing<'p, 'k, F: Family> {
 pub(super) fn cross<F: Family, C: FrameContext>(context: &C, routing: &Routing) -> Option<u32> {
     let mut key = FlowKey::default();
     let packet = parse::plain::<F>(context.linear(), &mut key)?;
-    let settings = maps::SETTINGS.get(0)?;
-    if masquerade::may_be_answer(packet.key, settings)
-        && let Some(found) = track::snat::<F>(packet.key)
-    {
-        return to_client::<F, C>(context, &packet, found, routing, settings);
-    }
-    if !lookup::may_be_frontend::<F>(packet.key) {
+    if !packet.segment.is_plain() {
         return None;
     }
-    let found = track::forward::<F>(packet.key)?;
-    to_backend::<F, C>(context, &packet, found, routing, settings)
+    let settings = maps::SETTINGS.get(0)?;
+    if !masquerade::may_be_answer(packet.key, settings) && !lookup::may_be_frontend::<F>(packet.key) {
+        return None;
+    }
+    let now = clock::now();
+    if !routing.holds(now) {
+        return None;
+    }
+    let arrival = forward::arrival(context.linear()).ok()?;
+    let flow = F::maps().flows.get_ptr_mut(cached_flow::place(packet.key, routing.flow_mask))?;
+    // SAFETY: this CPU's own value, and frames are taken one after the other on each; see `track::connection::scratch`.
+    let flow = unsafe { &mut *flow };
+    if !flow.is_current(packet.key, arrival, routing.epoch, now) || !is_led_on::<F>(flow) {
+        cold_path();
+        flow.forget();
+        let search = Search::<F> { packet: &packet, arrival, epoch: routing.epoch, now, settings };
+        look_up::<F, C>(context, &search, flow)?;
+    }
+    let length = context.length();
+    if length.wrapping_sub(ETHERNET_HEADER as u32) > flow.next_hop.mtu.into() {
+        return None;
+    }
+    rewrite::cross::<F>(context.linear(), packet.content, flow)?;
+    forward::address(context.linear(), &flow.next_hop).ok()?;
+    if flow.backend == TO_CLIENT {
+        count::packet(Reason::SentToClient, Some(F::FAMILY));
+        count::reply(flow.service, length);
+    } else {
+        count::packet(Reason::SentToBackend, Some(F::FAMILY));
+        count::forward(flow.service, length, false);
+    }
+    Some(flow.next_hop.device)
 }
 
-/// A client's packet: the VIP becomes a backend on another node, and the client this node.
+/// Whether a flow that is remembered still has the backend it had.
+#[inline(always)]
+fn is_led_on<F: Family>(flow: &CachedFlow<F::Address>) -> bool {
+    flow.backend == TO_CLIENT
+        || F::maps()
+            .backends
+            .get(flow.backend)
+            .is_some_and(|backend| flow.leads_to(backend.generation, BackendState::from_number(backend.state)))
+}
+
+/// Finds what becomes of a packet, and remembers it in `flow`.
+#[inline(always)]
+fn look_up<F: Family, C: FrameContext>(
+    context: &C,
+    search: &Search<'_, F>,
+    flow: &mut CachedFlow<F::Address>,
+) -> Option<()> {
+    let Search { packet, arrival, now, settings, .. } = *search;
+    let lifetime = if masquerade::may_be_answer(packet.key, settings)
+        && let Some(found) = track::snat::<F>(packet.key)
+    {
+        to_client::<F, C>(context, search, found, flow)?
+    } else {
+        let found = track::forward::<F>(packet.key)?;
+        to_backend::<F, C>(context, search, found, flow)?
+    };
+    let key = packet.key;
+    flow.key = *key;
+    flow.arrival = arrival;
+    flow.good_until = now.wrapping_add(lifetime);
+    flow.address_difference = checksum::add(
+        checksum::difference(key.source.words(), flow.source.words()),
+        checksum::difference(key.destination.words(), flow.destination.words()),
+    );
+    let ports = checksum::add(
+        checksum::word_difference(key.source_port.wire(), flow.ports.source.wire()),
+        checksum::word_difference(key.destination_port.wire(), flow.ports.destination.wire()),
+    );
+    flow.transport_difference = checksum::add(flow.address_difference, ports);
+    Some(())
+}
+
+/// A client's packet: the VIP becomes a backend on another node, and the client this node. Gives for how long.
 #[inline(always)]
 fn to_backend<F: Family, C: FrameContext>(
     context: &C,
-    packet: &Packet<'_, F::Address>,
+    search: &Search<'_, F>,
     found: Found<ForwardEntry>,
-    routing: &Routing,
-    settings: &Settings,
+    flow: &mut CachedFlow<F::Address>,
 ) -> Option<u32> {
-    let now = clock::now();
+    let Search { packet, arrival, epoch, now, settings } = *search;
     let held = found.read();
     let ingress::Next { backend, age } = ingress::next::<F>(packet, &held, now, settings)?.ok()?;
     if backend.flags & BackendFlags::LOCAL != 0 {
@@ -72,32 +145,32 @@ fn to_backend<F: Family, C: FrameContext>(
         destination_port: port,
         protocol: packet.key.protocol,
     };
-    let Exit { found: exit, held: exit_held, age: exit_age } =
-        exit::<F>(&inner, EgressKind::Masquerade, now, settings)?;
-    let crossing = Crossing::<F> { packet, inner: &inner, routing, now };
-    let device = send(context, &crossing, exit, (exit_held.address, exit_held.port), (address, port))?;
-    connection::seen_forward::<F>(packet.key, (address, port), (found, &held), age, packet.segment, now);
-    masquerade::seen_forward::<F>(&inner, (exit, &exit_held), exit_age, packet.segment, now);
-    count::packet(Reason::SentToBackend, Some(F::FAMILY));
-    count::forward(held.service, context.length(), false);
-    Some(device)
+    let exit = exit::<F>(&inner, EgressKind::Masquerade, now, settings)?;
+    flow.next_hop = forward::next_hop(context, exit.found, arrival, epoch)?;
+    let lifetime = settled(&held, age, now, settings)?;
+    settled(&exit.held, exit.age, now, settings)?;
+    refresh(found, &held, age, now);
+    refresh(exit.found, &exit.held, exit.age, now);
+    flow.source = exit.held.address;
+    flow.destination = address;
+    flow.ports = Ports { source: exit.held.port, destination: port };
+    flow.service = held.service;
+    flow.backend = held.backend;
+    flow.generation = held.generation;
+    Some(lifetime)
 }
 
-/// A backend's answer: this node becomes the client, and the backend the VIP.
+/// A backend's answer: this node becomes the client, and the backend the VIP. Gives for how long.
 #[inline(always)]
 fn to_client<F: Family, C: FrameContext>(
     context: &C,
-    packet: &Packet<'_, F::Address>,
+    search: &Search<'_, F>,
     found: Found<SnatEntry<F::Address>>,
-    routing: &Routing,
-    settings: &Settings,
+    flow: &mut CachedFlow<F::Address>,
 ) -> Option<u32> {
-    let now = clock::now();
+    let Search { packet, arrival, epoch, now, settings } = *search;
     let held = found.read();
     let age = held.age(now, settings);
-    if age.is_expired() {
-        return None;
-    }
     let inner = FlowKey {
         source: packet.key.source,
         destination: held.client,
@@ -105,18 +178,43 @@ fn to_client<F: Family, C: FrameContext>(
         destination_port: held.port,
         protocol: packet.key.protocol,
     };
-    let Exit { found: exit, held: exit_held, age: exit_age } = exit::<F>(&inner, EgressKind::Reply, now, settings)?;
-    if egress::is_of_another_connection(packet.segment, &exit_held) {
-        return None;
+    let exit = exit::<F>(&inner, EgressKind::Reply, now, settings)?;
+    flow.next_hop = forward::next_hop(context, exit.found, arrival, epoch)?;
+    let lifetime = settled(&held, age, now, settings)?;
+    settled(&exit.held, exit.age, now, settings)?;
+    refresh(found, &held, age, now);
+    refresh(exit.found, &exit.held, exit.age, now);
+    flow.source = exit.held.address;
+    flow.destination = held.client;
+    flow.ports = Ports {
+        source: exit.held.port,
+        destination: if exit.held.client_port == Port::default() { held.port } else { exit.held.client_port },
+    };
+    flow.service = exit.held.service;
+    flow.backend = TO_CLIENT;
+    Some(lifetime)
+}
+
+/// For how long packets of the entry `held` may be remembered. None if it is not in the middle of its life, or the stack's turn to
+/// see a packet.
+#[inline(always)]
+fn settled<E: Entry>(held: &E, age: Age, now: u32, settings: &Settings) -> Option<u32> {
+    let state = held.state();
+    let remembered = cached_flow::lifetime(state, settings)?;
+    let is_ours = match age {
+        Age::Fresh => true,
+        Age::Stale => !cached_flow::is_stacks_turn(held.last_seen(), now, settings.lifetime(state), settings),
+        Age::Expired => false,
+    };
+    is_ours.then_some(remembered)
+}
+
+/// Records that the connection of the entry `held` is alive.
+#[inline(always)]
+fn refresh<E: Entry>(found: Found<E>, held: &E, age: Age, now: u32) {
+    if !age.is_fresh() {
+        found.write(held.state(), now);
     }
-    let client_port = if exit_held.client_port == Port::default() { held.port } else { exit_held.client_port };
-    let crossing = Crossing::<F> { packet, inner: &inner, routing, now };
-    let device = send(context, &crossing, exit, (exit_held.address, exit_held.port), (held.client, client_port))?;
-    masquerade::seen_answer::<F>(packet.key, (found, &held), age, packet.segment, now);
-    connection::seen_reply::<F>(&inner, (exit, &exit_held), exit_age, packet.segment, now);
-    count::packet(Reason::SentToClient, Some(F::FAMILY));
-    count::reply(exit_held.service, context.length());
-    Some(device)
 }
 
 /// The entry by which a packet leaves, what it says, and its age.
@@ -126,7 +224,7 @@ struct Exit<A> {
     age: Age,
 }
 
-/// The entry for packets of `key` that leave, if it is of this kind and counts.
+/// The entry for packets of `key` that leave, if it is of this kind.
 #[inline(always)]
 fn exit<F: Family>(
     key: &FlowKey<F::Address>,
@@ -137,24 +235,5 @@ fn exit<F: Family>(
     let found = track::egress::<F>(key)?;
     let held = found.read();
     let age = held.age(now, settings);
-    (held.kind == kind.number() && !age.is_expired()).then_some(Exit { found, held, age })
-}
-
-/// Translates a packet and addresses its frame, if it is known where it goes and it can go there. Says by which device.
-#[inline(always)]
-fn send<F: Family, C: FrameContext>(
-    context: &C,
-    crossing: &Crossing<'_, '_, F>,
-    exit: Found<EgressEntry<F::Address>>,
-    source: (F::Address, Port),
-    destination: (F::Address, Port),
-) -> Option<u32> {
-    let Crossing { packet, inner, routing, now } = *crossing;
-    if !routing.holds(now) {
-        return None;
-    }
-    let next = forward::next_hop::<F, C>(context, inner, exit, routing, now)?;
-    rewrite::cross::<F>(context.linear(), packet, source, destination)?;
-    forward::address(context.linear(), &next).ok()?;
-    Some(next.device)
+    (held.kind == kind.number()).then_some(Exit { found, held, age })
 }

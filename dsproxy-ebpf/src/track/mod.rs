@@ -40,6 +40,7 @@ pub(crate) struct Found<E> {
 /// What all entries have.
 pub(crate) trait Entry: Copy {
     fn state(&self) -> FlowState;
+    fn last_seen(&self) -> u32;
     fn age(&self, now: u32, settings: &Settings) -> Age;
     /// Where time and state stand, to be written to.
     fn write(entry: *mut Self, state: FlowState, now: u32);
@@ -52,6 +53,11 @@ macro_rules! entry {
                 #[inline(always)]
                 fn state(&self) -> FlowState {
                     FlowState::from_number(self.state.into())
+                }
+
+                #[inline(always)]
+                fn last_seen(&self) -> u32 {
+                    self.last_seen
                 }
 
                 #[inline(always)]
@@ -95,29 +101,30 @@ impl<E: Entry> Found<E> {
 
     /// Sets state and time.
     #[inline(always)]
-    fn write(&self, state: FlowState, now: u32) {
+    pub(crate) fn write(&self, state: FlowState, now: u32) {
         E::write(self.entry, state, now);
     }
 }
 
 impl<A: Copy> Found<EgressEntry<A>> {
-    /// Where the packet goes next, by what was found out before.
+    /// How the last packet was sent on.
     #[inline(always)]
     pub(crate) fn next_hop(&self) -> NextHop {
         // SAFETY: as in `read`.
         unsafe { (&raw const (*self.entry).next_hop).read() }
     }
 
-    /// Keeps `next`. What it was found in comes last: another CPU that reads meanwhile then takes none of it.
+    /// Keeps `next`, of no epoch while it is being written.
     #[inline(always)]
     pub(crate) fn set_next_hop(&self, next: &NextHop) {
         // SAFETY: as in `Entry::write`.
         unsafe {
             let held = &raw mut (*self.entry).next_hop;
+            (&raw mut (*held).epoch).write_volatile(0);
             (&raw mut (*held).device).write_volatile(next.device);
             (&raw mut (*held).addresses).write_volatile(next.addresses);
-            (&raw mut (*held).arrival).write_volatile(next.arrival);
             (&raw mut (*held).mtu).write_volatile(next.mtu);
+            (&raw mut (*held).flags).write_volatile(next.flags);
             (&raw mut (*held).epoch).write_volatile(next.epoch);
         }
     }

@@ -185,6 +185,7 @@ fn config(
         bind_address_hard_fail: said.bind_address_hard_fail.unwrap_or_default(),
         bpffs: bpffs.directory,
         capacities: sizes.capacities(),
+        cached_flows: 1 << sizes.max_cached_flows.ilog2(),
         conntrack: conntrack_config(&conntrack, places)?,
         oom_score_adj: number(said.oom_score_adj, -999, (-1000, 1000), places.oom_score_adj)?,
         file: file.clone(),

@@ -2,7 +2,7 @@
 
 use dsproxy_common::settings::{NetworkFlags, SettingFlags};
 
-use super::{Config, GoneBackend, LocalDetection, SocketLb};
+use super::{Config, GoneBackend, LocalDetection, SocketLb, Xdp};
 use crate::{cluster_cidr::ClusterCidrs, datapath::load::DatapathSettings, networks::ConfiguredNetworks};
 
 impl Config {
@@ -19,6 +19,7 @@ impl Config {
             lifetimes: self.lifetimes,
             flags: flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag),
             snat_ports: [self.snat_ports.first, self.snat_ports.last],
+            cached_flows: if self.xdp == Xdp::Off { 1 } else { self.cached_flows },
             ..DatapathSettings::default()
         }
     }

@@ -49,6 +49,7 @@ impl Config {
             bind_address_hard_fail,
             bpffs,
             capacities,
+            cached_flows,
             conntrack,
             oom_score_adj,
             file: _,
@@ -78,6 +79,7 @@ impl Config {
             ("--max-brief-connections", capacities.brief_connections.to_string()),
             ("--max-affinities", capacities.affinities.to_string()),
             ("--max-source-ranges", capacities.source_ranges.to_string()),
+            ("--max-cached-flows", cached_flows.to_string()),
             ("--oom-score-adj", oom_score_adj.to_string()),
         ];
         match source {

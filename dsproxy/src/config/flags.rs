@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
+use dsproxy_common::layout::capacity;
 use ipnet::IpNet;
 
 use super::{
@@ -181,6 +182,9 @@ pub struct SizeFlags {
     /// Clients of each family that are remembered for session affinity
     #[arg(long, value_name = "N", default_value_t = Capacities::default().affinities, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_affinities: u32,
+    /// Flows of each family that each CPU remembers for XDP, rounded down to a power of two
+    #[arg(long, value_name = "N", default_value_t = capacity::CACHED_FLOWS, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_cached_flows: u32,
     /// Source ranges of load balancers of each family
     #[arg(long, value_name = "N", default_value_t = Capacities::default().source_ranges, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_source_ranges: u32,

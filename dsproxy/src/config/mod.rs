@@ -105,6 +105,8 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// How large the maps are made, in entries.
     pub capacities: Capacities,
+    /// How many flows of each family each CPU remembers for XDP: a power of two.
+    pub cached_flows: u32,
     /// What is made of the kernel's own connection table.
     pub conntrack: ConntrackConfig,
     /// The `oom_score_adj` of the process, -1000 to 1000. Default: -999.

@@ -43,6 +43,7 @@ pub use xdp::{WhyNot, XdpDevices, without as without_xdp};
 use crate::{
     interfaces::{Interface, Interfaces, Role},
     maps::next_hops::NextHopMaps,
+    routing::Word,
 };
 
 /// How to attach.
@@ -229,9 +230,16 @@ impl Attacher {
         })
     }
 
-    /// With XDP on those node devices that can have it, by the program of `object`, which has to be loaded.
-    pub fn with_xdp(self, object: &aya::Ebpf, which: XdpDevices, maps: NextHopMaps) -> Result<Self, AttachError> {
-        Ok(Self { xdp: Some(Xdp::new(Program::of_xdp(object)?, which, maps)), ..self })
+    /// With XDP on those node devices that can have it, by the program of `object`, which has to be loaded. It is told of devices
+    /// in `maps`, and by `word` that they have changed.
+    pub fn with_xdp(
+        self,
+        object: &aya::Ebpf,
+        which: XdpDevices,
+        maps: NextHopMaps,
+        word: Word,
+    ) -> Result<Self, AttachError> {
+        Ok(Self { xdp: Some(Xdp::new(Program::of_xdp(object)?, which, maps, word)), ..self })
     }
 
     /// Makes the attachments equal to what these interfaces want. Nothing happens where they are;
@@ -251,7 +259,7 @@ impl Attacher {
                 }
             }
         }
-        // After tc, which has to serve what XDP leaves to it.
+        // After tc, which has to serve what XDP leaves to it. No frame goes to a device any more before its program does.
         if let Some(xdp) = &mut self.xdp {
             xdp.sync(wanted, &self.pins, &mut report);
         }
@@ -268,6 +276,11 @@ impl Attacher {
     /// Whether XDP may be had later where it is not now.
     pub fn may_have_more(&self) -> bool {
         self.xdp.as_ref().is_some_and(Xdp::is_anybody_without)
+    }
+
+    /// Whether XDP serves anywhere.
+    pub fn has_xdp(&self) -> bool {
+        self.xdp.as_ref().is_some_and(|xdp| xdp.attachments().next().is_some())
     }
 
     fn attach(

@@ -145,6 +145,8 @@ pub struct DatapathSettings {
     pub snat_ports: [u16; 2],
     /// How many refusals a CPU sends in a second.
     pub refusals_per_second: u32,
+    /// How many flows each CPU remembers for XDP: a power of two.
+    pub cached_flows: u32,
 }
 
 impl Default for DatapathSettings {
@@ -156,6 +158,7 @@ impl Default for DatapathSettings {
             snat_ports: [49_152, 65_535],
             // As the kernel's own for ICMP (net.ipv4.icmp_msgs_per_sec).
             refusals_per_second: 1000,
+            cached_flows: layout::capacity::CACHED_FLOWS,
         }
     }
 }
@@ -181,6 +184,9 @@ pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, wanted: &DatapathSet
             None => wanted,
         };
         loader.map_max_entries(name, entries);
+    }
+    for family in IpFamily::ALL {
+        loader.map_max_entries(layout::cached_flows(family), wanted.cached_flows);
     }
     if let Some(directory) = &directory {
         for name in map_names() {
@@ -280,7 +286,6 @@ fn map_names() -> impl Iterator<Item = &'static str> {
         layout::SERVICE_NAMES,
         layout::ROUTING,
         layout::XDP_DEVICES,
-        layout::NEIGHBOURS,
     ]
     .into_iter()
     .chain(families)
@@ -316,7 +321,7 @@ fn settings(
     host_namespace: u64,
     before: Option<&Settings>,
 ) -> Settings {
-    let DatapathSettings { lifetimes, flags, snat_ports, refusals_per_second } = *wanted;
+    let DatapathSettings { lifetimes, flags, snat_ports, refusals_per_second, cached_flows: _ } = *wanted;
     let jiffies = |time: Duration| {
         let jiffies = time.as_secs().saturating_mul(jiffies_per_second.into());
         // Half the range of the clock: beyond that an age could not be told from a younger one. And a second at least (`Age`).

@@ -46,7 +46,14 @@ pub fn classify(snapshot: &Snapshot, overrides: &Overrides) -> Interfaces {
         .filter_map(|link| {
             let link_layer = link_layer(link.hardware)?;
             let role = judge.role(link)?;
-            let interface = Interface { index: link.index, name: link.name.clone(), role, link_layer };
+            let interface = Interface {
+                index: link.index,
+                name: link.name.clone(),
+                role,
+                link_layer,
+                address: link.address.clone(),
+                mtu: link.mtu,
+            };
             Some((link.index, interface))
         })
         .collect()

@@ -100,6 +100,8 @@ fn link(payload: &[u8]) -> Option<Link> {
     for (kind, value) in attributes(payload, LINK_HEADER) {
         match kind {
             libc::IFLA_IFNAME => (link.name, named) = (text(value), true),
+            libc::IFLA_ADDRESS => link.address = value.to_vec(),
+            libc::IFLA_MTU => link.mtu = number(value).unwrap_or_default(),
             libc::IFLA_MASTER => link.master = number(value),
             libc::IFLA_LINK => link.peer = number(value).filter(|peer| *peer != 0),
             libc::IFLA_LINK_NETNSID => link.peer_elsewhere = true,

@@ -55,6 +55,10 @@ pub struct Interface {
     pub role: Role,
     /// What its packets begin with.
     pub link_layer: LinkLayer,
+    /// Its link-layer address, as long as its kind of device has them.
+    pub address: Vec<u8>,
+    /// The longest packet that it takes, in bytes.
+    pub mtu: u32,
 }
 
 /// What the user said instead of leaving it to detection.

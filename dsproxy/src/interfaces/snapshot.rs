@@ -30,6 +30,10 @@ pub struct Link {
     pub peer: Option<u32>,
     /// Whether `peer` is an index of another network namespace.
     pub peer_elsewhere: bool,
+    /// The link-layer address.
+    pub address: Vec<u8>,
+    /// The longest packet that it takes, in bytes.
+    pub mtu: u32,
 }
 
 impl Link {

@@ -554,7 +554,6 @@ impl<A: Address + Pod> FamilyMaps<A> {
             | MapKind::Settings
             | MapKind::Routing
             | MapKind::XdpDevices
-            | MapKind::Neighbours
             | MapKind::Counters => Ok(0),
         }
     }

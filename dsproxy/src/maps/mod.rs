@@ -280,8 +280,6 @@ pub enum MapKind {
     Routing,
     /// The devices that XDP may use.
     XdpDevices,
-    /// The neighbours that XDP sends frames to.
-    Neighbours,
     /// Packet counters.
     Counters,
 }
@@ -306,7 +304,6 @@ impl MapKind {
             Self::Settings => "settings",
             Self::Routing => "routing",
             Self::XdpDevices => "XDP devices",
-            Self::Neighbours => "neighbours",
             Self::Counters => "counters",
         }
     }
@@ -328,7 +325,6 @@ impl MapKind {
             | Self::Settings
             | Self::Routing
             | Self::XdpDevices
-            | Self::Neighbours
             | Self::Sockets
             | Self::Counters => None,
         }

@@ -1,12 +1,12 @@
-//! The maps by which XDP is told which devices it may use and how far the kernel's routing can be relied on, and by which it tells
-//! whom it sends frames to. Apart from all others, for other tasks write to them.
+//! The maps by which XDP is told which devices it may use and how far the kernel's routing can be relied on. Apart from all
+//! others, for other tasks write to them.
 
 use std::collections::BTreeMap;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError};
+use aya::maps::{Array, HashMap, Map, MapData};
 use dsproxy_common::{
     layout::{self, capacity},
-    next_hop::{NeighbourKey, Routing, XdpDevice},
+    next_hop::{Routing, XdpDevice},
 };
 
 use super::{
@@ -14,11 +14,10 @@ use super::{
     kernel::{OpenError, absent_is_fine, full, kernel, typed},
 };
 
-/// The three maps.
+/// Both maps.
 pub struct NextHopMaps {
     routing: Array<MapData, Routing>,
     devices: HashMap<MapData, u32, XdpDevice>,
-    neighbours: HashMap<MapData, NeighbourKey, u32>,
 }
 
 impl NextHopMaps {
@@ -28,11 +27,7 @@ impl NextHopMaps {
     ///
     /// When one is missing or has another layout.
     pub fn open(mut take: impl FnMut(&'static str) -> Option<Map>) -> Result<Self, OpenError> {
-        Ok(Self {
-            routing: typed(&mut take, layout::ROUTING)?,
-            devices: typed(&mut take, layout::XDP_DEVICES)?,
-            neighbours: typed(&mut take, layout::NEIGHBOURS)?,
-        })
+        Ok(Self { routing: typed(&mut take, layout::ROUTING)?, devices: typed(&mut take, layout::XDP_DEVICES)? })
     }
 
     /// What XDP was told of the kernel's routing.
@@ -59,19 +54,5 @@ impl NextHopMaps {
     /// Lets XDP no longer use the device of this index.
     pub fn remove_device(&mut self, index: u32) -> Result<(), MapError> {
         absent_is_fine(self.devices.remove(&index)).map_err(kernel("remove from", MapKind::XdpDevices))
-    }
-
-    /// The neighbours that XDP sends frames to, each with the jiffies when it was last found to be a next hop. Some may be missed
-    /// while the map changes.
-    pub fn neighbours(&self) -> Result<Vec<(NeighbourKey, u32)>, MapError> {
-        let mut neighbours = Vec::new();
-        for entry in self.neighbours.iter() {
-            match entry {
-                Ok(neighbour) => neighbours.push(neighbour),
-                Err(AyaError::KeyNotFound) => {}
-                Err(error) => return Err(kernel("read", MapKind::Neighbours)(error)),
-            }
-        }
-        Ok(neighbours)
     }
 }

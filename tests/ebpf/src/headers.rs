@@ -1,6 +1,6 @@
 //! Headers put in place: what a plan says of a packet's addresses, ports and checksums.
 
-use dsproxy_bench_ebpf::{End, Plan};
+use dsproxy_bench_ebpf::{End, Plan, TEMPLATE_WORDS};
 
 use crate::wire::Wire;
 
@@ -45,6 +45,22 @@ shapes! {
     #[allow(dead_code, reason = "not every object has programs for it")]
     TcpV6: 4 words at 8, checksum None, transport at 40, checksum at 16 of 20;
     UdpV6: 4 words at 8, checksum None, transport at 40, checksum at 6 of 8;
+}
+
+/// Puts `template` at `start`.
+///
+/// # Safety
+///
+/// As many bytes must be writable there.
+#[inline(always)]
+#[allow(dead_code, reason = "not every object has programs that need it")]
+pub(crate) unsafe fn write_template(start: *mut u8, template: &[u32; TEMPLATE_WORDS]) {
+    let mut word = 0;
+    while word < TEMPLATE_WORDS {
+        // SAFETY: given by the caller.
+        unsafe { u32::store::<0>(start.add(word * 4), template[word]) };
+        word += 1;
+    }
 }
 
 /// Makes the headers of the packet that begins at `start` what `plan` says of run number `sequence`.

@@ -106,11 +106,7 @@ fn send<S: Shape>(context: &XdpContext) -> Option<u32> {
     }
     // SAFETY: the lengths of template and shape were just compared with that of the packet.
     unsafe {
-        let mut word = 0;
-        while word < TEMPLATE_WORDS {
-            u32::store::<0>(start.add(word * 4), template[word]);
-            word += 1;
-        }
+        headers::write_template(start, template);
         headers::write::<S>(start, plan, sequence);
         u16::store::<0>(start.add(S::TRANSPORT_CHECKSUM), sum);
     }

@@ -129,6 +129,9 @@ pub enum BenchError {
         /// How many arrived.
         arrived: u64,
     },
+    /// The clock cannot be read.
+    #[error("read the clock: {0}")]
+    Clock(nix::Error),
     /// A processor time clock cannot be read.
     #[error("read a processor time clock: {0}")]
     ProcessorTime(nix::Error),

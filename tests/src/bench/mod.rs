@@ -7,6 +7,7 @@
 mod compare;
 mod control_plane;
 mod error;
+mod fast_path;
 mod figure;
 mod machine;
 mod packets;
@@ -20,6 +21,7 @@ mod wrapper;
 pub use compare::{Change, Comparison};
 pub use control_plane::{ColdStart, ControlPlaneAims, cold_start, measure_control_plane};
 pub use error::BenchError;
+pub use fast_path::measure_fast_path;
 pub use figure::{Aim, Better, Figure, Report, Spread};
 pub use machine::Machine;
 pub use packets::{Effort, measure_packets, measure_scale};

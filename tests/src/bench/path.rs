@@ -61,8 +61,19 @@ impl Path {
         (destination, destinations): (SocketAddr, Range),
         reason: Reason,
     ) -> Self {
-        let family = IpFamily::of(source.ip());
         let hook = if reason == Reason::Replied || reason == Reason::NotReply { Hook::Egress } else { Hook::Ingress };
+        Self::at(name, protocol, (source, sources), (destination, destinations), (hook, reason))
+    }
+
+    /// As `new`, at `hook`.
+    pub(super) fn at(
+        name: &str,
+        protocol: Protocol,
+        (source, sources): (SocketAddr, Range),
+        (destination, destinations): (SocketAddr, Range),
+        (hook, reason): (Hook, Reason),
+    ) -> Self {
+        let family = IpFamily::of(source.ip());
         let flag = if reason == Reason::Opened { flags::SYN } else { flags::ACK };
         let packet = match protocol {
             Protocol::Tcp => Packet::tcp(source, destination).flags(flag),

@@ -11,7 +11,8 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use dsproxy_tests::bench::{
     Comparison, ControlPlaneAims, Effort, Figure, Machine, RateEffort, Report, TrafficEffort, cold_start,
-    measure_control_plane, measure_packets, measure_rate, measure_scale, measure_traffic, write_documents,
+    measure_control_plane, measure_fast_path, measure_packets, measure_rate, measure_scale, measure_traffic,
+    write_documents,
 };
 
 #[derive(Parser)]
@@ -49,6 +50,8 @@ struct Arguments {
 enum Part {
     /// Each way of a packet through the programs.
     Packets,
+    /// Each way of a packet past the stack.
+    FastPath,
     /// The same among 10 to 100,000 Services.
     Scale,
     /// Bringing Services into the maps.
@@ -142,6 +145,9 @@ fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let effort = Effort { filter: &filter, rounds: rounds.unwrap_or(21), repeat };
     if wanted(Part::Packets) {
         note(&mut report, measure_packets(1_000, effort)?);
+    }
+    if wanted(Part::FastPath) {
+        note(&mut report, measure_fast_path(1_000, effort)?);
     }
     if wanted(Part::Scale) {
         note(&mut report, measure_scale(&[10, 1_000, 10_000, 100_000], effort)?);

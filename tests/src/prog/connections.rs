@@ -94,7 +94,45 @@ impl Connections {
     }
 }
 
+impl Connections {
+    /// Has the entry of packets like these, which leave, say that the last of them left by `device`.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or the table cannot be read or written.
+    pub fn set_device(
+        &mut self,
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+        device: u32,
+    ) -> Result<(), ProgError> {
+        match IpFamily::of(source.ip()) {
+            IpFamily::V4 => self.v4.set_device(protocol, source, destination, device),
+            IpFamily::V6 => self.v6.set_device(protocol, source, destination, device),
+        }
+    }
+}
+
 impl<A: Address + Pod> Tables<A> {
+    fn set_device(
+        &mut self,
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+        device: u32,
+    ) -> Result<(), ProgError> {
+        let Some(key) = flow_key::<A>(protocol, source, destination) else {
+            return Err(ProgError::NoMap { name: "of both families" });
+        };
+        let table = if self.egress.map.get(&key, 0).is_ok() { &mut self.egress } else { &mut self.egress_brief };
+        let name = table.name;
+        let failed = |operation| move |source| ProgError::Connections { operation, name, source };
+        let mut entry = table.map.get(&key, 0).map_err(failed("read"))?;
+        entry.next_hop.device = device;
+        table.map.insert(key, entry, 0).map_err(failed("write"))
+    }
+
     fn open(ids: &[u32]) -> Result<Self, ProgError> {
         let names = family_maps(A::FAMILY);
         Ok(Self {

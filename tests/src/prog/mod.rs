@@ -13,7 +13,7 @@ use std::{net::IpAddr, time::Instant};
 
 use aya::{
     Ebpf,
-    programs::{ProgramFd, SchedClassifier, Xdp, XdpMode},
+    programs::{ProgramFd, SchedClassifier, Xdp},
 };
 use bytes::Bytes;
 use dsproxy::{
@@ -100,7 +100,16 @@ impl Datapath {
     ///
     /// When the kernel refuses.
     pub fn load(capacities: &Capacities) -> Result<Self, ProgError> {
-        let mut loaded = load(None, capacities, &DatapathSettings::default())?;
+        Self::load_with(capacities, &DatapathSettings::default())
+    }
+
+    /// The same with `settings`.
+    ///
+    /// # Errors
+    ///
+    /// As `load`.
+    pub fn load_with(capacities: &Capacities, settings: &DatapathSettings) -> Result<Self, ProgError> {
+        let mut loaded = load(None, capacities, settings)?;
         load_xdp_program(&mut loaded.object)?;
         let next_hops = NextHopMaps::open(|name| loaded.object.take_map(name)).map_err(LoadError::Maps)?;
         let known = Known::new(loaded.maps.capacities(), &Contents::default(), Instant::now());
@@ -247,14 +256,14 @@ impl Datapath {
         Ok(Outcome { verdict, packet, counted: self.counted()?.since(&before) })
     }
 
-    /// Runs one frame through the program at XDP, as one that came by `device`, an index in the thread's network namespace.
+    /// Runs one frame through the program at XDP.
     ///
     /// # Errors
     ///
     /// As `run`.
-    pub fn run_frame(&self, device: u32, packet: &[u8]) -> Result<Outcome, ProgError> {
+    pub fn run_frame(&self, packet: &[u8]) -> Result<Outcome, ProgError> {
         let before = self.counted()?;
-        let TestRun { verdict, packet, .. } = repeat_frame(self.xdp_program()?, packet, device, 1)?;
+        let TestRun { verdict, packet, .. } = repeat_frame(self.xdp_program()?, packet, 1)?;
         Ok(Outcome { verdict, packet, counted: self.counted()?.since(&before) })
     }
 
@@ -269,19 +278,6 @@ impl Datapath {
         let failed = |source| ProgError::Program { name, source };
         let program: &Xdp = program.try_into().map_err(failed)?;
         program.fd().map_err(failed)
-    }
-
-    /// Attaches the program at XDP to `interface` of the thread's network namespace, until the data path goes.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn attach_xdp(&mut self, interface: &str) -> Result<(), ProgError> {
-        let name = XDP_PROGRAM;
-        let failed = |source| ProgError::Program { name, source };
-        let program = self.object.program_mut(name).ok_or(ProgError::NoProgram { name })?;
-        let program: &mut Xdp = program.try_into().map_err(failed)?;
-        program.attach(interface, XdpMode::Driver).map(drop).map_err(failed)
     }
 
     /// How many instructions the verifier looked at before it took the program at XDP.
@@ -336,13 +332,13 @@ fn program<'a>(object: &'a Ebpf, name: &'static str) -> Result<&'a SchedClassifi
         .map_err(|source| ProgError::Program { name, source })
 }
 
-/// As `repeat`, for a program at XDP, whose packet came by `device`, an index in the thread's network namespace.
+/// As `repeat`, for a program at XDP.
 ///
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn repeat_frame(program: &ProgramFd, packet: &[u8], device: u32, repeat: u32) -> Result<TestRun, ProgError> {
-    run::test_run(program, packet, Input::Frame(device), repeat).map_err(ProgError::Run)
+pub fn repeat_frame(program: &ProgramFd, packet: &[u8], repeat: u32) -> Result<TestRun, ProgError> {
+    run::test_run(program, packet, Input::Frame, repeat).map_err(ProgError::Run)
 }
 
 /// Runs `program` on `packet`, `repeat` times over: each time on what the time before has left of it.
@@ -363,6 +359,9 @@ pub fn kernel_release() -> Result<String, ProgError> {
     let name = nix::sys::utsname::uname().map_err(ProgError::KernelRelease)?;
     Ok(name.release().to_string_lossy().into_owned())
 }
+
+/// The index of the loopback device, by which the kernel's test facility lets packets come and go.
+pub const LOOPBACK: u32 = 1;
 
 /// A family's address out of two that mean the same.
 pub fn of_family<T>(family: IpFamily, v4: T, v6: T) -> T {

@@ -52,8 +52,8 @@ impl Verdict {
 pub(super) enum Input {
     /// At a tc hook, in a buffer of these properties.
     Buffer(SkBuff),
-    /// At XDP, as a frame that came by the device of this index of the thread's network namespace.
-    Frame(u32),
+    /// At XDP, as a frame that came by the loopback device.
+    Frame,
 }
 
 /// Properties of the buffer that the packet comes in.
@@ -117,21 +117,8 @@ const GSO_SIZE: usize = 44;
 /// The longest packet that comes back.
 const ROOM: usize = 16 * 1024;
 
-/// As `Context`, `struct xdp_md`.
-#[repr(C)]
-#[derive(Default)]
-struct FrameContext {
-    data: u32,
-    data_end: u32,
-    data_meta: u32,
-    ingress_ifindex: u32,
-    rx_queue_index: u32,
-    egress_ifindex: u32,
-}
-
 pub(super) fn test_run(program: &ProgramFd, packet: &[u8], input: Input, repeat: u32) -> io::Result<TestRun> {
     let mut context = Context { words: [0; 48] };
-    let mut frame = FrameContext { data_end: packet.len() as u32, ..FrameContext::default() };
     let mut output = vec![0u8; ROOM];
     let mut attributes = Attributes {
         prog_fd: program.as_fd().as_raw_fd().cast_unsigned(),
@@ -152,11 +139,7 @@ pub(super) fn test_run(program: &ProgramFd, packet: &[u8], input: Input, repeat:
                 attributes.ctx_size_in = size_of::<Context>() as u32;
             }
         }
-        Input::Frame(device) => {
-            frame.ingress_ifindex = device;
-            attributes.ctx_in = (&raw const frame) as u64;
-            attributes.ctx_size_in = size_of::<FrameContext>() as u32;
-        }
+        Input::Frame => {}
     }
     // SAFETY: the attributes are laid out as the kernel defines them, and every address in them is that of a buffer that
     // outlives the call, with its length beside it.
@@ -170,7 +153,7 @@ pub(super) fn test_run(program: &ProgramFd, packet: &[u8], input: Input, repeat:
     Ok(TestRun {
         verdict: match input {
             Input::Buffer(_) => Verdict::of_tc(attributes.retval),
-            Input::Frame(_) => Verdict::of_xdp(attributes.retval),
+            Input::Frame => Verdict::of_xdp(attributes.retval),
         },
         packet: output.into(),
         duration: Duration::from_nanos(attributes.duration.into()),

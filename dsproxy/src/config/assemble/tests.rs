@@ -61,6 +61,7 @@ fn defaults() {
         bind_address_hard_fail: false,
         bpffs: crate::datapath::bpffs::DEFAULT_DIRECTORY.into(),
         capacities: crate::maps::Capacities::default(),
+        cached_flows: 16_384,
         conntrack: ConntrackConfig {
             max_per_core: 32768,
             min: 131_072,

@@ -5,7 +5,7 @@ use std::{fmt, io, path::PathBuf};
 use aya::programs::ProgramError;
 use thiserror::Error;
 
-use crate::{maps::MapError, netlink::NetlinkError};
+use crate::{maps::MapError, netlink::NetlinkError, routing::RoutingError};
 
 /// Why something could not be attached or detached.
 #[derive(Debug, Error)]
@@ -107,6 +107,9 @@ pub enum AttachError {
     /// The programs could not be told of a device.
     #[error(transparent)]
     Map(MapError),
+    /// The programs could not be told of a change.
+    #[error(transparent)]
+    Routing(RoutingError),
     /// A pin could not be read, written or removed.
     #[error("{operation} {}: {source}", path.display())]
     Pin {

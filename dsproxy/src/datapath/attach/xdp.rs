@@ -12,7 +12,7 @@ use serde::Serialize;
 use thiserror::Error;
 use tracing::info;
 
-use self::device::{Device, Features};
+use self::device::{Device, Devices};
 use super::{
     AttachError, AttachKind, Attachment, Direction, Outcome, Program, SyncReport, bpf, bpf_error, pins, pins::Place,
 };
@@ -20,6 +20,7 @@ use crate::{
     interfaces::{Interface, Interfaces, LinkLayer, Role},
     maps::next_hops::NextHopMaps,
     netlink::NetlinkError,
+    routing::Word,
 };
 
 /// Which devices XDP is used on.
@@ -44,6 +45,12 @@ pub enum WhyNot {
     /// The driver cannot do it.
     #[error("its driver has no XDP")]
     NoDriver,
+    /// There are VLANs on it.
+    #[error("it carries VLANs, whose frames XDP cannot tell from others where the device takes their tags out")]
+    Vlans,
+    /// A virtual machine's device.
+    #[error("it is a tun or tap device, whose frames may come with checksums that are still to be made")]
+    Tun,
     /// A pair of virtual devices.
     #[error(
         "it is a veth: what is sent on the same machine comes with checksums that are still to be made; with its sender's \
@@ -69,12 +76,13 @@ pub(super) struct Xdp {
     program: Program,
     which: XdpDevices,
     maps: NextHopMaps,
+    word: Word,
     verdicts: BTreeMap<u32, Verdict>,
 }
 
 impl Xdp {
-    pub(super) fn new(program: Program, which: XdpDevices, maps: NextHopMaps) -> Self {
-        Self { program, which, maps, verdicts: BTreeMap::new() }
+    pub(super) fn new(program: Program, which: XdpDevices, maps: NextHopMaps, word: Word) -> Self {
+        Self { program, which, maps, word, verdicts: BTreeMap::new() }
     }
 
     /// What is attached.
@@ -89,15 +97,16 @@ impl Xdp {
 
     /// Makes the attachments equal to what these interfaces want. What is pinned for others is not looked at.
     pub(super) fn sync(&mut self, wanted: &Interfaces, pins: &Path, report: &mut SyncReport) {
-        let features = match device::features() {
-            Ok(features) => features,
-            Err(source) => {
-                report.failed("", cannot_ask(source));
-                return;
-            }
+        let is_wanted = |index: &u32| wanted.get(index).is_some_and(|interface| interface.role == Role::NodeDevice);
+        self.verdicts.retain(|index, _| is_wanted(index));
+        let devices = match Devices::read() {
+            Ok(devices) => devices,
+            Err(source) => return report.failed("", cannot_ask(source)),
         };
         for interface in wanted.values().filter(|interface| interface.role == Role::NodeDevice) {
-            match self.serve(interface, features.as_ref(), pins) {
+            // One that is gone tells of itself.
+            let Some(device) = devices.get(interface.index) else { continue };
+            match self.serve(interface, device, pins) {
                 Ok((verdict, outcome)) => {
                     report.attached += usize::from(outcome != Outcome::Unchanged);
                     self.tell(interface, verdict, outcome);
@@ -108,30 +117,45 @@ impl Xdp {
                 }
             }
         }
-        let is_wanted = |index: &u32| wanted.get(index).is_some_and(|interface| interface.role == Role::NodeDevice);
-        self.verdicts.retain(|index, _| is_wanted(index));
-        match self.maps.devices() {
-            Ok(devices) => {
-                for index in devices.into_keys().filter(|index| !self.verdicts.get(index).is_some_and(Result::is_ok)) {
-                    if let Err(error) = self.maps.remove_device(index) {
-                        report.failed("", AttachError::Map(error));
-                    }
-                }
-            }
-            Err(error) => report.failed("", AttachError::Map(error)),
+        if let Err(error) = self.set_devices() {
+            report.failed("", error);
         }
+    }
+
+    /// Tells the programs of the devices that are served, and of no other; none may go on by what was noted of them before.
+    fn set_devices(&mut self) -> Result<(), AttachError> {
+        let known = self.maps.devices().map_err(AttachError::Map)?;
+        let mut wanted = BTreeMap::new();
+        if self.verdicts.values().any(Result::is_ok) {
+            // With a program there may be more that a device can do.
+            let devices = Devices::read().map_err(cannot_ask)?;
+            for index in self.verdicts.iter().filter(|(_, verdict)| verdict.is_ok()).map(|(index, _)| *index) {
+                wanted.extend(devices.get(index).map(|device| (index, record(device))));
+            }
+        }
+        if known == wanted {
+            return Ok(());
+        }
+        for index in known.keys().filter(|index| !wanted.contains_key(index)) {
+            self.maps.remove_device(*index).map_err(AttachError::Map)?;
+        }
+        for (index, device) in wanted {
+            self.maps.set_device(index, device).map_err(AttachError::Map)?;
+        }
+        self.word.count().map_err(AttachError::Routing)
     }
 
     fn serve(
         &mut self,
         interface: &Interface,
-        features: Option<&Features>,
+        device: &Device,
         pins: &Path,
     ) -> Result<(Verdict, Outcome), AttachError> {
-        let device = read(interface)?;
-        let features = features.map(|features| features.of(interface.index));
-        let link = self.adopt(interface, &device, pins)?;
-        if let Err(why) = fitness(interface, &device, features, self.which, link.is_some()) {
+        let link = self.adopt(interface, device, pins)?;
+        if let Err(why) = fitness(interface, device, self.which, link.is_some()) {
+            if link.is_some() {
+                self.leave(interface.index)?;
+            }
             let detached = pins::detach(interface.index, Place::Xdp, pins)?;
             return Ok((Err(why), if detached { Outcome::Replaced } else { Outcome::Unchanged }));
         }
@@ -148,17 +172,6 @@ impl Xdp {
                 Err(error) => return Ok((Err(WhyNot::Refused(error.to_string())), Outcome::Unchanged)),
             },
         };
-        // With the program there may be more that the device can do.
-        let features = device::features().map_err(cannot_ask)?.map(|features| features.of(interface.index));
-        let mut flags = 0;
-        for (is_set, flag) in [
-            (transmits(&device, features), XdpDeviceFlags::TRANSMITS),
-            (features.is_some_and(device::takes_redirected), XdpDeviceFlags::TAKES_REDIRECTED),
-        ] {
-            flags |= if is_set { flag } else { 0 };
-        }
-        let entry = XdpDevice { address: device.address, flags };
-        self.maps.set_device(interface.index, entry).map_err(AttachError::Map)?;
         let attachment = Attachment {
             index: interface.index,
             interface: interface.name.clone(),
@@ -169,6 +182,12 @@ impl Xdp {
             link_id: Some(link_id),
         };
         Ok((Ok(attachment), outcome))
+    }
+
+    /// Sees to it that no frame goes to a device any more: without its program it may not take any.
+    fn leave(&mut self, index: u32) -> Result<(), AttachError> {
+        self.maps.remove_device(index).map_err(AttachError::Map)?;
+        self.word.count().map_err(AttachError::Routing)
     }
 
     /// Takes over the link that an earlier run has left on the device, with the program of this one.
@@ -215,66 +234,51 @@ impl Xdp {
 ///
 /// When it does not.
 pub fn without(interfaces: &Interfaces) -> Result<Vec<(String, WhyNot)>, AttachError> {
-    let features = device::features().map_err(cannot_ask)?;
-    let mut found = Vec::new();
-    for interface in interfaces.values().filter(|interface| interface.role == Role::NodeDevice) {
-        let device = match read(interface) {
-            Err(error) if error.is_gone() => continue,
-            read => read?,
-        };
-        let features = features.as_ref().map(|features| features.of(interface.index));
-        if let Err(why) = fitness(interface, &device, features, XdpDevices::Auto, false) {
-            found.push((interface.name.clone(), why));
-        }
-    }
-    Ok(found)
+    let devices = Devices::read().map_err(cannot_ask)?;
+    let without = |interface: &Interface| {
+        let why = fitness(interface, devices.get(interface.index)?, XdpDevices::Auto, false).err()?;
+        Some((interface.name.clone(), why))
+    };
+    let node_devices = interfaces.values().filter(|interface| interface.role == Role::NodeDevice);
+    Ok(node_devices.filter_map(without).collect())
 }
 
-fn read(interface: &Interface) -> Result<Device, AttachError> {
-    device::read(interface.index).map_err(|source| AttachError::Netlink {
-        operation: "ask about the device",
-        object: interface.name.clone(),
-        source,
-    })
+/// What the programs are told of a device.
+fn record(device: &Device) -> XdpDevice {
+    let flags =
+        [(transmits(device), XdpDeviceFlags::TRANSMITS), (device.takes_redirected(), XdpDeviceFlags::TAKES_REDIRECTED)];
+    XdpDevice {
+        address: device.address,
+        flags: flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag),
+        mtu: device.mtu,
+    }
 }
 
 fn cannot_ask(source: NetlinkError) -> AttachError {
-    AttachError::Netlink { operation: "ask what", object: "drivers can do".to_owned(), source }
+    AttachError::Netlink { operation: "ask about", object: "the devices and their drivers".to_owned(), source }
 }
 
 /// Whether a device can have XDP. `is_served` says that the program that it has is ours.
-fn fitness(
-    interface: &Interface,
-    device: &Device,
-    features: Option<u64>,
-    which: XdpDevices,
-    is_served: bool,
-) -> Result<(), WhyNot> {
-    if interface.link_layer != LinkLayer::Ethernet {
-        return Err(WhyNot::NoEthernet);
-    }
-    if matches!(device.kind.as_str(), "bond" | "team") {
-        return Err(WhyNot::Ports);
-    }
-    if features.is_some_and(|features| !device::runs_programs(features)) {
-        return Err(WhyNot::NoDriver);
-    }
-    if let Some(program) = device.program.filter(|_| !is_served) {
-        return Err(WhyNot::Taken(program));
-    }
-    if device.kind == VETH && which == XdpDevices::Auto {
-        return Err(WhyNot::Veth);
-    }
-    if !transmits(device, features) {
-        return Err(WhyNot::NoTransmission);
-    }
-    Ok(())
+fn fitness(interface: &Interface, device: &Device, which: XdpDevices, is_served: bool) -> Result<(), WhyNot> {
+    let is_without = match device {
+        _ if interface.link_layer != LinkLayer::Ethernet => Some(WhyNot::NoEthernet),
+        Device { kind, .. } if matches!(kind.as_str(), "bond" | "team") => Some(WhyNot::Ports),
+        Device { has_vlans: true, .. } => Some(WhyNot::Vlans),
+        _ if !device.runs_programs() => Some(WhyNot::NoDriver),
+        Device { program: Some(program), .. } if !is_served => Some(WhyNot::Taken(*program)),
+        Device { kind, .. } if kind == VETH && which == XdpDevices::Auto => Some(WhyNot::Veth),
+        Device { kind, .. } if kind == TUN && which == XdpDevices::Auto => Some(WhyNot::Tun),
+        _ if !transmits(device) => Some(WhyNot::NoTransmission),
+        _ => None,
+    };
+    is_without.map_or(Ok(()), Err)
 }
 
 const VETH: &str = "veth";
+const TUN: &str = "tun";
 
 /// Whether a frame that a program sends back out of the device it came by leaves it. A veth hands it to its other end, which may not
 /// be ready for it.
-fn transmits(device: &Device, features: Option<u64>) -> bool {
-    device.kind != VETH || features.is_some_and(device::takes_redirected)
+fn transmits(device: &Device) -> bool {
+    device.kind != VETH || device.takes_redirected()
 }

@@ -12,7 +12,7 @@ use dsproxy_bench_ebpf::{Plan, TEMPLATE_WORDS};
 use dsproxy_common::IpFamily;
 use nix::net::if_::if_nametoindex;
 
-use super::super::{BenchError, path::Path};
+use super::super::{BenchError, path::Path, wrapper::template_of};
 use crate::lab::Namespace;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dsproxy-live-ebpf"));
@@ -107,11 +107,7 @@ impl Live {
         packets: u32,
     ) -> Result<Sent, BenchError> {
         let failed = |name| move |source| BenchError::WrapperMap { name, source };
-        let mut template = [0; TEMPLATE_WORDS];
-        for (word, bytes) in template.iter_mut().zip(path.packet.chunks_exact(4)) {
-            *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        }
-        self.template.set(0, template, 0).map_err(failed(TEMPLATE))?;
+        self.template.set(0, template_of(&path.packet), 0).map_err(failed(TEMPLATE))?;
         self.plan.set(0, path.plan, 0).map_err(failed(PLAN))?;
         self.sequence.set(0, 0, 0).map_err(failed(SEQUENCE))?;
         let before = self.count()?;

@@ -15,30 +15,67 @@ pub(super) struct Device {
     pub(super) address: Mac,
     /// Its kind; empty for hardware.
     pub(super) kind: String,
+    /// The longest IP packet that it takes, in bytes.
+    pub(super) mtu: u32,
     /// The XDP program that it has.
     pub(super) program: Option<u32>,
+    /// Whether there are VLAN devices on it.
+    pub(super) has_vlans: bool,
+    /// What its driver can do; none where the kernel cannot say (before 6.3).
+    features: Option<u64>,
 }
 
+impl Device {
+    /// Whether the driver may run programs, and drop, pass and send back what they say.
+    pub(super) fn runs_programs(&self) -> bool {
+        self.features.is_none_or(|features| features & BASIC != 0)
+    }
+
+    /// Whether the device transmits what programs of other devices redirect to it.
+    pub(super) fn takes_redirected(&self) -> bool {
+        self.features.is_some_and(|features| features & NDO_XMIT != 0)
+    }
+}
+
+/// All devices, by index.
+pub(super) struct Devices(BTreeMap<u32, Device>);
+
+impl Devices {
+    /// Asks the kernel.
+    pub(super) fn read() -> Result<Self, NetlinkError> {
+        let mut devices = BTreeMap::new();
+        let mut carriers = Vec::new();
+        BlockingSocket::open()?.exchange(Request::dump(libc::RTM_GETLINK, &[0; LINK_HEADER]), |message| {
+            if let (libc::RTM_NEWLINK, Some(index)) = (message.kind, message.payload.get(4..).and_then(number)) {
+                let (device, below) = link(&message);
+                carriers.extend(below.filter(|_| device.kind == VLAN));
+                devices.insert(index, device);
+            }
+        })?;
+        for carrier in carriers {
+            devices.entry(carrier).and_modify(|device| device.has_vlans = true);
+        }
+        if let Some(features) = features()? {
+            for (index, device) in &mut devices {
+                device.features = Some(features.get(index).copied().unwrap_or_default());
+            }
+        }
+        Ok(Self(devices))
+    }
+
+    pub(super) fn get(&self, index: u32) -> Option<&Device> {
+        self.0.get(&index)
+    }
+}
+
+const VLAN: &str = "vlan";
 const LINK_HEADER: usize = 16;
 const IFLA_XDP_ATTACHED: u16 = 2;
 const IFLA_XDP_PROG_ID: u16 = 4;
 
-/// Asks about one device.
-pub(super) fn read(index: u32) -> Result<Device, NetlinkError> {
-    let mut header = [0; LINK_HEADER];
-    header[4..8].copy_from_slice(&index.to_ne_bytes());
-    let mut device = Device::default();
-    let mut socket = BlockingSocket::open()?;
-    socket.exchange(Request::change(libc::RTM_GETLINK, 0, &header), |message| {
-        if message.kind == libc::RTM_NEWLINK {
-            device = of(&message);
-        }
-    })?;
-    Ok(device)
-}
-
-fn of(message: &Message<'_>) -> Device {
-    let mut device = Device::default();
+/// What a message says of a device, and the index of the one that it stands on.
+fn link(message: &Message<'_>) -> (Device, Option<u32>) {
+    let (mut device, mut below) = (Device::default(), None);
     for (kind, value) in attributes(message.payload, LINK_HEADER) {
         match kind {
             libc::IFLA_ADDRESS => {
@@ -46,44 +83,27 @@ fn of(message: &Message<'_>) -> Device {
                     device.address = [[*a, *b], [*c, *d], [*e, *f]].map(u16::from_ne_bytes);
                 }
             }
+            libc::IFLA_MTU => device.mtu = number(value).unwrap_or_default(),
+            libc::IFLA_LINK => below = number(value),
             libc::IFLA_LINKINFO => {
                 let kind = attributes(value, 0).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
                 device.kind = kind.map(|(_, kind)| text(kind)).unwrap_or_default();
             }
             libc::IFLA_XDP => {
                 let of_kind = |wanted| attributes(value, 0).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-                let is_attached =
-                    of_kind(IFLA_XDP_ATTACHED).and_then(|mode| mode.first()).is_some_and(|mode| *mode != 0);
+                let mode = of_kind(IFLA_XDP_ATTACHED).and_then(|mode| mode.first());
+                let is_attached = mode.is_some_and(|mode| *mode != 0);
                 device.program = of_kind(IFLA_XDP_PROG_ID).and_then(number).filter(|_| is_attached);
             }
             _ => {}
         }
     }
-    device
-}
-
-/// What each device's driver can do.
-pub(super) struct Features(BTreeMap<u32, u64>);
-
-impl Features {
-    pub(super) fn of(&self, index: u32) -> u64 {
-        self.0.get(&index).copied().unwrap_or_default()
-    }
+    (device, below)
 }
 
 /// Bits of what a driver can do (`enum netdev_xdp_act`, include/uapi/linux/netdev.h).
 const BASIC: u64 = 1 << 0;
 const NDO_XMIT: u64 = 1 << 2;
-
-/// Whether the driver runs programs, and drops, passes and sends back what they say.
-pub(super) const fn runs_programs(features: u64) -> bool {
-    features & BASIC != 0
-}
-
-/// Whether the device transmits what programs of other devices redirect to it.
-pub(super) const fn takes_redirected(features: u64) -> bool {
-    features & NDO_XMIT != 0
-}
 
 const GENL_ID_CTRL: u16 = 16;
 const CTRL_CMD_GETFAMILY: u8 = 3;
@@ -94,8 +114,8 @@ const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 const GENERIC_HEADER: usize = 4;
 
-/// Asks what the drivers can do; none where the kernel cannot say (before 6.3).
-pub(super) fn features() -> Result<Option<Features>, NetlinkError> {
+/// Asks what the drivers of devices can do; none where the kernel cannot say (before 6.3).
+fn features() -> Result<Option<BTreeMap<u32, u64>>, NetlinkError> {
     let mut socket = BlockingSocket::open_to(NETLINK_GENERIC)?;
     let mut family = None;
     let request = Request::change(GENL_ID_CTRL, 0, &[CTRL_CMD_GETFAMILY, 1, 0, 0]);
@@ -123,5 +143,5 @@ pub(super) fn features() -> Result<Option<Features>, NetlinkError> {
         }
         features.extend(index.map(|index| (index, device)));
     })?;
-    Ok(Some(Features(features)))
+    Ok(Some(features))
 }

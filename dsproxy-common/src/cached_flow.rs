@@ -1,0 +1,246 @@
+//! Flows as XDP remembers them: what becomes of a packet, ready to be written, found by one look into a table of the CPU's own.
+//!
+//! The connection table says what is so; this only spares most packets the search. A flow is remembered for some seconds; it
+//! is looked up anew when its backend or the kernel's routing has changed. Where two flows fall on one place, the later has it.
+//!
+//! XDP takes what has settled alone, and of that what says no more than that there is one more packet: the stack sees connections
+//! begin and end, and now and then a packet in between, so that whoever tracks connections there goes on knowing them, and the
+//! kernel its neighbours.
+
+use crate::{
+    Address, Port,
+    flow::{FlowKey, FlowState},
+    hash::mix,
+    next_hop::{Mac, NextHop},
+    record::family_record,
+    service::BackendState,
+    settings::Settings,
+};
+
+/// What is remembered of a flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CachedFlow<A> {
+    /// Its packets, as they come in.
+    pub key: FlowKey<A>,
+    /// Where they go next. Of no epoch, nothing is remembered.
+    pub next_hop: NextHop,
+    /// Their source, as they leave.
+    pub source: A,
+    /// Their destination, as they leave.
+    pub destination: A,
+    /// The ports, likewise.
+    pub ports: Ports,
+    /// The difference that the addresses make to the IP header's checksum.
+    pub address_difference: u16,
+    /// The difference that addresses and ports make to the transport checksum.
+    pub transport_difference: u16,
+    /// Until when this is good: the low half of the jiffies.
+    pub good_until: u32,
+    /// The id of the service port, for its counters.
+    pub service: u32,
+    /// The id of the backend that packets go to; [`TO_CLIENT`] of those from a backend.
+    pub backend: u32,
+    /// The generation that the backend's id had.
+    pub generation: u32,
+    /// The address that their frames come to: the node's own.
+    pub arrival: Mac,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// In place of a backend's id.
+pub const TO_CLIENT: u32 = u32::MAX;
+
+/// How often the stack has its turn with a connection, in seconds. Less than any tracker of connections forgets one after (30 s
+/// for UDP that nobody has answered, `nf_conntrack_udp_timeout`), or the kernel a neighbour.
+const TURN: u32 = 16;
+
+/// Whether the next packet of a connection is the stack's, whose entry was last written to at `last_seen` and lives for `lifetime`
+/// jiffies.
+#[inline(always)]
+pub const fn is_stacks_turn(last_seen: u32, now: u32, lifetime: u32, settings: &Settings) -> bool {
+    let turn = TURN * settings.jiffies_per_second;
+    // Only the stack keeps entries alive for packets of the other direction.
+    turn == 0 || lifetime / 4 < turn || last_seen / turn != now / turn
+}
+
+/// How long a flow in `state` is remembered, in jiffies; none if it has not settled, or is about to end.
+#[inline(always)]
+pub fn lifetime(state: FlowState, settings: &Settings) -> Option<u32> {
+    /// UDP follows its Service within a second, and TCP does not.
+    const STATELESS: u32 = 1;
+    const ESTABLISHED: u32 = 4;
+    let seconds = match state {
+        FlowState::Stateless => STATELESS,
+        FlowState::Established => ESTABLISHED,
+        _ => return None,
+    };
+    // An entry must not expire while its flow goes on.
+    let at_most = settings.lifetime(state) / 4;
+    Some(at_most.min(seconds * settings.jiffies_per_second))
+}
+
+/// Source and destination port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// The source port.
+    pub source: Port,
+    /// The destination port.
+    pub destination: Port,
+}
+
+/// Any odd numbers without a pattern: one for each word of a key.
+const MULTIPLIERS: [u64; 10] = {
+    let mut multipliers = [0; 10];
+    let mut i = 0;
+    while i < multipliers.len() {
+        multipliers[i] = mix(i as u64 + 101) | 1;
+        i += 1;
+    }
+    multipliers
+};
+
+/// The place of a flow in a table with `mask` + 1 places, a power of two.
+#[inline(always)]
+pub fn place<A: Address>(key: &FlowKey<A>, mask: u32) -> u32 {
+    // Multilinear, as `filter`: a sum of products whose top bits are taken.
+    let ports = u64::from(key.source_port.wire()) << 16 | u64::from(key.destination_port.wire());
+    let mut hash =
+        ports.wrapping_mul(MULTIPLIERS[0]).wrapping_add(u64::from(key.protocol).wrapping_mul(MULTIPLIERS[1]));
+    let (source, destination) = (key.source.words(), key.destination.words());
+    let mut i = 0;
+    while i < source.len() && i < destination.len() && i < 4 {
+        hash = hash
+            .wrapping_add(u64::from(source[i]).wrapping_mul(MULTIPLIERS[2 + 2 * i]))
+            .wrapping_add(u64::from(destination[i]).wrapping_mul(MULTIPLIERS[3 + 2 * i]));
+        i += 1;
+    }
+    (hash >> 32) as u32 & mask
+}
+
+impl<A: Copy + Eq> CachedFlow<A> {
+    /// Whether a packet of `key` that came to the address `arrival` may go on by this, as far as time and routing are concerned.
+    #[inline(always)]
+    pub fn is_current(&self, key: &FlowKey<A>, arrival: Mac, epoch: u32, now: u32) -> bool {
+        self.next_hop.epoch == epoch
+            && self.good_until.wrapping_sub(now) <= u32::MAX / 2
+            && self.key == *key
+            && self.arrival == arrival
+    }
+
+    /// Whether its backend, of which the array holds `generation` and `state` now, is still the same and there.
+    #[inline(always)]
+    pub fn leads_to(&self, generation: u32, state: BackendState) -> bool {
+        self.generation == generation && !matches!(state, BackendState::Gone)
+    }
+
+    /// Remembers nothing.
+    #[inline(always)]
+    pub const fn forget(&mut self) {
+        self.next_hop.epoch = 0;
+    }
+}
+
+family_record! {
+    CachedFlow = [4 addresses, 8, 24, 4, 2, 2, 4, 4, 4, 4, 6, 2];
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::{Ipv4Addr, Ipv6Addr};
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::{Addr4, Addr6};
+
+    const MASK: u32 = (1 << 16) - 1;
+
+    fn key<A: Copy>(source: A, destination: A, port: u16) -> FlowKey<A> {
+        FlowKey { source, destination, source_port: Port::new(port), destination_port: Port::new(80), protocol: 6 }
+    }
+
+    #[test]
+    fn flows_that_count_up_are_spread() {
+        let v4 = |number: u32| Addr4::from(Ipv4Addr::from(number));
+        let v6 = |number: u128| Addr6::from(Ipv6Addr::from(0xfd00 << 112 | number));
+        let vip = (v4(0x0a60_0001), v6(0x96));
+        let ports_v4: HashSet<u32> =
+            (0..=u16::MAX).map(|port| place(&key(v4(0xc000_0201), vip.0, port), MASK)).collect();
+        let ports_v6: HashSet<u32> = (0..=u16::MAX).map(|port| place(&key(v6(0x201), vip.1, port), MASK)).collect();
+        let clients_v4: HashSet<u32> = (0..65_536).map(|client| place(&key(v4(client), vip.0, 7), MASK)).collect();
+        let clients_v6: HashSet<u32> = (0..65_536).map(|client| place(&key(v6(client), vip.1, 7), MASK)).collect();
+        for places in [ports_v4, ports_v6, clients_v4, clients_v6] {
+            // Thrown at random, as many keys as places hit 63 % of them.
+            assert!(places.len() > 38_000, "{}", places.len());
+        }
+    }
+
+    #[test]
+    fn the_stack_has_its_turn_every_so_often() {
+        let settings = Settings { jiffies_per_second: 250, ..Settings::default() };
+        let turns = |start: u32| {
+            let mut last_seen = start;
+            let mut turns = Vec::new();
+            for second in 1..100 {
+                let now = start.wrapping_add(second * 250);
+                if is_stacks_turn(last_seen, now, 120 * 250, &settings) {
+                    turns.push(second);
+                }
+                last_seen = now;
+            }
+            turns
+        };
+        for start in [0, 12_345, u32::MAX - 10_000] {
+            let turns = turns(start);
+            assert!(turns.len() >= 6 && turns.windows(2).all(|pair| pair[1] - pair[0] <= TURN), "{turns:?}");
+        }
+        assert!(is_stacks_turn(100, 101, 10 * 250, &settings), "it does not live for long");
+    }
+
+    #[test]
+    fn what_has_settled_is_remembered_for_less_than_it_lives() {
+        let lifetimes = [7, 40_000, 7, 7, 7, 7, 30_000, 7];
+        let settings = Settings { jiffies_per_second: 250, lifetimes, ..Settings::default() };
+        assert_eq!(lifetime(FlowState::Established, &settings), Some(1_000));
+        assert_eq!(lifetime(FlowState::Stateless, &settings), Some(250));
+        let short = Settings { lifetimes: [100; FlowState::COUNT], ..settings };
+        for number in 0..FlowState::COUNT as u16 {
+            let state = FlowState::from_number(number);
+            let settled = matches!(state, FlowState::Established | FlowState::Stateless);
+            assert_eq!(lifetime(state, &short), settled.then_some(25), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_flow_is_current_for_a_time_in_its_epoch_and_for_its_own_packets() {
+        let of = |port| key(Addr4::default(), Addr4::default(), port);
+        let next_hop = NextHop { epoch: 3, ..NextHop::default() };
+        let mut flow = CachedFlow {
+            key: of(1),
+            next_hop,
+            source: Addr4::default(),
+            destination: Addr4::default(),
+            ports: Ports::default(),
+            address_difference: 0,
+            transport_difference: 0,
+            good_until: 240,
+            service: 0,
+            backend: 1,
+            generation: 5,
+            arrival: [2, 0, 1],
+            reserved: 0,
+        };
+        let current = |flow: &CachedFlow<_>, port, arrival, epoch, now| flow.is_current(&of(port), arrival, epoch, now);
+        assert!(current(&flow, 1, [2, 0, 1], 3, u32::MAX) && current(&flow, 1, [2, 0, 1], 3, 200));
+        assert!(!current(&flow, 1, [2, 0, 1], 3, 241), "too late");
+        assert!(!current(&flow, 1, [2, 0, 1], 4, 0), "routing has changed");
+        assert!(!current(&flow, 2, [2, 0, 1], 3, 0), "another flow");
+        assert!(!current(&flow, 1, [2, 0, 2], 3, 0), "for another host");
+        assert!(flow.leads_to(5, BackendState::Active) && flow.leads_to(5, BackendState::Draining));
+        assert!(!flow.leads_to(5, BackendState::Gone) && !flow.leads_to(6, BackendState::Active));
+        flow.forget();
+        assert!(!current(&flow, 1, [2, 0, 1], 3, 0), "forgotten");
+    }
+}

@@ -1,0 +1,288 @@
+//! What a packet costs that XDP sends on: from a client outside to a backend on another node, and back, over a program that
+//! sends a frame back as it came.
+
+use dsproxy::{
+    datapath::load::DatapathSettings,
+    maps::{Capacities, Write},
+};
+use dsproxy_common::{
+    IpFamily, Protocol,
+    count::Reason,
+    layout::capacity,
+    next_hop::{Routing, XdpDevice, XdpDeviceFlags},
+};
+
+use super::{
+    BenchError, Effort, Figure,
+    packets::run,
+    path::{Path, Range},
+    services::{PORT, background, background_vip, capacities, client, endpoint, vip},
+    statistics::Sorted,
+    wrapper::Wrapper,
+};
+use crate::{
+    lab::DualStack,
+    prog::{Datapath, Hook, LOOPBACK, Verdict, of_family},
+};
+
+/// The first port of clients: the first of those that a masqueraded packet keeps, of which there are 16,384.
+const CLIENT_PORT: u16 = 49_152;
+const LOG_PORTS: u32 = 14;
+
+/// 64 k and a million flows: clients' ports, and Services with a backend each.
+const MANY: Range = Range { ports: LOG_PORTS, addresses: 2 };
+const MOST: Range = Range { ports: LOG_PORTS, addresses: 6 };
+
+/// What is measured with tables of one size.
+struct Room {
+    /// Connections.
+    connections: u32,
+    /// Flows that are remembered.
+    cached_flows: u32,
+    /// Each with what a packet should cost at most.
+    flows: &'static [(&'static str, Range, Option<f64>)],
+}
+
+/// As it comes, and with room for every flow.
+const ROOMS: [Room; 3] = [
+    Room {
+        connections: capacity::CONNECTIONS,
+        cached_flows: capacity::CACHED_FLOWS,
+        flows: &[("", Range::ONE, None), (", 64 k flows", MANY, Some(246.0))],
+    },
+    Room {
+        connections: capacity::CONNECTIONS,
+        cached_flows: 1 << 17,
+        flows: &[(", 64 k flows, with room for them", MANY, Some(246.0))],
+    },
+    Room {
+        connections: 1 << 21,
+        cached_flows: 1 << 20,
+        flows: &[(", 1 M flows, with room for them", MOST, Some(600.0))],
+    },
+];
+
+/// The node.
+fn node() -> DualStack {
+    DualStack::node(1)
+}
+
+/// A Service that is not there.
+const NO_SERVICE: u32 = 99;
+
+/// The ways of one family, all flows of one kind. What enters and leaves the stack is what XDP does at once.
+struct Ways {
+    family: IpFamily,
+    flows: Range,
+}
+
+impl Ways {
+    fn path(&self, name: &str, ends: [End; 2], hook: Hook, reason: Reason) -> Path {
+        let Self { family, flows } = *self;
+        let ports = Range { ports: flows.ports, addresses: 0 };
+        let services = Range { ports: 0, addresses: flows.addresses };
+        let [source, destination] = ends.map(|end| {
+            let (address, port) = match end {
+                End::Client => (client(family).ip(), CLIENT_PORT),
+                End::Node => (node().of(family), CLIENT_PORT),
+                End::Vip => (background_vip(family, 0), PORT),
+                End::Backend => (endpoint(family, 0).ip(), endpoint(family, 0).port()),
+            };
+            ((address, port).into(), if matches!(end, End::Client | End::Node) { ports } else { services })
+        });
+        let mut path = Path::at(name, Protocol::Tcp, source, destination, (hook, reason));
+        // The next Service when all ports have been.
+        for end in [&mut path.plan.source, &mut path.plan.destination] {
+            end.address_shift = flows.ports;
+        }
+        path
+    }
+
+    /// Opens all flows through the stack, and has them confirmed.
+    fn establish(&self, wrapper: &mut Wrapper, datapath: &Datapath) -> Result<(), BenchError> {
+        use End::{Backend, Client, Node, Vip};
+        let enters = |reason| self.path("entering", [Client, Vip], Hook::NodeIngress, reason);
+        let leaves = || turned_round(self.path("leaving", [Client, Backend], Hook::NodeEgress, Reason::Masqueraded));
+        let steps = [
+            enters(Reason::Opened),
+            leaves(),
+            self.path("answering", [Backend, Node], Hook::NodeIngress, Reason::Unmasqueraded),
+            turned_round(self.path("answered", [Backend, Client], Hook::NodeEgress, Reason::Replied)),
+            enters(Reason::Forwarded),
+            leaves(),
+        ];
+        // What is opening has less room than what is confirmed.
+        let together = self.flows.len().min(1 << LOG_PORTS);
+        for first in (0..self.flows.len()).step_by(together as usize) {
+            for step in &steps {
+                run(wrapper, step, Some(datapath), first, together)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is measured, with what it should cost at most.
+    fn measured(&self, name: &str, at_most: f64) -> [Path; 2] {
+        use End::{Backend, Client, Node, Vip};
+        [
+            self.path(&format!("XDP, to a backend{name}"), [Client, Vip], Hook::NodeIngress, Reason::SentToBackend),
+            self.path(&format!("XDP, to a client{name}"), [Backend, Node], Hook::NodeIngress, Reason::SentToClient),
+        ]
+        .map(|path| path.at_most(at_most))
+    }
+}
+
+/// With the link-layer addresses of a frame that leaves, the node's own in the place of the sender.
+fn turned_round(mut path: Path) -> Path {
+    let (destination, source) = (path.packet.slice(..6), path.packet.slice(6..12));
+    path.packet = [&source[..], &destination[..], &path.packet[12..]].concat().into();
+    path
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Client,
+    Node,
+    Vip,
+    Backend,
+}
+
+/// One thing that is measured, round by round.
+struct Probe {
+    path: Path,
+    verdict: Verdict,
+    repeat: u32,
+    samples: Vec<f64>,
+}
+
+/// Every way past the stack, among `services` Services.
+///
+/// # Errors
+///
+/// When something cannot be loaded or run, or packets do not go the way that is measured.
+pub fn measure_fast_path(services: u32, effort: Effort<'_>) -> Result<Vec<Figure>, BenchError> {
+    let mut figures = Vec::new();
+    for room in &ROOMS {
+        figures.extend(measure_room(services, effort, room)?);
+    }
+    Ok(figures)
+}
+
+fn measure_room(services: u32, effort: Effort<'_>, room: &Room) -> Result<Vec<Figure>, BenchError> {
+    let Effort { filter, rounds, repeat } = effort;
+    let Room { connections, cached_flows, flows: all_flows } = *room;
+    let mut wrapper = Wrapper::load()?;
+    let services = services.max(MOST.len() >> LOG_PORTS);
+    let capacities =
+        Capacities { brief_connections: Capacities::default().brief_connections, ..capacities(services, connections) };
+    let settings = DatapathSettings { cached_flows, ..DatapathSettings::default() };
+    let mut datapath = Datapath::load_with(&capacities, &settings)?;
+    datapath.serve_all((0..services).map(background))?;
+    site(&mut datapath, cached_flows)?;
+    let datapath = &datapath;
+
+    let mut probes = Vec::new();
+    for family in IpFamily::ALL {
+        let mut most = None;
+        for (name, flows, aim) in all_flows {
+            let ways = Ways { family, flows: *flows };
+            let aim = aim.unwrap_or(of_family(family, 118.0, 116.0));
+            let wanted = ways.measured(name, aim).into_iter().filter(|path| path.name.contains(filter));
+            let wanted: Vec<Path> = wanted.collect();
+            if !wanted.is_empty() {
+                most = Some(ways);
+            }
+            // Many times round: the first time each flow is looked up, a second having passed.
+            let repeat = repeat.max(16 * flows.len().min(1 << 17));
+            let probe = |path| Probe { path, verdict: Verdict::Transmit, repeat, samples: Vec::new() };
+            probes.extend(wanted.into_iter().map(probe));
+        }
+        // The fewer are among the more.
+        if let Some(ways) = most {
+            ways.establish(&mut wrapper, datapath)?;
+            probes.push(Probe { path: nobody(family), verdict: Verdict::Pass, repeat, samples: Vec::new() });
+        }
+    }
+    let mut floors: Vec<(IpFamily, Vec<f64>)> = IpFamily::ALL.map(|family| (family, Vec::new())).into();
+    for _ in 0..rounds {
+        for (family, samples) in &mut floors {
+            let path = Ways { family: *family, flows: MANY }.measured("", 0.0)[0].clone();
+            samples.push(run_frames(&mut wrapper, &path, None, Verdict::Transmit, repeat)?);
+        }
+        for Probe { path, verdict, repeat, samples } in &mut probes {
+            samples.push(run_frames(&mut wrapper, path, Some(datapath), *verdict, *repeat)?);
+        }
+    }
+    let floors: Vec<(IpFamily, Sorted)> =
+        floors.into_iter().map(|(family, samples)| (family, Sorted::new(samples))).collect();
+    let mut figures: Vec<Figure> = floors
+        .iter()
+        .map(|(family, floor)| {
+            let name = format!("XDP, an empty program and the wrapper, {family}");
+            Figure::new(name, "ns", floor.minimum(), floor.median())
+        })
+        .collect();
+    for Probe { path, samples, .. } in probes {
+        let Some((_, floor)) = floors.iter().find(|(family, _)| *family == path.family) else { continue };
+        let samples = Sorted::new(samples);
+        let (minimum, median) = (samples.minimum() - floor.minimum(), samples.median() - floor.median());
+        let figure = Figure::new(path.name, "ns", minimum, median);
+        figures.push(path.aim.into_iter().fold(figure, Figure::at_most));
+    }
+    Ok(figures)
+}
+
+/// Packets for no Service.
+fn nobody(family: IpFamily) -> Path {
+    let source = (client(family), Range::ONE);
+    let destination = (vip(family, NO_SERVICE), Range::ONE);
+    let reason = (Hook::NodeIngress, Reason::NotService);
+    Path::at("XDP, for nobody", Protocol::Tcp, source, destination, reason).at_most(40.0)
+}
+
+/// Tells XDP that everything comes and goes by one device.
+fn site(datapath: &mut Datapath, cached_flows: u32) -> Result<(), BenchError> {
+    datapath.write(&IpFamily::ALL.map(|family| Write::Masquerade { device: 0, address: node().of(family) }))?;
+    let next_hops = datapath.next_hops();
+    // The address is that of the other devices' frames alone.
+    let device = XdpDevice { address: [0; 3], flags: XdpDeviceFlags::TRANSMITS, mtu: 1500 };
+    next_hops.set_device(LOOPBACK, device)?;
+    let second = dsproxy::jiffies::per_second().map_err(BenchError::Clock)?;
+    // Long enough for one size of tables at the usual ticks.
+    let lease = dsproxy::jiffies::now(second).map_err(BenchError::Clock)?.wrapping_add(Routing::LONGEST_LEASE - second);
+    Ok(next_hops.set_routing(Routing { epoch: 1, lease, flow_mask: cached_flows - 1 })?)
+}
+
+/// Runs the packets of `path`, makes sure that each went its way, and says what one took, in nanoseconds.
+fn run_frames(
+    wrapper: &mut Wrapper,
+    path: &Path,
+    datapath: Option<&Datapath>,
+    verdict: Verdict,
+    repeat: u32,
+) -> Result<f64, BenchError> {
+    let Path { name, family, protocol, reason, packet, plan, .. } = path;
+    let count = |datapath: &Datapath| -> Result<u64, BenchError> {
+        let counters = datapath.maps().counters()?;
+        let counter = counters.iter().find(|(held, of, _)| (held, *of) == (reason, Some(*family)));
+        Ok(counter.map_or(0, |(.., count)| *count))
+    };
+    let before = datapath.map(count).transpose()?.unwrap_or_default();
+    let target = datapath.map(Datapath::xdp_program).transpose()?;
+    let shape = (*family, *protocol);
+    let run = wrapper.run_frame(shape, target, plan, packet, repeat)?;
+    let counted = datapath.map(count).transpose()?.unwrap_or_default() - before;
+    let wanted = if datapath.is_some() && verdict == Verdict::Transmit { u64::from(repeat) } else { 0 };
+    if run.verdict != verdict || counted != wanted {
+        return Err(BenchError::WrongFate {
+            path: name.clone(),
+            repeat,
+            counted,
+            reason: *reason,
+            family: *family,
+            verdict: run.verdict,
+            all: String::new(),
+        });
+    }
+    Ok(run.duration.as_nanos() as f64)
+}
