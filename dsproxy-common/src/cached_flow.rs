@@ -105,7 +105,7 @@ const MULTIPLIERS: [u64; 10] = {
 /// The place of a flow in a table with `mask` + 1 places, a power of two.
 #[inline(always)]
 pub fn place<A: Address>(key: &FlowKey<A>, mask: u32) -> u32 {
-    // Multilinear, as `filter`: a sum of products whose top bits are taken.
+    // Multilinear, as `filter`: a sum of products. What counts up makes a pattern of it, which one more product breaks.
     let ports = u64::from(key.source_port.wire()) << 16 | u64::from(key.destination_port.wire());
     let mut hash =
         ports.wrapping_mul(MULTIPLIERS[0]).wrapping_add(u64::from(key.protocol).wrapping_mul(MULTIPLIERS[1]));
@@ -117,7 +117,7 @@ pub fn place<A: Address>(key: &FlowKey<A>, mask: u32) -> u32 {
             .wrapping_add(u64::from(destination[i]).wrapping_mul(MULTIPLIERS[3 + 2 * i]));
         i += 1;
     }
-    (hash >> 32) as u32 & mask
+    ((hash ^ hash >> 29).wrapping_mul(MULTIPLIERS[1]) >> 32) as u32 & mask
 }
 
 impl<A: Copy + Eq> CachedFlow<A> {

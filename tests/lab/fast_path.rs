@@ -1,7 +1,7 @@
 //! XDP between a client outside and a backend on the other node: it is XDP that serves, it follows what changes, and a restart is
 //! not noticed.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{net::SocketAddr, process::Command, thread, time::Duration};
 
 use dsproxy_common::{IpFamily, count::Reason};
 use dsproxy_tests::lab::{Bulk, Daemon, Outside, Side, TcpSession, UdpSession, attachments, eventually, like_hardware};
@@ -200,4 +200,35 @@ fn a_veth_is_left_to_tc_unless_it_is_wanted_and_off_takes_the_programs_away() {
     let output = daemon.command(&["cleanup"]).expect("it runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(xdp_of_node(), 0, "after cleanup");
+}
+
+/// The connection table of the host's own rules has seen some packets of a connection alone, and has to know it all the same.
+#[test]
+fn rules_that_track_connections_let_the_rest_through_when_xdp_ends() {
+    const RULES: &str = "table inet strict { chain forward { type filter hook forward priority filter; policy drop; \
+                         ct state invalid drop; ct state { established, related, new } accept; }; }";
+
+    let site = Site::build();
+    let node = site.cluster.lab.node(Side::A).namespace();
+    let loaded = node.run(|| Command::new("nft").arg(RULES).output()).expect("entered").expect("nft runs");
+    assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
+    let mut daemon = site.serve(&["--xdp", "native"]);
+    let mut sessions = site.connect();
+    for _ in 0..50 {
+        use_all(&mut sessions, "by XDP");
+    }
+    for family in IpFamily::ALL {
+        let bytes = 4 << 20;
+        Bulk { bytes }
+            .run(site.outside.namespace(), site.target(family))
+            .expect("a transfer, with its beginning and end");
+    }
+    daemon.kill().expect("it runs");
+    // XDP goes by its word for so long.
+    thread::sleep(Duration::from_secs(21));
+    let before = sent_on(&daemon);
+    for _ in 0..5 {
+        use_all(&mut sessions, "through the stack");
+    }
+    assert_eq!(sent_on(&daemon), before, "nobody vouches for routes any more");
 }
