@@ -13,7 +13,7 @@ use super::{
     live::{Live, Sent},
     processor_time::{Confined, ProcessorClock},
     stage::{Stage, Way},
-    variant::VARIANTS,
+    variant::FORWARDING_VARIANTS as VARIANTS,
 };
 use crate::lab::{Outside, Side, link_address};
 
@@ -63,13 +63,16 @@ pub fn measure_rate(effort: &RateEffort, mut progress: impl FnMut(&str)) -> Resu
     let mut proxies = Vec::new();
     let mut senders = Vec::new();
     for (variant, stage) in VARIANTS.iter().zip(&stages) {
-        proxies.push(variant.start(stage)?);
         let mut live = Live::load()?;
         live.take_at(stage.client(way), Outside::INTERFACE)?;
-        live.take_at(stage.lab().node(Stage::SIDE).namespace(), Outside::GATEWAY_INTERFACE)?;
+        if !variant.has_xdp() {
+            live.take_at(stage.lab().node(Stage::SIDE).namespace(), Outside::GATEWAY_INTERFACE)?;
+        }
         let far = stage.lab().node(Side::B);
         live.count_at(far.namespace(), far.interface(), way.target())?;
         senders.push(live);
+        // XDP looks whether the other ends take frames.
+        proxies.push(variant.start(stage)?);
     }
     let clock = ProcessorClock::new()?;
     let mut figures = Vec::new();

@@ -37,6 +37,18 @@ pub(super) const VARIANTS: [Variant; 4] = [
     Variant { name: "dsproxy", kind: Kind::Dsproxy(&[]) },
 ];
 
+/// Those that forwarded packets are compared with: XDP serves nothing else.
+pub(super) const FORWARDING_VARIANTS: [Variant; 5] = {
+    let [floor, nftables, iptables, dsproxy] = VARIANTS;
+    [
+        floor,
+        nftables,
+        iptables,
+        dsproxy,
+        Variant { name: "dsproxy with XDP", kind: Kind::Dsproxy(&["--xdp", "native"]) },
+    ]
+};
+
 /// A variant at work in a stage.
 pub(super) enum Proxy<'stage> {
     Floor,
@@ -45,6 +57,11 @@ pub(super) enum Proxy<'stage> {
 }
 
 impl Variant {
+    /// Whether it has its own program at XDP, where there is room for one.
+    pub(super) fn has_xdp(&self) -> bool {
+        matches!(self.kind, Kind::Dsproxy(arguments) if !arguments.is_empty())
+    }
+
     pub(super) fn is_floor(&self) -> bool {
         matches!(self.kind, Kind::Floor)
     }
