@@ -103,13 +103,18 @@ impl Ways {
         use End::{Backend, Client, Node, Vip};
         let enters = |reason| self.path("entering", [Client, Vip], Hook::NodeIngress, reason);
         let leaves = || turned_round(self.path("leaving", [Client, Backend], Hook::NodeEgress, Reason::Masqueraded));
+        let answers = || self.path("answering", [Backend, Node], Hook::NodeIngress, Reason::Unmasqueraded);
+        let answered = || turned_round(self.path("answered", [Backend, Client], Hook::NodeEgress, Reason::Replied));
         let steps = [
             enters(Reason::Opened),
             leaves(),
-            self.path("answering", [Backend, Node], Hook::NodeIngress, Reason::Unmasqueraded),
-            turned_round(self.path("answered", [Backend, Client], Hook::NodeEgress, Reason::Replied)),
+            answers(),
+            answered(),
             enters(Reason::Forwarded),
             leaves(),
+            // With the confirmation the backend's entry was made anew: it has to be seen how its packets leave.
+            answers(),
+            answered(),
         ];
         // What is opening has less room than what is confirmed.
         let together = self.flows.len().min(1 << LOG_PORTS);
