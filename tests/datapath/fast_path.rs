@@ -294,6 +294,25 @@ fn a_flow_that_is_not_remembered_is_looked_up_in_the_state_it_is_in() {
     });
 }
 
+/// Where two flows fall on one place, the stack's turn with one is not the other's way.
+#[test]
+fn what_is_remembered_of_one_flow_is_not_mixed_with_another() {
+    on_ethernet(|world| {
+        let first = Crossing::open(world, Protocol::Tcp, KEPT);
+        let second = Crossing::open(world, Protocol::Tcp, KEPT + 1);
+        let (epoch, lease) = (second.site.first_epoch + 1, world.now().wrapping_add(100_000));
+        let one_place = Routing { epoch, lease, flow_mask: 0 };
+        world.datapath.next_hops().set_routing(one_place).expect("written");
+        first.enters(world, flags::ACK, false);
+        second.enters(world, flags::FIN | flags::ACK, false);
+        second.leads_to(world, FAR);
+        for _ in 0..2 {
+            first.crosses(world, &first.request(flags::ACK), Verdict::Transmit);
+            second.site.leaves_alone(world, "it is ending", &second.request(flags::ACK));
+        }
+    });
+}
+
 /// The client's word for it does not come by XDP's.
 #[test]
 fn the_stack_has_its_turn() {

@@ -12,7 +12,7 @@ use dsproxy_common::{
     checksum,
     count::Reason,
     flow::{Age, EgressEntry, EgressKind, FlowKey, ForwardEntry, SnatEntry},
-    next_hop::{Mac, Routing},
+    next_hop::{Mac, NextHop, Routing},
     service::{BackendFlags, BackendState},
     settings::Settings,
 };
@@ -131,29 +131,26 @@ fn to_backend<F: Family, C: FrameContext>(
     found: Found<ForwardEntry>,
     flow: &mut CachedFlow<F::Address>,
 ) -> Option<u32> {
-    let Search { packet, arrival, epoch, now, settings } = *search;
+    let Search { packet, now, settings, .. } = *search;
     let held = found.read();
     let ingress::Next { backend, age } = ingress::next::<F>(packet, &held, now, settings)?.ok()?;
     if backend.flags & BackendFlags::LOCAL != 0 {
         return None;
     }
-    let (address, port) = (backend.address, backend.port);
     let inner = FlowKey {
         source: packet.key.source,
-        destination: address,
+        destination: backend.address,
         source_port: if held.source_port == Port::default() { packet.key.source_port } else { held.source_port },
-        destination_port: port,
+        destination_port: backend.port,
         protocol: packet.key.protocol,
     };
-    let exit = exit::<F>(&inner, EgressKind::Masquerade, now, settings)?;
-    flow.next_hop = forward::next_hop(context, exit.found, arrival, epoch)?;
-    let lifetime = settled(&held, age, now, settings)?;
-    settled(&exit.held, exit.age, now, settings)?;
-    refresh(found, &held, age, now);
-    refresh(exit.found, &exit.held, exit.age, now);
+    let exit = exit::<F>(&inner, EgressKind::Masquerade, search)?;
+    let entry = Seen { found, held, age };
+    let (next_hop, lifetime) = go_on::<F, C, _>(context, search, &entry, &exit)?;
+    flow.next_hop = next_hop;
     flow.source = exit.held.address;
-    flow.destination = address;
-    flow.ports = Ports { source: exit.held.port, destination: port };
+    flow.destination = inner.destination;
+    flow.ports = Ports { source: exit.held.port, destination: inner.destination_port };
     flow.service = held.service;
     flow.backend = held.backend;
     flow.generation = held.generation;
@@ -168,9 +165,9 @@ fn to_client<F: Family, C: FrameContext>(
     found: Found<SnatEntry<F::Address>>,
     flow: &mut CachedFlow<F::Address>,
 ) -> Option<u32> {
-    let Search { packet, arrival, epoch, now, settings } = *search;
-    let held = found.read();
-    let age = held.age(now, settings);
+    let Search { packet, .. } = *search;
+    let entry = Seen::now(found, search);
+    let held = &entry.held;
     let inner = FlowKey {
         source: packet.key.source,
         destination: held.client,
@@ -178,12 +175,9 @@ fn to_client<F: Family, C: FrameContext>(
         destination_port: held.port,
         protocol: packet.key.protocol,
     };
-    let exit = exit::<F>(&inner, EgressKind::Reply, now, settings)?;
-    flow.next_hop = forward::next_hop(context, exit.found, arrival, epoch)?;
-    let lifetime = settled(&held, age, now, settings)?;
-    settled(&exit.held, exit.age, now, settings)?;
-    refresh(found, &held, age, now);
-    refresh(exit.found, &exit.held, exit.age, now);
+    let exit = exit::<F>(&inner, EgressKind::Reply, search)?;
+    let (next_hop, lifetime) = go_on::<F, C, _>(context, search, &entry, &exit)?;
+    flow.next_hop = next_hop;
     flow.source = exit.held.address;
     flow.destination = held.client;
     flow.ports = Ports {
@@ -195,33 +189,43 @@ fn to_client<F: Family, C: FrameContext>(
     Some(lifetime)
 }
 
-/// For how long packets of the entry `held` may be remembered. None if it is not in the middle of its life, or the stack's turn to
-/// see a packet.
-#[inline(always)]
-fn settled<E: Entry>(held: &E, age: Age, now: u32, settings: &Settings) -> Option<u32> {
-    let state = held.state();
-    let remembered = cached_flow::lifetime(state, settings)?;
-    let is_ours = match age {
-        Age::Fresh => true,
-        Age::Stale => !cached_flow::is_stacks_turn(held.last_seen(), now, settings.lifetime(state), settings),
-        Age::Expired => false,
-    };
-    is_ours.then_some(remembered)
-}
-
-/// Records that the connection of the entry `held` is alive.
-#[inline(always)]
-fn refresh<E: Entry>(found: Found<E>, held: &E, age: Age, now: u32) {
-    if !age.is_fresh() {
-        found.write(held.state(), now);
-    }
-}
-
-/// The entry by which a packet leaves, what it says, and its age.
-struct Exit<A> {
-    found: Found<EgressEntry<A>>,
-    held: EgressEntry<A>,
+/// An entry, what it says, and its age.
+struct Seen<E> {
+    found: Found<E>,
+    held: E,
     age: Age,
+}
+
+impl<E: Entry> Seen<E> {
+    #[inline(always)]
+    fn now<F: Family>(found: Found<E>, search: &Search<'_, F>) -> Self {
+        let held = found.read();
+        let age = held.age(search.now, search.settings);
+        Self { found, held, age }
+    }
+
+    /// For how long packets may be remembered. None if the connection is not in the middle of its life, or the stack's turn to see a
+    /// packet.
+    #[inline(always)]
+    fn settled<F: Family>(&self, search: &Search<'_, F>) -> Option<u32> {
+        let Search { now, settings, .. } = *search;
+        let state = self.held.state();
+        let remembered = cached_flow::lifetime(state, settings)?;
+        let is_ours = match self.age {
+            Age::Fresh => true,
+            Age::Stale => !cached_flow::is_stacks_turn(self.held.last_seen(), now, settings.lifetime(state), settings),
+            Age::Expired => false,
+        };
+        is_ours.then_some(remembered)
+    }
+
+    /// Records that the connection is alive.
+    #[inline(always)]
+    fn refresh(&self, now: u32) {
+        if !self.age.is_fresh() {
+            self.found.write(self.held.state(), now);
+        }
+    }
 }
 
 /// The entry for packets of `key` that leave, if it is of this kind.
@@ -229,11 +233,26 @@ struct Exit<A> {
 fn exit<F: Family>(
     key: &FlowKey<F::Address>,
     kind: EgressKind,
-    now: u32,
-    settings: &Settings,
-) -> Option<Exit<F::Address>> {
-    let found = track::egress::<F>(key)?;
-    let held = found.read();
-    let age = held.age(now, settings);
-    (held.kind == kind.number()).then_some(Exit { found, held, age })
+    search: &Search<'_, F>,
+) -> Option<Seen<EgressEntry<F::Address>>> {
+    let exit = Seen::now(track::egress::<F>(key)?, search);
+    (exit.held.kind == kind.number()).then_some(exit)
+}
+
+/// Where a packet goes next by its entries, the one that it came by and the one that it leaves by, and for how long that may be
+/// remembered; both are then kept alive. Nothing may be remembered of a packet before this has said so: what is remembered there
+/// is another's.
+#[inline(always)]
+fn go_on<F: Family, C: FrameContext, E: Entry>(
+    context: &C,
+    search: &Search<'_, F>,
+    entry: &Seen<E>,
+    exit: &Seen<EgressEntry<F::Address>>,
+) -> Option<(NextHop, u32)> {
+    let next_hop = forward::next_hop(context, exit.found, search.arrival, search.epoch)?;
+    let lifetime = entry.settled(search)?;
+    exit.settled(search)?;
+    entry.refresh(search.now);
+    exit.refresh(search.now);
+    Some((next_hop, lifetime))
 }
