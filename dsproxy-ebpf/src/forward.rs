@@ -37,7 +37,7 @@ pub(crate) fn note<A: Copy, C: PacketContext>(
         epoch: routing.epoch,
         device: index,
         addresses: [header.read::<u32, 0>(), header.read::<u32, 4>(), header.read::<u32, 8>()],
-        mtu: if mtu > u16::MAX.into() { u16::MAX } else { mtu as u16 },
+        mtu: mtu.min(u16::MAX.into()) as u16,
         flags,
     });
 }

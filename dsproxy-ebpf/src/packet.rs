@@ -5,7 +5,7 @@ mod skb;
 
 use core::hint::cold_path;
 
-use aya_ebpf::{EbpfContext, helpers::bpf_csum_diff};
+use aya_ebpf::helpers::bpf_csum_diff;
 use dsproxy_common::{Address, IpFamily, Port};
 
 use crate::wire::Wire;
@@ -39,18 +39,18 @@ pub(crate) trait PacketContext {
     fn device(&self) -> u32;
     /// The length of the whole packet in bytes, link-layer header included.
     fn length(&self) -> u32;
-    /// Moves the first `length` bytes into the linear part.
-    fn pull(&self, length: u32) -> Result<(), Refused>;
 }
 
-/// A packet as its device has received it, in front of the stack.
-pub(crate) trait FrameContext: PacketContext + EbpfContext {
+/// A packet as its device has received it, in front of the stack: a frame in one piece, all of it linear.
+pub(crate) trait FrameContext: PacketContext {
     /// The verdict that sends the packet out of `device`.
     fn send_out(&self, device: u32) -> u32;
 }
 
 /// A packet in the kernel's own buffer, beside which stands what the kernel knows of its checksum, and which can change its size.
 pub(crate) trait BufferContext: PacketContext {
+    /// Moves the first `length` bytes into the linear part.
+    fn pull(&self, length: u32) -> Result<(), Refused>;
     /// Makes the transport checksum at `offset` right after `change`.
     fn update_transport_checksum(&self, offset: usize, change: &TransportChange) -> Result<(), Refused>;
     /// Whether the link layer brought the packet to more than one host.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::xdp_action::XDP_TX, helpers::bpf_redirect, programs::XdpContext};
 
-use super::{FrameContext, Linear, PacketContext, Refused};
+use super::{FrameContext, Linear, PacketContext};
 
 impl PacketContext for XdpContext {
     #[inline(always)]
@@ -18,13 +18,7 @@ impl PacketContext for XdpContext {
 
     #[inline(always)]
     fn length(&self) -> u32 {
-        (self.data_end() - self.data()) as u32
-    }
-
-    /// A frame is in one piece, or the driver would not have passed it to a program that cannot deal with others.
-    #[inline(always)]
-    fn pull(&self, _: u32) -> Result<(), Refused> {
-        Err(Refused)
+        self.linear().length() as u32
     }
 }
 

@@ -40,14 +40,14 @@ impl PacketContext for TcContext {
     fn length(&self) -> u32 {
         self.len()
     }
+}
 
+impl BufferContext for TcContext {
     #[inline(always)]
     fn pull(&self, length: u32) -> Result<(), Refused> {
         self.pull_data(length).map_err(|_| Refused)
     }
-}
 
-impl BufferContext for TcContext {
     /// Leaves the address to the kernel, which alone knows whether the checksum is complete, still to be finished by the
     /// device (then it covers the pseudo-header only), or given by the device for the whole packet.
     ///

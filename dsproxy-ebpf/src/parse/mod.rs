@@ -17,7 +17,7 @@ use dsproxy_common::{
 use self::fragment::Piece;
 use crate::{
     family::Family,
-    packet::{Linear, PacketContext, Short},
+    packet::{BufferContext, Linear, Short},
     verifier,
 };
 
@@ -109,7 +109,7 @@ pub(crate) struct Plain {
 /// The key is filled where it stays, for it is what the maps are asked with: returned by value it would be copied, and its
 /// bytes waited for.
 #[inline(always)]
-pub(crate) fn packet<'k, F: Family, C: PacketContext>(
+pub(crate) fn packet<'k, F: Family, C: BufferContext>(
     context: &C,
     l3: usize,
     key: &'k mut FlowKey<F::Address>,

@@ -139,17 +139,4 @@ fn bytes<S: Shape>(context: &XdpContext) -> Option<*mut u8> {
     (start + S::LENGTH <= context.data_end()).then_some(start as *mut u8)
 }
 
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // Nothing in the programs panics; the verifier would refuse an endless loop.
-    loop {}
-}
-
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(target_arch = "bpf"))]
-fn main() {}
+dsproxy_bench_ebpf::kernel_object!();

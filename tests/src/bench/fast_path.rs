@@ -14,7 +14,7 @@ use dsproxy_common::{
 
 use super::{
     BenchError, Effort, Figure,
-    packets::run,
+    packets::{checked, run},
     path::{Path, Range},
     services::{PORT, background, background_vip, capacities, client, endpoint, vip},
     statistics::Sorted,
@@ -266,28 +266,11 @@ fn run_frames(
     verdict: Verdict,
     repeat: u32,
 ) -> Result<f64, BenchError> {
-    let Path { name, family, protocol, reason, packet, plan, .. } = path;
-    let count = |datapath: &Datapath| -> Result<u64, BenchError> {
-        let counters = datapath.maps().counters()?;
-        let counter = counters.iter().find(|(held, of, _)| (held, *of) == (reason, Some(*family)));
-        Ok(counter.map_or(0, |(.., count)| *count))
-    };
-    let before = datapath.map(count).transpose()?.unwrap_or_default();
+    let Path { family, protocol, packet, plan, .. } = path;
     let target = datapath.map(Datapath::xdp_program).transpose()?;
-    let shape = (*family, *protocol);
-    let run = wrapper.run_frame(shape, target, plan, packet, repeat)?;
-    let counted = datapath.map(count).transpose()?.unwrap_or_default() - before;
-    let wanted = if datapath.is_some() && verdict == Verdict::Transmit { u64::from(repeat) } else { 0 };
-    if run.verdict != verdict || counted != wanted {
-        return Err(BenchError::WrongFate {
-            path: name.clone(),
-            repeat,
-            counted,
-            reason: *reason,
-            family: *family,
-            verdict: run.verdict,
-            all: String::new(),
-        });
-    }
-    Ok(run.duration.as_nanos() as f64)
+    // What is left to the stack is counted there.
+    let counted = if datapath.is_some() && verdict == Verdict::Transmit { repeat } else { 0 };
+    checked(path, datapath, (verdict, counted), repeat, || {
+        wrapper.run_frame((*family, *protocol), target, plan, packet, repeat)
+    })
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     packet::Link,
-    prog::{Datapath, Verdict, of_family},
+    prog::{Datapath, TestRun, Verdict, of_family},
 };
 
 /// How hard to measure.
@@ -137,19 +137,34 @@ pub(super) fn run(
     sequence: u32,
     repeat: u32,
 ) -> Result<f64, BenchError> {
-    let Path { name, family, protocol, hook, reason, packet, plan, is_rotation: _, aim: _ } = path;
+    let Path { family, protocol, hook, packet, plan, .. } = path;
+    let target = datapath.map(|datapath| datapath.program(*hook, Link::Ethernet)).transpose()?;
+    let counted = if datapath.is_some() { repeat } else { 0 };
+    checked(path, datapath, (Verdict::Pass, counted), repeat, || {
+        wrapper.run((*family, *protocol), target, plan, sequence, packet, repeat)
+    })
+}
+
+/// Makes sure that with `run` each of `repeat` packets of `path` goes its way: to this verdict, and so many of them counted by
+/// `datapath`. Says what one took, in nanoseconds.
+pub(super) fn checked(
+    path: &Path,
+    datapath: Option<&Datapath>,
+    (verdict, wanted): (Verdict, u32),
+    repeat: u32,
+    run: impl FnOnce() -> Result<TestRun, BenchError>,
+) -> Result<f64, BenchError> {
+    let Path { name, family, reason, .. } = path;
     let counters = |datapath: &Datapath| datapath.maps().counters();
     let count = |counters: &[(Reason, Option<IpFamily>, u64)]| {
         let counter = counters.iter().find(|(held, of, _)| (held, *of) == (reason, Some(*family)));
         counter.map_or(0, |(.., count)| *count)
     };
     let before = datapath.map(counters).transpose()?.unwrap_or_default();
-    let target = datapath.map(|datapath| datapath.program(*hook, Link::Ethernet)).transpose()?;
-    let run = wrapper.run((*family, *protocol), target, plan, sequence, packet, repeat)?;
+    let run = run()?;
     let after = datapath.map(counters).transpose()?.unwrap_or_default();
     let counted = count(&after) - count(&before);
-    let all_went_right = datapath.is_none() || counted == u64::from(repeat);
-    if run.verdict != Verdict::Pass || !all_went_right {
+    if run.verdict != verdict || counted != u64::from(wanted) {
         return Err(BenchError::WrongFate {
             path: name.clone(),
             repeat,

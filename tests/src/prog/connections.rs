@@ -92,9 +92,7 @@ impl Connections {
             IpFamily::V6 => self.v6.remove(entry, protocol, source, destination),
         }
     }
-}
 
-impl Connections {
     /// Has the entry of packets like these, which leave, say that the last of them left by `device`.
     ///
     /// # Errors

@@ -8,7 +8,6 @@ mod device;
 use std::{collections::BTreeMap, os::fd::AsFd, path::Path};
 
 use dsproxy_common::next_hop::{XdpDevice, XdpDeviceFlags};
-use serde::Serialize;
 use thiserror::Error;
 use tracing::info;
 
@@ -33,8 +32,7 @@ pub enum XdpDevices {
 }
 
 /// Why a device does without XDP.
-#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum WhyNot {
     /// It has no Ethernet header.
     #[error("its packets have no Ethernet header")]
@@ -117,21 +115,21 @@ impl Xdp {
                 }
             }
         }
-        if let Err(error) = self.set_devices() {
+        if let Err(error) = self.set_devices(wanted) {
             report.failed("", error);
         }
     }
 
     /// Tells the programs of the devices that are served, and of no other; none may go on by what was noted of them before.
-    fn set_devices(&mut self) -> Result<(), AttachError> {
+    fn set_devices(&mut self, interfaces: &Interfaces) -> Result<(), AttachError> {
         let known = self.maps.devices().map_err(AttachError::Map)?;
         let mut wanted = BTreeMap::new();
         if self.verdicts.values().any(Result::is_ok) {
             // With a program there may be more that a device can do.
             let devices = Devices::read().map_err(cannot_ask)?;
-            for index in self.verdicts.iter().filter(|(_, verdict)| verdict.is_ok()).map(|(index, _)| *index) {
-                wanted.extend(devices.get(index).map(|device| (index, record(device))));
-            }
+            let served = self.verdicts.iter().filter(|(_, verdict)| verdict.is_ok());
+            let interfaces = served.filter_map(|(index, _)| interfaces.get(index));
+            wanted.extend(interfaces.filter_map(|it| Some((it.index, record(it, devices.get(it.index)?)))));
         }
         if known == wanted {
             return Ok(());
@@ -244,13 +242,18 @@ pub fn without(interfaces: &Interfaces) -> Result<Vec<(String, WhyNot)>, AttachE
 }
 
 /// What the programs are told of a device.
-fn record(device: &Device) -> XdpDevice {
+fn record(interface: &Interface, device: &Device) -> XdpDevice {
     let flags =
         [(transmits(device), XdpDeviceFlags::TRANSMITS), (device.takes_redirected(), XdpDeviceFlags::TAKES_REDIRECTED)];
+    // None but Ethernet's has six bytes, and no other is served.
+    let address = interface
+        .address
+        .first_chunk()
+        .map_or([0; 3], |[a, b, c, d, e, f]| [[*a, *b], [*c, *d], [*e, *f]].map(u16::from_ne_bytes));
     XdpDevice {
-        address: device.address,
+        address,
         flags: flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag),
-        mtu: device.mtu,
+        mtu: interface.mtu,
     }
 }
 

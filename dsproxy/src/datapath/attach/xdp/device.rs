@@ -1,9 +1,8 @@
-//! What the kernel tells of a device that matters to XDP: by route netlink (`IFLA_*`) and by the generic netlink family `netdev`
+//! What the kernel tells of a device that matters to XDP alone: by route netlink (`IFLA_*`) and by the generic netlink family `netdev`
 //! (Documentation/netlink/specs/netdev.yaml, Linux 6.3).
 
 use std::collections::BTreeMap;
 
-use dsproxy_common::next_hop::Mac;
 use rtnetlink::sys::protocols::NETLINK_GENERIC;
 
 use crate::netlink::{BlockingSocket, Message, NetlinkError, Request, attributes, number, text};
@@ -11,12 +10,8 @@ use crate::netlink::{BlockingSocket, Message, NetlinkError, Request, attributes,
 /// A device, as it is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Device {
-    /// Its MAC address, as it stands in a frame.
-    pub(super) address: Mac,
     /// Its kind; empty for hardware.
     pub(super) kind: String,
-    /// The longest IP packet that it takes, in bytes.
-    pub(super) mtu: u32,
     /// The XDP program that it has.
     pub(super) program: Option<u32>,
     /// Whether there are VLAN devices on it.
@@ -78,12 +73,6 @@ fn link(message: &Message<'_>) -> (Device, Option<u32>) {
     let (mut device, mut below) = (Device::default(), None);
     for (kind, value) in attributes(message.payload, LINK_HEADER) {
         match kind {
-            libc::IFLA_ADDRESS => {
-                if let Some([a, b, c, d, e, f]) = value.first_chunk() {
-                    device.address = [[*a, *b], [*c, *d], [*e, *f]].map(u16::from_ne_bytes);
-                }
-            }
-            libc::IFLA_MTU => device.mtu = number(value).unwrap_or_default(),
             libc::IFLA_LINK => below = number(value),
             libc::IFLA_LINKINFO => {
                 let kind = attributes(value, 0).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
