@@ -54,7 +54,7 @@ pub const TO_CLIENT: u32 = u32::MAX;
 
 /// How often the stack has its turn with a connection, in seconds. Less than any tracker of connections forgets one after (30 s
 /// for UDP that nobody has answered, `nf_conntrack_udp_timeout`), or the kernel a neighbour.
-const TURN: u32 = 16;
+pub const TURN: u32 = 16;
 
 /// Whether the next packet of a connection is the stack's, whose entry was last written to at `last_seen` and lives for `lifetime`
 /// jiffies.

@@ -1,28 +1,29 @@
 //! What a packet costs that XDP sends on: from a client outside to a backend on another node, and back, over a program that
 //! sends a frame back as it came.
 
+use std::{thread, time::Duration};
+
 use dsproxy::{
     datapath::load::DatapathSettings,
     maps::{Capacities, Write},
 };
 use dsproxy_common::{
-    IpFamily, Protocol,
+    IpFamily, Protocol, cached_flow,
     count::Reason,
     layout::capacity,
     next_hop::{Routing, XdpDevice, XdpDeviceFlags},
 };
 
 use super::{
-    BenchError, Effort, Figure,
-    packets::{checked, run},
-    path::{Path, Range},
+    BenchError, Figure,
+    path::{Path, Place, Range},
+    probe::{Effort, Probe, figure, measure_all, run},
     services::{PORT, background, background_vip, capacities, client, endpoint, vip},
-    statistics::Sorted,
     wrapper::Wrapper,
 };
 use crate::{
     lab::DualStack,
-    prog::{Datapath, Hook, LOOPBACK, Verdict, of_family},
+    prog::{Datapath, Hook, LOOPBACK, of_family},
 };
 
 /// The first port of clients: the first of those that a masqueraded packet keeps, of which there are 16,384.
@@ -77,7 +78,7 @@ struct Ways {
 }
 
 impl Ways {
-    fn path(&self, name: &str, ends: [End; 2], hook: Hook, reason: Reason) -> Path {
+    fn path(&self, name: &str, ends: [End; 2], place: Place, reason: Reason) -> Path {
         let Self { family, flows } = *self;
         let ports = Range { ports: flows.ports, addresses: 0 };
         let services = Range { ports: 0, addresses: flows.addresses };
@@ -90,7 +91,7 @@ impl Ways {
             };
             ((address, port).into(), if matches!(end, End::Client | End::Node) { ports } else { services })
         });
-        let mut path = Path::at(name, Protocol::Tcp, source, destination, (hook, reason));
+        let mut path = Path::at(name, Protocol::Tcp, source, destination, (place, reason));
         // The next Service when all ports have been.
         for end in [&mut path.plan.source, &mut path.plan.destination] {
             end.address_shift = flows.ports;
@@ -98,29 +99,37 @@ impl Ways {
         path
     }
 
-    /// Opens all flows through the stack, and has them confirmed.
-    fn establish(&self, wrapper: &mut Wrapper, datapath: &Datapath) -> Result<(), BenchError> {
+    /// What the stack sees of flows that are opened, until they are confirmed and have been seen to leave.
+    fn opening(&self) -> Vec<Path> {
+        let [enters, leaves, answers, answered] = self.passages(Reason::Opened);
+        let opened = [enters, leaves, answers, answered];
+        // With the confirmation the backend's entry is made anew: how its packets leave is seen after that.
+        [&opened[..], &self.passing()[..]].concat()
+    }
+
+    /// What the stack sees of flows that go on.
+    fn passing(&self) -> [Path; 4] {
+        self.passages(Reason::Forwarded)
+    }
+
+    fn passages(&self, entering: Reason) -> [Path; 4] {
         use End::{Backend, Client, Node, Vip};
-        let enters = |reason| self.path("entering", [Client, Vip], Hook::NodeIngress, reason);
-        let leaves = || turned_round(self.path("leaving", [Client, Backend], Hook::NodeEgress, Reason::Masqueraded));
-        let answers = || self.path("answering", [Backend, Node], Hook::NodeIngress, Reason::Unmasqueraded);
-        let answered = || turned_round(self.path("answered", [Backend, Client], Hook::NodeEgress, Reason::Replied));
-        let steps = [
-            enters(Reason::Opened),
-            leaves(),
-            answers(),
-            answered(),
-            enters(Reason::Forwarded),
-            leaves(),
-            // With the confirmation the backend's entry was made anew: it has to be seen how its packets leave.
-            answers(),
-            answered(),
-        ];
+        let (ingress, egress) = (Place::Tc(Hook::NodeIngress), Place::Tc(Hook::NodeEgress));
+        [
+            self.path("entering", [Client, Vip], ingress, entering),
+            turned_round(self.path("leaving", [Client, Backend], egress, Reason::Masqueraded)),
+            self.path("answering", [Backend, Node], ingress, Reason::Unmasqueraded),
+            turned_round(self.path("answered", [Backend, Client], egress, Reason::Replied)),
+        ]
+    }
+
+    /// Runs all flows through `passages`.
+    fn run(&self, wrapper: &mut Wrapper, datapath: &Datapath, passages: &[Path]) -> Result<(), BenchError> {
         // What is opening has less room than what is confirmed.
         let together = self.flows.len().min(1 << LOG_PORTS);
         for first in (0..self.flows.len()).step_by(together as usize) {
-            for step in &steps {
-                run(wrapper, step, Some(datapath), first, together)?;
+            for passage in passages {
+                run(wrapper, passage, Some(datapath), first, together)?;
             }
         }
         Ok(())
@@ -130,8 +139,8 @@ impl Ways {
     fn measured(&self, name: &str, at_most: f64) -> [Path; 2] {
         use End::{Backend, Client, Node, Vip};
         [
-            self.path(&format!("XDP, to a backend{name}"), [Client, Vip], Hook::NodeIngress, Reason::SentToBackend),
-            self.path(&format!("XDP, to a client{name}"), [Backend, Node], Hook::NodeIngress, Reason::SentToClient),
+            self.path(&format!("XDP, to a backend{name}"), [Client, Vip], Place::Xdp, Reason::SentToBackend),
+            self.path(&format!("XDP, to a client{name}"), [Backend, Node], Place::Xdp, Reason::SentToClient),
         ]
         .map(|path| path.at_most(at_most))
     }
@@ -150,14 +159,6 @@ enum End {
     Node,
     Vip,
     Backend,
-}
-
-/// One thing that is measured, round by round.
-struct Probe {
-    path: Path,
-    verdict: Verdict,
-    repeat: u32,
-    samples: Vec<f64>,
 }
 
 /// Every way past the stack, among `services` Services.
@@ -186,63 +187,97 @@ fn measure_room(services: u32, effort: Effort<'_>, room: &Room) -> Result<Vec<Fi
     site(&mut datapath, cached_flows)?;
     let datapath = &datapath;
 
-    let mut probes = Vec::new();
+    let mut floors = Vec::new();
+    let mut groups = Vec::new();
     for family in IpFamily::ALL {
-        let mut most = None;
+        let mut probes = Vec::new();
+        let mut most = Ways { family, flows: Range::ONE };
         for (name, flows, aim) in all_flows {
             let ways = Ways { family, flows: *flows };
             let aim = aim.unwrap_or(of_family(family, 118.0, 116.0));
             let wanted = ways.measured(name, aim).into_iter().filter(|path| path.name.contains(filter));
-            let wanted: Vec<Path> = wanted.collect();
-            if !wanted.is_empty() {
-                most = Some(ways);
-            }
             // Many times round: the first time each flow is looked up, a second having passed.
             let repeat = repeat.max(16 * flows.len().min(1 << 17));
-            let probe = |path| Probe { path, verdict: Verdict::Transmit, repeat, samples: Vec::new() };
-            probes.extend(wanted.into_iter().map(probe));
+            let count = probes.len();
+            probes.extend(wanted.map(|path| Probe::new(path, Some(datapath), repeat)));
+            if probes.len() > count {
+                most = ways;
+            }
         }
-        // The fewer are among the more.
-        if let Some(ways) = most {
-            ways.establish(&mut wrapper, datapath)?;
-            probes.push(Probe { path: nobody(family), verdict: Verdict::Pass, repeat, samples: Vec::new() });
+        if !probes.is_empty() {
+            let nothing = Ways { family, flows: MANY }.measured("", 0.0)[0].clone();
+            floors.push(Probe::new(nothing, None, repeat));
+            probes.push(Probe::new(nobody(family), Some(datapath), repeat));
+            // The fewer flows are among the most.
+            most.run(&mut wrapper, datapath, &most.opening())?;
+            groups.push((Turn::new(most)?, probes));
         }
     }
-    let mut floors: Vec<(IpFamily, Vec<f64>)> = IpFamily::ALL.map(|family| (family, Vec::new())).into();
     for _ in 0..rounds {
-        for (family, samples) in &mut floors {
-            let path = Ways { family: *family, flows: MANY }.measured("", 0.0)[0].clone();
-            samples.push(run_frames(&mut wrapper, &path, None, Verdict::Transmit, repeat)?);
-        }
-        for Probe { path, verdict, repeat, samples } in &mut probes {
-            samples.push(run_frames(&mut wrapper, path, Some(datapath), *verdict, *repeat)?);
+        measure_all(&mut wrapper, &mut floors, 1)?;
+        for (turn, probes) in &mut groups {
+            for probe in probes {
+                turn.take(&mut wrapper, datapath, PER_PACKET * probe.repeat)?;
+                probe.measure(&mut wrapper)?;
+            }
         }
     }
-    let floors: Vec<(IpFamily, Sorted)> =
-        floors.into_iter().map(|(family, samples)| (family, Sorted::new(samples))).collect();
-    let mut figures: Vec<Figure> = floors
-        .iter()
-        .map(|(family, floor)| {
-            let name = format!("XDP, an empty program and the wrapper, {family}");
-            Figure::new(name, "ns", floor.minimum(), floor.median())
-        })
-        .collect();
-    for Probe { path, samples, .. } in probes {
-        let Some((_, floor)) = floors.iter().find(|(family, _)| *family == path.family) else { continue };
-        let samples = Sorted::new(samples);
-        let (minimum, median) = (samples.minimum() - floor.minimum(), samples.median() - floor.median());
-        let figure = Figure::new(path.name, "ns", minimum, median);
-        figures.push(path.aim.into_iter().fold(figure, Figure::at_most));
+    let empty = floors.iter().map(|floor| {
+        let name = format!("XDP, an empty program and the wrapper, {}", floor.path.family);
+        Figure::new(name, "ns", floor.minimum(), floor.median())
+    });
+    let measured = groups.iter().flat_map(|(_, probes)| probes).map(|probe| figure(probe, &floors));
+    Ok(empty.chain(measured).collect())
+}
+
+/// More than packets take, so that what is measured is over before the stack has its turn again.
+const PER_PACKET: Duration = Duration::from_nanos(2_500);
+
+/// The stack's turn with every flow (`dsproxy_common::cached_flow::is_stacks_turn`), which comes in the midst of nothing that is
+/// measured: it is taken before.
+struct Turn {
+    ways: Ways,
+    /// How long one is, and a second: in jiffies.
+    length: u32,
+    second: u32,
+    /// The number of the one that was taken.
+    taken: Option<u32>,
+}
+
+impl Turn {
+    fn new(ways: Ways) -> Result<Self, BenchError> {
+        let second = dsproxy::jiffies::per_second().map_err(BenchError::Clock)?;
+        Ok(Self { ways, length: cached_flow::TURN * second, second, taken: None })
     }
-    Ok(figures)
+
+    /// Returns where XDP has all packets to itself for `duration`.
+    fn take(&mut self, wrapper: &mut Wrapper, datapath: &Datapath, duration: Duration) -> Result<(), BenchError> {
+        let Self { ways, length, second, taken } = self;
+        let passing = ways.passing();
+        // An entry is written to when it is a second old, so the turn is not taken before it has lasted for longer than that; the
+        // kernel's clock is some ticks ahead, too.
+        let late = 2 * *second;
+        let needed = late + *second + u32::try_from(duration.as_millis()).unwrap_or(u32::MAX) / 1_000 * *second;
+        loop {
+            let now = dsproxy::jiffies::now(*second).map_err(BenchError::Clock)?.wrapping_sub(late);
+            let (turn, left) = (now / *length, *length - now % *length);
+            if *taken != Some(turn) {
+                ways.run(wrapper, datapath, &passing)?;
+                *taken = Some(turn);
+            } else if left >= needed.min(*length / 2) {
+                return Ok(());
+            } else {
+                thread::sleep(Duration::from_secs(1) * left / *second);
+            }
+        }
+    }
 }
 
 /// Packets for no Service.
 fn nobody(family: IpFamily) -> Path {
     let source = (client(family), Range::ONE);
     let destination = (vip(family, NO_SERVICE), Range::ONE);
-    let reason = (Hook::NodeIngress, Reason::NotService);
-    Path::at("XDP, for nobody", Protocol::Tcp, source, destination, reason).at_most(40.0)
+    Path::at("XDP, for nobody", Protocol::Tcp, source, destination, (Place::Xdp, Reason::NotService)).at_most(40.0)
 }
 
 /// Tells XDP that everything comes and goes by one device.
@@ -256,21 +291,4 @@ fn site(datapath: &mut Datapath, cached_flows: u32) -> Result<(), BenchError> {
     // Long enough for one size of tables at the usual ticks.
     let lease = dsproxy::jiffies::now(second).map_err(BenchError::Clock)?.wrapping_add(Routing::LONGEST_LEASE - second);
     Ok(next_hops.set_routing(Routing { epoch: 1, lease, flow_mask: cached_flows - 1 })?)
-}
-
-/// Runs the packets of `path`, makes sure that each went its way, and says what one took, in nanoseconds.
-fn run_frames(
-    wrapper: &mut Wrapper,
-    path: &Path,
-    datapath: Option<&Datapath>,
-    verdict: Verdict,
-    repeat: u32,
-) -> Result<f64, BenchError> {
-    let Path { family, protocol, packet, plan, .. } = path;
-    let target = datapath.map(Datapath::xdp_program).transpose()?;
-    // What is left to the stack is counted there.
-    let counted = if datapath.is_some() && verdict == Verdict::Transmit { repeat } else { 0 };
-    checked(path, datapath, (verdict, counted), repeat, || {
-        wrapper.run_frame((*family, *protocol), target, plan, packet, repeat)
-    })
 }

@@ -6,39 +6,11 @@ use dsproxy_common::{IpFamily, Protocol, count::Reason};
 use super::{
     BenchError, Figure,
     path::{Path, Range},
+    probe::{Effort, Probe, figure, measure_all, net, run},
     services::{PORT, TARGET_PORT, background, background_vip, capacities, client, endpoint, measured, vip},
     wrapper::Wrapper,
 };
-use crate::{
-    packet::Link,
-    prog::{Datapath, TestRun, Verdict, of_family},
-};
-
-/// How hard to measure.
-#[derive(Clone, Copy, Debug)]
-pub struct Effort<'a> {
-    /// Which ways: those whose name has this in it.
-    pub filter: &'a str,
-    /// How many rounds; each measures everything once.
-    pub rounds: u32,
-    /// How many packets for one measurement.
-    pub repeat: u32,
-}
-
-/// One thing that is measured, round by round.
-struct Probe<'a> {
-    path: Path,
-    /// Through which programs; none for what is taken off.
-    datapath: Option<&'a Datapath>,
-    /// How many packets for one measurement.
-    repeat: u32,
-    /// The number of the next packet.
-    sequence: u32,
-    /// Whether numbers go on from round to round.
-    is_endless: bool,
-    /// Nanoseconds a packet.
-    samples: Vec<f64>,
-}
+use crate::prog::{Datapath, of_family};
 
 /// The Services that packets are sent to, by number.
 const SINGLE_TCP: u32 = 1;
@@ -98,86 +70,6 @@ fn open(name: &str, family: IpFamily, number: u32) -> Path {
     Path::new(name, Protocol::Tcp, (client(family), Range::ENDLESS), (vip(family, number), Range::ONE), Reason::Opened)
 }
 
-impl<'a> Probe<'a> {
-    fn new(path: Path, datapath: Option<&'a Datapath>, repeat: u32) -> Self {
-        Self { path, datapath, repeat, sequence: 0, is_endless: false, samples: Vec::new() }
-    }
-
-    fn endless(self) -> Self {
-        Self { is_endless: true, ..self }
-    }
-
-    /// Measures once, and makes sure that every packet went the way it was to go.
-    fn measure(&mut self, wrapper: &mut Wrapper) -> Result<(), BenchError> {
-        let Self { path, datapath, repeat, sequence, is_endless, samples } = self;
-        let duration = run(wrapper, path, *datapath, *sequence, *repeat)?;
-        if *is_endless {
-            *sequence += *repeat;
-        }
-        samples.push(duration);
-        Ok(())
-    }
-
-    fn minimum(&self) -> f64 {
-        self.samples.iter().copied().fold(f64::INFINITY, f64::min)
-    }
-
-    fn median(&self) -> f64 {
-        let mut samples = self.samples.clone();
-        samples.sort_by(f64::total_cmp);
-        samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
-    }
-}
-
-/// Runs the packets of `path`, makes sure that each went its way, and says what one took, in nanoseconds.
-pub(super) fn run(
-    wrapper: &mut Wrapper,
-    path: &Path,
-    datapath: Option<&Datapath>,
-    sequence: u32,
-    repeat: u32,
-) -> Result<f64, BenchError> {
-    let Path { family, protocol, hook, packet, plan, .. } = path;
-    let target = datapath.map(|datapath| datapath.program(*hook, Link::Ethernet)).transpose()?;
-    let counted = if datapath.is_some() { repeat } else { 0 };
-    checked(path, datapath, (Verdict::Pass, counted), repeat, || {
-        wrapper.run((*family, *protocol), target, plan, sequence, packet, repeat)
-    })
-}
-
-/// Makes sure that with `run` each of `repeat` packets of `path` goes its way: to this verdict, and so many of them counted by
-/// `datapath`. Says what one took, in nanoseconds.
-pub(super) fn checked(
-    path: &Path,
-    datapath: Option<&Datapath>,
-    (verdict, wanted): (Verdict, u32),
-    repeat: u32,
-    run: impl FnOnce() -> Result<TestRun, BenchError>,
-) -> Result<f64, BenchError> {
-    let Path { name, family, reason, .. } = path;
-    let counters = |datapath: &Datapath| datapath.maps().counters();
-    let count = |counters: &[(Reason, Option<IpFamily>, u64)]| {
-        let counter = counters.iter().find(|(held, of, _)| (held, *of) == (reason, Some(*family)));
-        counter.map_or(0, |(.., count)| *count)
-    };
-    let before = datapath.map(counters).transpose()?.unwrap_or_default();
-    let run = run()?;
-    let after = datapath.map(counters).transpose()?.unwrap_or_default();
-    let counted = count(&after) - count(&before);
-    if run.verdict != verdict || counted != u64::from(wanted) {
-        return Err(BenchError::WrongFate {
-            path: name.clone(),
-            repeat,
-            counted,
-            reason: *reason,
-            family: *family,
-            verdict: run.verdict,
-            all: format!("{before:?} before, {after:?} after"),
-        });
-    }
-    Ok(run.duration.as_nanos() as f64)
-}
-
 /// Opens the connections of `clients` to the Service with one endpoint, and lets both sides be heard: TCP that has not been
 /// confirmed is looked for in two tables.
 fn establish(
@@ -197,16 +89,6 @@ fn establish(
     Ok(())
 }
 
-/// Measures all of `probes` in every round, the ones after the others so that each meets the same noise.
-fn measure_all(wrapper: &mut Wrapper, probes: &mut [Probe<'_>], rounds: u32) -> Result<(), BenchError> {
-    for _ in 0..rounds {
-        for probe in &mut *probes {
-            probe.measure(wrapper)?;
-        }
-    }
-    Ok(())
-}
-
 /// The probes of what is taken off, for each family and protocol.
 fn floors<'a>(repeat: u32) -> Vec<Probe<'a>> {
     let all =
@@ -216,15 +98,6 @@ fn floors<'a>(repeat: u32) -> Vec<Probe<'a>> {
         Probe::new(path, None, repeat).endless()
     })
     .collect()
-}
-
-/// `probe` less the floor of its shape.
-fn net(probe: &Probe<'_>, floors: &[Probe<'_>]) -> (f64, f64) {
-    let of_its_shape =
-        |floor: &&Probe<'_>| (floor.path.family, floor.path.protocol) == (probe.path.family, probe.path.protocol);
-    let floor = floors.iter().find(of_its_shape);
-    let minimum = probe.minimum() - floor.map_or(f64::NAN, Probe::minimum);
-    (minimum, probe.median() - floor.map_or(f64::NAN, Probe::median))
 }
 
 /// Every way through the programs, among `services` Services.
@@ -291,16 +164,6 @@ fn paths(family: IpFamily) -> Vec<Path> {
         Path::new("no reply", Protocol::Tcp, no_reply, (server, Range::ONE), Reason::NotReply),
     ]);
     paths
-}
-
-/// What a packet of `probe` costs over one of `floors`.
-fn figure(probe: &Probe<'_>, floors: &[Probe<'_>]) -> Figure {
-    let (minimum, median) = net(probe, floors);
-    let figure = Figure::new(probe.path.name.clone(), "ns", minimum, median);
-    match probe.path.aim {
-        Some(aim) => figure.at_most(aim),
-        None => figure,
-    }
 }
 
 /// First packets of connections, while the table has room and when it is full.

@@ -36,13 +36,22 @@ impl Range {
     }
 }
 
+/// Where a program takes packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// At a hook of tc.
+    Tc(Hook),
+    /// In the driver.
+    Xdp,
+}
+
 /// The way.
 #[derive(Clone, Debug)]
 pub(super) struct Path {
     pub(super) name: String,
     pub(super) family: IpFamily,
     pub(super) protocol: Protocol,
-    pub(super) hook: Hook,
+    pub(super) place: Place,
     pub(super) reason: Reason,
     pub(super) packet: Bytes,
     pub(super) plan: Plan,
@@ -62,16 +71,16 @@ impl Path {
         reason: Reason,
     ) -> Self {
         let hook = if reason == Reason::Replied || reason == Reason::NotReply { Hook::Egress } else { Hook::Ingress };
-        Self::at(name, protocol, (source, sources), (destination, destinations), (hook, reason))
+        Self::at(name, protocol, (source, sources), (destination, destinations), (Place::Tc(hook), reason))
     }
 
-    /// As `new`, at `hook`.
+    /// As `new`, at `place`.
     pub(super) fn at(
         name: &str,
         protocol: Protocol,
         (source, sources): (SocketAddr, Range),
         (destination, destinations): (SocketAddr, Range),
-        (hook, reason): (Hook, Reason),
+        (place, reason): (Place, Reason),
     ) -> Self {
         let family = IpFamily::of(source.ip());
         let flag = if reason == Reason::Opened { flags::SYN } else { flags::ACK };
@@ -96,7 +105,7 @@ impl Path {
             name: format!("{name}, {protocol}, {family}"),
             family,
             protocol,
-            hook,
+            place,
             reason,
             plan: Plan {
                 source: end(source, sources),
