@@ -26,6 +26,21 @@ pub(crate) enum Profile {
     Release,
 }
 
+impl Profile {
+    /// The name of its directory.
+    fn directory(self) -> &'static str {
+        match self {
+            Self::Development => "debug",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// Where the daemon of `profile` is once it is built.
+pub(crate) fn daemon(profile: Profile) -> anyhow::Result<PathBuf> {
+    Ok(target_directory()?.join(profile.directory()).join("dsproxy"))
+}
+
 /// Builds the daemon.
 pub(crate) fn build_daemon(profile: Profile) -> anyhow::Result<()> {
     let mut command = cargo(&["build", "-p", "dsproxy"]);
@@ -45,7 +60,30 @@ pub(crate) fn build_lab_binary(name: &str) -> anyhow::Result<PathBuf> {
     if path.is_file() { Ok(path) } else { bail!("cargo built {name}, but it is not at {}", path.display()) }
 }
 
-fn target_directory() -> anyhow::Result<PathBuf> {
+/// Builds the tests `names` of the test crate, and returns where the executable of each is.
+pub(crate) fn build_tests(names: &[&str]) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let mut command = cargo(&["test", "--no-run", "--message-format=json-render-diagnostics", "-p", "dsproxy-tests"]);
+    for name in names {
+        command.args(["--test", name]);
+    }
+    let output = command.stderr(Stdio::inherit()).output().context("run cargo test --no-run")?;
+    if !output.status.success() {
+        bail!("cargo could not build the tests {}", names.join(", "));
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let executables = messages.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some((message["target"]["name"].as_str()?.to_owned(), PathBuf::from(message["executable"].as_str()?)))
+    });
+    let executables: Vec<_> = executables.filter(|(name, _)| names.contains(&name.as_str())).collect();
+    if executables.len() == names.len() {
+        return Ok(executables);
+    }
+    bail!("cargo built {} of the {} tests {}", executables.len(), names.len(), names.join(", "))
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_directory() -> anyhow::Result<PathBuf> {
     let output = cargo(&["metadata", "--format-version=1", "--no-deps"])
         .stderr(Stdio::inherit())
         .output()

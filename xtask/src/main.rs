@@ -7,6 +7,7 @@ mod lint;
 mod run;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,8 @@ enum Task {
     Lint,
     /// Run all tests. Needs root.
     Test(test::Options),
+    /// Run tests on Debian's kernels 6.1 and 6.12, in an emulated machine.
+    Vm(vm::Options),
     /// Measure; everything after `bench` goes to dsproxy-bench. Needs root.
     #[command(disable_help_flag = true)]
     Bench {
@@ -60,6 +63,7 @@ fn perform(task: Task) -> anyhow::Result<()> {
         Task::Demo(options) => demo::run(&options),
         Task::Lint => lint::run(),
         Task::Test(options) => test::run(&options),
+        Task::Vm(options) => vm::run(&options),
         Task::Bench { arguments } => bench::run(&arguments),
     }
 }

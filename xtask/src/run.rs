@@ -4,7 +4,7 @@
 
 use std::{
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
-    process::{Command, ExitStatus},
+    process::{Child, Command, ExitStatus},
     sync::atomic::{AtomicBool, AtomicI32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -51,6 +51,30 @@ pub(crate) fn interrupted() -> bool {
 /// Runs `command` to its end.
 pub(crate) fn status(command: &mut Command) -> anyhow::Result<ExitStatus> {
     let shown = shown(command);
+    follow(command, |child| child.wait().with_context(|| format!("wait for `{shown}`")))
+}
+
+/// Runs `command` to its end, or for `limit` and then ends it; `None` is the latter.
+pub(crate) fn status_within(command: &mut Command, limit: Duration) -> anyhow::Result<Option<ExitStatus>> {
+    let shown = shown(command);
+    let waiting = || format!("wait for `{shown}`");
+    let started = Instant::now();
+    follow(command, |child| {
+        while started.elapsed() < limit {
+            if let Some(status) = child.try_wait().with_context(waiting)? {
+                return Ok(Some(status));
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        child.kill().with_context(|| format!("end `{shown}`"))?;
+        child.wait().with_context(waiting)?;
+        Ok(None)
+    })
+}
+
+/// Starts `command` as what signals are passed on to, and has `wait` wait for it.
+fn follow<T>(command: &mut Command, wait: impl FnOnce(&mut Child) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let shown = shown(command);
     command.process_group(0);
     // SAFETY: between fork and exec only async-signal-safe functions may be called, and setting the signal
     // mask is one. A child inherits the mask, and with it would never see the signals passed on to it.
@@ -60,7 +84,7 @@ pub(crate) fn status(command: &mut Command) -> anyhow::Result<ExitStatus> {
     let mut child = command.spawn().with_context(|| format!("start `{shown}`"))?;
     let group = child.id().cast_signed();
     FOREGROUND.store(group, Ordering::SeqCst);
-    let status = child.wait().with_context(|| format!("wait for `{shown}`"));
+    let status = wait(&mut child);
     FOREGROUND.store(0, Ordering::SeqCst);
     if interrupted() {
         await_end_of(Pid::from_raw(group));

@@ -149,8 +149,13 @@ fn linker_version() -> Option<[u32; 3]> {
     parse_version(String::from_utf8_lossy(&output.stdout).split_whitespace().last()?)
 }
 
+/// Has apt learn what its archives offer.
+pub(crate) fn update_package_lists() -> anyhow::Result<()> {
+    quietly(Command::new("apt-get").args(["update", "-q"])).context("run `apt-get update` as root")
+}
+
 /// Installs those of `packages` that are missing, with apt-get.
-fn install(packages: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn install(packages: &[&str]) -> anyhow::Result<()> {
     if !has_packages() {
         bail!("this machine has no apt-get to install {} with", packages.join(", "));
     }
@@ -227,6 +232,11 @@ fn llvm_version(toolchain: &str) -> Option<u32> {
     text.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.split('.').next()?.parse().ok()
 }
 
+/// Where `program` is, which something has installed before.
+pub(crate) fn program(program: &str) -> anyhow::Result<PathBuf> {
+    find(program).with_context(|| format!("there is no program {program} in the PATH"))
+}
+
 /// Where `program` is, looked for where root's programs are too.
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -237,7 +247,7 @@ fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// Runs `command`; what it prints is shown only if it fails.
-fn quietly(command: &mut Command) -> anyhow::Result<()> {
+pub(crate) fn quietly(command: &mut Command) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {program}"))?;
     if !output.status.success() {

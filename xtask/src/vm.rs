@@ -1,0 +1,201 @@
+//! `cargo xtask vm`: the tests on other kernels than this machine's, in an emulated machine.
+//!
+//! Debian's kernels are booted with a file system of this machine's programs and libraries, the daemon and the tests. Nothing but
+//! QEMU and the kernels' packages is needed, and no root beyond what installing them takes.
+
+mod archive;
+mod guest;
+mod kernel;
+mod root;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+
+use self::{
+    guest::{Job, Outcome, Tests},
+    kernel::Series,
+};
+use crate::{cargo, run, setup};
+
+/// What the guest takes beside what every task needs.
+const PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "kmod", "binutils"];
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// On which kernel; without it, on all of them.
+    #[arg(long, value_name = "SERIES")]
+    kernel: Vec<Series>,
+    /// Which tests; without it, those that say most of a kernel in a few minutes.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Suite>,
+    /// How many minutes one of the test programs may take.
+    #[arg(long, default_value_t = 30)]
+    minutes: u16,
+    /// What the test programs are called with: parts of tests' names, and options of the test harness.
+    #[arg(last = true)]
+    filters: Vec<String>,
+}
+
+/// Tests that go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Suite {
+    /// Every program through the verifier.
+    Load,
+    /// Packets through the programs.
+    Datapath,
+    /// The programs at interfaces.
+    Attach,
+    /// The programs of sockets.
+    Sockets,
+    /// Real traffic through the daemon.
+    Lab,
+    /// The daemon as a process.
+    Daemon,
+    /// One of each kind of traffic through the daemon.
+    Smoke,
+}
+
+impl Suite {
+    /// What is run unless it is said.
+    const DEFAULT: [Self; 4] = [Self::Datapath, Self::Attach, Self::Sockets, Self::Smoke];
+
+    /// The test programs, each with what narrows it down.
+    fn programs(self) -> &'static [(&'static str, &'static [&'static str])] {
+        match self {
+            Self::Load => &[("datapath", &["verifier"]), ("sockets", &["verifier"])],
+            Self::Datapath => &[("datapath", &[])],
+            Self::Attach => &[("attach", &[])],
+            Self::Sockets => &[("sockets", &[])],
+            Self::Lab => &[("lab", &[])],
+            Self::Daemon => &[("daemon", &[])],
+            Self::Smoke => &[("lab", &["matrix::"])],
+        }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let started = Instant::now();
+    run::pass_on_signals()?;
+    if std::env::consts::ARCH != "x86_64" {
+        bail!(
+            "the guest runs this machine's programs on Debian's amd64 kernels; this machine is {}",
+            std::env::consts::ARCH
+        );
+    }
+    setup::install(&PACKAGES)?;
+    let directory = cargo::target_directory()?.join("vm");
+    fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+
+    let jobs = jobs(options);
+    let programs = build(&jobs, &directory)?;
+    let series = if options.kernel.is_empty() { &Series::ALL[..] } else { &options.kernel };
+    let mut summary = String::new();
+    let mut failed = Vec::new();
+    for series in series {
+        let began = Instant::now();
+        match run_on(*series, &directory, &programs, &jobs) {
+            Ok(outcomes) => {
+                summary += &format!("Linux {series}, {} s\n", began.elapsed().as_secs());
+                for outcome in &outcomes {
+                    summary += &format!("  {}\n", described(outcome));
+                }
+                if let Err(error) = judge(&outcomes) {
+                    failed.push(format!("Linux {series}: {error:#}"));
+                }
+            }
+            Err(error) => failed.push(format!("Linux {series}: {error:#}")),
+        }
+        if run::interrupted() {
+            bail!("interrupted");
+        }
+    }
+    print!("\n{summary}");
+    if !failed.is_empty() {
+        bail!("FAILED after {} s: {}", started.elapsed().as_secs(), failed.join("; "));
+    }
+    println!("xtask vm: all tests passed ({} s)", started.elapsed().as_secs());
+    Ok(())
+}
+
+/// The test programs that are to be run, each once.
+fn jobs(options: &Options) -> Vec<Job> {
+    let suites = if options.only.is_empty() { &Suite::DEFAULT[..] } else { &options.only };
+    suites
+        .iter()
+        .flat_map(|suite| suite.programs())
+        .map(|(name, narrowed)| {
+            let program = format!("{}/{name}", root::PROGRAMS);
+            let filters: Vec<String> = if options.filters.is_empty() {
+                narrowed.iter().map(|filter| (*filter).to_owned()).collect()
+            } else {
+                options.filters.clone()
+            };
+            let threads = ["--test-threads".to_owned(), "2".to_owned()];
+            Job {
+                name: (*name).to_owned(),
+                command: [program].into_iter().chain(threads).chain(filters).collect(),
+                patience: Duration::from_secs(60 * u64::from(options.minutes)),
+            }
+        })
+        .collect()
+}
+
+/// Builds the tests and the daemon, and strips them of what only a debugger reads.
+fn build(jobs: &[Job], directory: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let mut names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    cargo::build_daemon(cargo::Profile::Development)?;
+    let daemon = ("dsproxy".to_owned(), cargo::daemon(cargo::Profile::Development)?);
+    let mut programs = cargo::build_tests(&names)?;
+    programs.push(daemon);
+    for (name, path) in &mut programs {
+        let stripped = directory.join(&name);
+        setup::quietly(Command::new("strip").args(["--strip-debug", "-o"]).arg(&stripped).arg(&path))
+            .with_context(|| format!("strip {}", path.display()))?;
+        *path = stripped;
+    }
+    Ok(programs)
+}
+
+fn run_on(
+    series: Series,
+    directory: &Path,
+    programs: &[(String, PathBuf)],
+    jobs: &[Job],
+) -> anyhow::Result<Vec<Outcome>> {
+    let kernel = kernel::obtain(series, directory)?;
+    println!("vm: booting {}", kernel.release);
+    let files = directory.join(format!("{series}.cpio"));
+    root::write(&files, &kernel, programs, jobs)?;
+    guest::run(&kernel, &files, jobs, &directory.join(format!("{series}.report")))
+}
+
+/// Whether all of it went well, and anything was tested at all.
+fn judge(outcomes: &[Outcome]) -> anyhow::Result<()> {
+    let bad: Vec<String> = outcomes.iter().filter(|outcome| outcome.status != 0).map(described).collect();
+    if !bad.is_empty() {
+        bail!("{}", bad.join(", "));
+    }
+    if outcomes.iter().all(|outcome| outcome.tests.is_none_or(|tests| tests.passed == 0)) {
+        bail!("no test was run; what follows `--` has to be a part of a test's name");
+    }
+    Ok(())
+}
+
+fn described(outcome: &Outcome) -> String {
+    let Outcome { name, status, tests } = outcome;
+    match tests {
+        Some(Tests { passed, failed, ignored }) => {
+            format!("{name}: {passed} passed, {failed} failed, {ignored} ignored")
+        }
+        None if *status == 137 => format!("{name}: ended, for it took too long or all memory"),
+        None => format!("{name}: ended with status {status}, without a word of its tests"),
+    }
+}

@@ -1,0 +1,145 @@
+//! One run of a guest: booted, watched, and asked how it went.
+//!
+//! The guest's console is this process's output. How each job ended comes by a second serial line, where nothing else writes,
+//! and a run without its last word there has failed, whatever else was seen of it.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context as _, bail};
+
+use super::kernel::Kernel;
+use crate::run;
+
+/// The guest's memory. The connection tables alone take 240 MB a daemon.
+const MEMORY: &str = "4G";
+const PROCESSORS: &str = "2";
+
+/// How long a guest may take beside its jobs: it boots in ten seconds.
+const BOOT: Duration = Duration::from_secs(120);
+
+/// Something that the guest runs.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    /// One word.
+    pub(super) name: String,
+    /// The program, as the guest has it, and its arguments, none of which has a space.
+    pub(super) command: Vec<String>,
+    /// How long it may take.
+    pub(super) patience: Duration,
+}
+
+impl Job {
+    /// As `init.sh` reads it.
+    pub(super) fn line(&self) -> String {
+        let Self { name, command, patience } = self;
+        format!("{name} {} {}\n", patience.as_secs(), command.join(" "))
+    }
+}
+
+/// How a job ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) name: String,
+    /// As a shell has it.
+    pub(super) status: u8,
+    /// What the test harness says of its tests.
+    pub(super) tests: Option<Tests>,
+}
+
+/// How many tests were run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tests {
+    pub(super) passed: u32,
+    pub(super) failed: u32,
+    pub(super) ignored: u32,
+}
+
+/// Boots `kernel` with the file system at `root`, and returns how each of `jobs` ended.
+pub(super) fn run(kernel: &Kernel, root: &Path, jobs: &[Job], report: &Path) -> anyhow::Result<Vec<Outcome>> {
+    let limit = BOOT + jobs.iter().map(|job| job.patience).sum();
+    // What an earlier run has left must not be read as this one's.
+    fs::write(report, b"").with_context(|| format!("write {}", report.display()))?;
+    let mut machine = machine(kernel, root, report);
+    let ended = run::status_within(&mut machine, limit)?;
+    let text = fs::read_to_string(report).with_context(|| format!("read {}", report.display()))?;
+    let (outcomes, is_whole) = parse(&text)?;
+    let unfinished = || jobs.get(outcomes.len()).map_or("its end", |job| job.name.as_str());
+    match ended {
+        None => bail!("the guest ran for more than {} s and was ended in {}", limit.as_secs(), unfinished()),
+        Some(status) if !status.success() => bail!("the emulator failed with {status} in {}", unfinished()),
+        Some(_) if !is_whole => bail!("the guest's kernel stopped in {}; its last words are above", unfinished()),
+        Some(_) if outcomes.len() != jobs.len() => {
+            bail!("the guest ran {} of {} programs", outcomes.len(), jobs.len())
+        }
+        Some(_) => Ok(outcomes),
+    }
+}
+
+fn machine(kernel: &Kernel, root: &Path, report: &Path) -> Command {
+    // A kernel that stumbles must not go on, and one that stops must end the emulator.
+    let parameters = "console=ttyS0 quiet loglevel=4 oops=panic panic=-1 random.trust_cpu=on";
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        // Whatever this machine's own kernel and processor are: no KVM.
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", PROCESSORS, "-m", MEMORY])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
+        .arg("-serial")
+        .arg(format!("file:{}", report.display()))
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(root)
+        .args(["-append", parameters]);
+    command
+}
+
+/// The outcomes, and whether the guest has said its last word.
+fn parse(report: &str) -> anyhow::Result<(Vec<Outcome>, bool)> {
+    let mut outcomes = Vec::new();
+    for line in report.lines().map(str::trim) {
+        if line == "end" {
+            return Ok((outcomes, true));
+        }
+        let mut words = line.splitn(3, ' ');
+        let (Some(name), Some(status)) = (words.next(), words.next().and_then(|status| status.parse().ok())) else {
+            bail!("the guest reported {line:?}, which means nothing");
+        };
+        outcomes.push(Outcome { name: name.to_owned(), status, tests: words.next().and_then(parse_tests) });
+    }
+    Ok((outcomes, false))
+}
+
+/// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
+fn parse_tests(summary: &str) -> Option<Tests> {
+    let counts = summary.split_once(". ")?.1;
+    let count = |what: &str| -> Option<u32> {
+        counts.split(';').find_map(|part| part.trim().strip_suffix(what)?.trim().parse().ok())
+    };
+    Some(Tests { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_tells_how_each_program_ended() {
+        let report = "datapath 0 test result: ok. 110 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\r\n\
+                      lab 101 test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 63 filtered out\r\n\
+                      bench 0 \r\nend\r\n";
+        let (outcomes, is_whole) = parse(report).expect("a report");
+        assert!(is_whole);
+        let [datapath, lab, bench] = &outcomes[..] else { panic!("{outcomes:?}") };
+        assert_eq!(datapath.tests, Some(Tests { passed: 110, failed: 0, ignored: 1 }));
+        assert_eq!((lab.status, lab.tests), (101, Some(Tests { passed: 3, failed: 2, ignored: 0 })));
+        assert_eq!((bench.name.as_str(), bench.status, bench.tests), ("bench", 0, None));
+    }
+
+    #[test]
+    fn a_report_without_its_end_is_not_whole() {
+        let (outcomes, is_whole) = parse("datapath 137 \r\n").expect("a report");
+        assert_eq!((outcomes.len(), is_whole), (1, false));
+        assert!(parse("nonsense\r\n").is_err());
+    }
+}
