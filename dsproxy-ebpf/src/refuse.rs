@@ -16,8 +16,8 @@ use crate::{
 /// How many bytes are summed up by one call: kernels before 6.13 take no more.
 const SUMMED_AT_ONCE: u32 = 512;
 
-/// The most that an error quotes, rounded up to what is summed up at once.
-const ROOM: usize = 3 * SUMMED_AT_ONCE as usize;
+/// More than the longest error quotes: a power of two, which is what the verifier can be shown of a length.
+const ROOM: usize = 4 * SUMMED_AT_ONCE as usize;
 
 /// What an error quotes, while the packet is made anew.
 #[repr(C)]
@@ -53,7 +53,7 @@ fn port_unreachable<F: Family, C: BufferContext>(
     now: u32,
     settings: &Settings,
 ) -> Result<(), Reason> {
-    const { assert!(F::ICMP.longest_error - F::HEADER - icmp::HEADER < ROOM) };
+    const { assert!(F::ICMP.longest_error - F::HEADER - icmp::HEADER < ROOM && ROOM.is_power_of_two()) };
     if !answer::is_allowed::<F, C>(context, packet) {
         return Err(Reason::Unanswerable);
     }
@@ -93,7 +93,7 @@ fn quoted<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Addre
     let there = (context.length() as usize).checked_sub(packet.l3)?;
     let said = F::length(context.linear(), packet.l3).ok()?;
     let whole = said.map_or(there, |said| said.min(there));
-    let quoted = verifier::forget(whole.min(most), context.length(), most)?;
+    let quoted = verifier::blurred(whole.min(most) as u32, context.length()) as usize & (ROOM - 1);
     (quoted >= F::HEADER).then_some(quoted)
 }
 
@@ -104,7 +104,7 @@ fn sum(bytes: *const u8, length: usize) -> u64 {
     let (mut sum, mut offset) = (0, 0);
     while offset < ROOM as u32 {
         let left = words.saturating_sub(offset);
-        let size = if left > SUMMED_AT_ONCE { SUMMED_AT_ONCE } else { left };
+        let size = verifier::at_most::<SUMMED_AT_ONCE>(left);
         // SAFETY: so much is there behind every offset.
         sum = unsafe { packet::sum(bytes.add(offset as usize), size, sum) };
         offset += SUMMED_AT_ONCE;
