@@ -372,7 +372,10 @@ fn namespace_cookie() -> io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
-/// An error with its causes, in one line. The verifier's log, which is long, is cut to its end.
+/// What the verifier's log ends with, whether it took the program or not.
+const STATISTICS: [&str; 3] = ["verification time", "stack depth", "processed"];
+
+/// An error with its causes, in one line. The verifier's log, which is long, is cut to where it says what it refuses.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -383,7 +386,8 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let says = |line: &&str| !line.trim().is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start));
+    let lines: Vec<&str> = text.lines().filter(says).collect();
     match lines.as_slice() {
         [first, .., one, two, last] if lines.len() > 6 => format!("{first} ... {one} | {two} | {last}"),
         _ => lines.join(" | "),
@@ -409,6 +413,20 @@ mod tests {
         let services = network_record(Some("10.96.0.0/12".parse().expect("network")));
         let second = settings(&wanted, 1000, 7, Some(&Settings { services_v4: services, ..first }));
         assert_eq!((second.jiffies_per_second, second.services_v4), (1000, services));
+    }
+
+    #[test]
+    fn a_refusal_of_the_verifier_is_told_in_one_line() {
+        let instructions: String = (0..100).map(|number| format!("{number}: (b7) r1 = 0\n")).collect();
+        let log = format!(
+            "Verifier output: {instructions}R4 min value is negative\nverification time 8 usec\nstack depth 264+0\n\
+             processed 1175 insns (limit 1000000)\n"
+        );
+        let told = chain(&io::Error::other(log));
+        assert_eq!(
+            told,
+            "Verifier output: 0: (b7) r1 = 0 ... 98: (b7) r1 = 0 | 99: (b7) r1 = 0 | R4 min value is negative"
+        );
     }
 
     #[test]
