@@ -163,7 +163,7 @@ impl Default for DatapathSettings {
     }
 }
 
-/// Loads the programs with the maps pinned on `bpffs`, or without any pins.
+/// Loads the programs of packets with the maps pinned on `bpffs`, or without any pins.
 ///
 /// Maps that are pinned there already are used as they are, so the data path that serves now goes on.
 ///
@@ -171,6 +171,23 @@ impl Default for DatapathSettings {
 ///
 /// When the kernel refuses, or the pinned maps have another layout.
 pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, wanted: &DatapathSettings) -> Result<Loaded, LoadError> {
+    let mut loaded = load_maps(bpffs, capacities, wanted)?;
+    for name in PROGRAMS {
+        load_program(&mut loaded.object, name)?;
+    }
+    Ok(loaded)
+}
+
+/// The same without any program: each takes the kernel's verifier a while.
+///
+/// # Errors
+///
+/// As `load`.
+pub fn load_maps(
+    bpffs: Option<&Bpffs>,
+    capacities: &Capacities,
+    wanted: &DatapathSettings,
+) -> Result<Loaded, LoadError> {
     let directory = bpffs.map(map_directory);
     let found = directory.as_ref().is_some_and(|directory| map_names().any(|name| directory.join(name).exists()));
     if let Some(directory) = &directory {
@@ -211,13 +228,19 @@ pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, wanted: &DatapathSet
     let host_namespace = namespace_cookie().map_err(LoadError::Namespace)?;
     let before = Some(maps.settings()?).filter(|before| before.jiffies_per_second != 0);
     maps.set_settings(&settings(wanted, jiffies_per_second, host_namespace, before.as_ref()))?;
-    for name in PROGRAMS {
-        let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
-        let failed = |source| LoadError::Program { name, source };
-        let classifier: &mut SchedClassifier = program.try_into().map_err(failed)?;
-        classifier.load().map_err(failed)?;
-    }
     Ok(Loaded { object, maps, found })
+}
+
+/// Loads one of `PROGRAMS`.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
+    let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+    let failed = |source| LoadError::Program { name, source };
+    let classifier: &mut SchedClassifier = program.try_into().map_err(failed)?;
+    classifier.load().map_err(failed)
 }
 
 /// Loads the programs of sockets. Apart from the others, so that a kernel without them (`CONFIG_CGROUP_BPF`) can do without.

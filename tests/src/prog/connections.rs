@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use aya::{
     Pod,
     maps::{HashMap, Map, MapData, MapInfo},
-    programs::SchedClassifier,
+    programs::ProgramInfo,
 };
 use dsproxy_common::{
     Addr4, Addr6, Address, IpFamily, Port, Protocol,
@@ -47,9 +47,9 @@ pub enum Entry {
 
 impl Connections {
     /// The tables that `program` uses.
-    pub(super) fn of(program: &SchedClassifier) -> Result<Self, ProgError> {
+    pub(super) fn of(program: &ProgramInfo) -> Result<Self, ProgError> {
         let named = |source| ProgError::Program { name: "pod_ingress_ethernet", source };
-        let ids = program.info().map_err(named)?.map_ids().map_err(named)?.unwrap_or_default();
+        let ids = program.map_ids().map_err(named)?.unwrap_or_default();
         Ok(Self { v4: Tables::open(&ids)?, v6: Tables::open(&ids)? })
     }
 

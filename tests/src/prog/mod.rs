@@ -7,17 +7,15 @@
 mod connections;
 mod counted;
 mod error;
+mod programs;
 mod run;
 
 use std::{net::IpAddr, time::Instant};
 
-use aya::{
-    Ebpf,
-    programs::{ProgramFd, SchedClassifier, Xdp},
-};
+use aya::programs::ProgramFd;
 use bytes::Bytes;
 use dsproxy::{
-    datapath::load::{DatapathSettings, LoadError, XDP_PROGRAM, load, load_xdp_program},
+    datapath::load::{DatapathSettings, LoadError, XDP_PROGRAM, load_maps},
     diff::Known,
     maps::{Capacities, Contents, FrontendAddress, MapStore as _, Write, kernel::KernelMaps, next_hops::NextHopMaps},
     resolve::ResolvedPort,
@@ -27,6 +25,7 @@ use dsproxy_common::{IpFamily, flow::FlowState, service::Slots, settings::Settin
 pub use connections::{Connections, Entry, slot};
 pub use counted::Counted;
 pub use error::ProgError;
+use programs::Programs;
 use run::Input;
 pub use run::{SkBuff, TestRun, Verdict};
 
@@ -86,7 +85,7 @@ pub struct Outcome {
 
 /// The data path: programs, maps, and what is known to be in them.
 pub struct Datapath {
-    object: Ebpf,
+    programs: Programs,
     maps: KernelMaps,
     next_hops: NextHopMaps,
     known: Known,
@@ -94,7 +93,7 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads programs and maps anew.
+    /// Loads maps anew, and each program when it is first run.
     ///
     /// # Errors
     ///
@@ -109,12 +108,12 @@ impl Datapath {
     ///
     /// As `load`.
     pub fn load_with(capacities: &Capacities, settings: &DatapathSettings) -> Result<Self, ProgError> {
-        let mut loaded = load(None, capacities, settings)?;
-        load_xdp_program(&mut loaded.object)?;
+        let mut loaded = load_maps(None, capacities, settings)?;
         let next_hops = NextHopMaps::open(|name| loaded.object.take_map(name)).map_err(LoadError::Maps)?;
         let known = Known::new(loaded.maps.capacities(), &Contents::default(), Instant::now());
-        let connections = Connections::of(program(&loaded.object, "pod_ingress_ethernet")?)?;
-        Ok(Self { object: loaded.object, maps: loaded.maps, next_hops, known, connections })
+        let programs = Programs::of(loaded.object);
+        let connections = Connections::of(&programs.info("pod_ingress_ethernet")?)?;
+        Ok(Self { programs, maps: loaded.maps, next_hops, known, connections })
     }
 
     /// The maps.
@@ -271,13 +270,9 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// When it is not loaded.
+    /// When the kernel refuses it.
     pub fn xdp_program(&self) -> Result<&ProgramFd, ProgError> {
-        let name = XDP_PROGRAM;
-        let program = self.object.program(name).ok_or(ProgError::NoProgram { name })?;
-        let failed = |source| ProgError::Program { name, source };
-        let program: &Xdp = program.try_into().map_err(failed)?;
-        program.fd().map_err(failed)
+        self.programs.get(XDP_PROGRAM)
     }
 
     /// How many instructions the verifier looked at before it took the program at XDP.
@@ -286,10 +281,7 @@ impl Datapath {
     ///
     /// As `verified_instructions`.
     pub fn verified_xdp_instructions(&self) -> Result<u32, ProgError> {
-        let failed = |source| ProgError::Program { name: XDP_PROGRAM, source };
-        let program = self.object.program(XDP_PROGRAM).ok_or(ProgError::NoProgram { name: XDP_PROGRAM })?;
-        let program: &Xdp = program.try_into().map_err(failed)?;
-        Ok(program.info().map_err(failed)?.verified_instruction_count().unwrap_or_default())
+        Ok(self.programs.info(XDP_PROGRAM)?.verified_instruction_count().unwrap_or_default())
     }
 
     /// Everything counted so far.
@@ -305,31 +297,19 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// When the program is not loaded, or the kernel does not tell.
+    /// When the kernel refuses the program, or does not tell.
     pub fn verified_instructions(&self, hook: Hook, link: Link) -> Result<u32, ProgError> {
-        let name = program_name(hook, link);
-        let failed = |source| ProgError::Program { name, source };
-        let info = program(&self.object, name)?.info().map_err(failed)?;
-        Ok(info.verified_instruction_count().unwrap_or_default())
+        Ok(self.programs.info(program_name(hook, link))?.verified_instruction_count().unwrap_or_default())
     }
 
     /// The program of `hook` and `link`, in the kernel.
     ///
     /// # Errors
     ///
-    /// When it is not loaded.
+    /// When the kernel refuses it.
     pub fn program(&self, hook: Hook, link: Link) -> Result<&ProgramFd, ProgError> {
-        let name = program_name(hook, link);
-        program(&self.object, name)?.fd().map_err(|source| ProgError::Program { name, source })
+        self.programs.get(program_name(hook, link))
     }
-}
-
-fn program<'a>(object: &'a Ebpf, name: &'static str) -> Result<&'a SchedClassifier, ProgError> {
-    object
-        .program(name)
-        .ok_or(ProgError::NoProgram { name })?
-        .try_into()
-        .map_err(|source| ProgError::Program { name, source })
 }
 
 /// As `repeat`, for a program at XDP.
