@@ -4,14 +4,14 @@
 //! is looked up anew when its backend or the kernel's routing has changed. Where two flows fall on one place, the later has it.
 //!
 //! XDP takes what has settled alone, and of that what says no more than that there is one more packet: the stack sees connections
-//! begin and end, and now and then a packet in between, so that whoever tracks connections there goes on knowing them, and the
-//! kernel its neighbours.
+//! begin and end, and now and then a packet in between (`next_hop::TURN`). With a packet that begins or ends one, what was
+//! remembered of its flow is forgotten: the next may be another connection.
 
 use crate::{
     Address, Port,
     flow::{FlowKey, FlowState},
     hash::mix,
-    next_hop::{Mac, NextHop},
+    next_hop::{Mac, NextHop, TURN},
     record::family_record,
     service::BackendState,
     settings::Settings,
@@ -52,20 +52,8 @@ pub struct CachedFlow<A> {
 /// In place of a backend's id.
 pub const TO_CLIENT: u32 = u32::MAX;
 
-/// How often the stack has its turn with a connection, in seconds. Less than any tracker of connections forgets one after (30 s
-/// for UDP that nobody has answered, `nf_conntrack_udp_timeout`), or the kernel a neighbour.
-pub const TURN: u32 = 16;
-
-/// Whether the next packet of a connection is the stack's, whose entry was last written to at `last_seen` and lives for `lifetime`
-/// jiffies.
-#[inline(always)]
-pub const fn is_stacks_turn(last_seen: u32, now: u32, lifetime: u32, settings: &Settings) -> bool {
-    let turn = TURN * settings.jiffies_per_second;
-    // Only the stack keeps entries alive for packets of the other direction.
-    turn == 0 || lifetime / 4 < turn || last_seen / turn != now / turn
-}
-
-/// How long a flow in `state` is remembered, in jiffies; none if it has not settled, or is about to end.
+/// How long a flow in `state` is remembered, in jiffies; none if it has not settled, is about to end, or would be over by the time the
+/// stack has its turn: only the stack keeps entries alive for packets of the other direction.
 #[inline(always)]
 pub fn lifetime(state: FlowState, settings: &Settings) -> Option<u32> {
     /// UDP follows its Service within a second, and TCP does not.
@@ -76,9 +64,8 @@ pub fn lifetime(state: FlowState, settings: &Settings) -> Option<u32> {
         FlowState::Established => ESTABLISHED,
         _ => return None,
     };
-    // An entry must not expire while its flow goes on.
-    let at_most = settings.lifetime(state) / 4;
-    Some(at_most.min(seconds * settings.jiffies_per_second))
+    let lives_on = settings.lifetime(state) / 4 >= TURN * settings.jiffies_per_second;
+    lives_on.then_some(seconds * settings.jiffies_per_second)
 }
 
 /// Source and destination port.
@@ -121,10 +108,12 @@ pub fn place<A: Address>(key: &FlowKey<A>, mask: u32) -> u32 {
 }
 
 impl<A: Copy + Eq> CachedFlow<A> {
-    /// Whether a packet of `key` that came to the address `arrival` may go on by this, as far as time and routing are concerned.
+    /// Whether a packet of `key` that came by `device` to the address `arrival` may go on by this, as far as time and routing are
+    /// concerned.
     #[inline(always)]
-    pub fn is_current(&self, key: &FlowKey<A>, arrival: Mac, epoch: u32, now: u32) -> bool {
+    pub fn is_current(&self, key: &FlowKey<A>, (device, arrival): (u32, Mac), epoch: u32, now: u32) -> bool {
         self.next_hop.epoch == epoch
+            && self.next_hop.ingress == device
             && self.good_until.wrapping_sub(now) <= u32::MAX / 2
             && self.key == *key
             && self.arrival == arrival
@@ -136,15 +125,17 @@ impl<A: Copy + Eq> CachedFlow<A> {
         self.generation == generation && !matches!(state, BackendState::Gone)
     }
 
-    /// Remembers nothing.
+    /// Forgets the flow of `key`. What is another's stays.
     #[inline(always)]
-    pub const fn forget(&mut self) {
-        self.next_hop.epoch = 0;
+    pub fn forget(&mut self, key: &FlowKey<A>) {
+        if self.key == *key {
+            self.next_hop.epoch = 0;
+        }
     }
 }
 
 family_record! {
-    CachedFlow = [4 addresses, 8, 24, 4, 2, 2, 4, 4, 4, 4, 6, 2];
+    CachedFlow = [4 addresses, 8, 28, 4, 2, 2, 4, 4, 4, 4, 6, 2];
 }
 
 #[cfg(test)]
@@ -178,45 +169,25 @@ mod tests {
     }
 
     #[test]
-    fn the_stack_has_its_turn_every_so_often() {
-        let settings = Settings { jiffies_per_second: 250, ..Settings::default() };
-        let turns = |start: u32| {
-            let mut last_seen = start;
-            let mut turns = Vec::new();
-            for second in 1..100 {
-                let now = start.wrapping_add(second * 250);
-                if is_stacks_turn(last_seen, now, 120 * 250, &settings) {
-                    turns.push(second);
-                }
-                last_seen = now;
-            }
-            turns
-        };
-        for start in [0, 12_345, u32::MAX - 10_000] {
-            let turns = turns(start);
-            assert!(turns.len() >= 6 && turns.windows(2).all(|pair| pair[1] - pair[0] <= TURN), "{turns:?}");
-        }
-        assert!(is_stacks_turn(100, 101, 10 * 250, &settings), "it does not live for long");
-    }
-
-    #[test]
     fn what_has_settled_is_remembered_for_less_than_it_lives() {
         let lifetimes = [7, 40_000, 7, 7, 7, 7, 30_000, 7];
         let settings = Settings { jiffies_per_second: 250, lifetimes, ..Settings::default() };
         assert_eq!(lifetime(FlowState::Established, &settings), Some(1_000));
         assert_eq!(lifetime(FlowState::Stateless, &settings), Some(250));
-        let short = Settings { lifetimes: [100; FlowState::COUNT], ..settings };
-        for number in 0..FlowState::COUNT as u16 {
-            let state = FlowState::from_number(number);
-            let settled = matches!(state, FlowState::Established | FlowState::Stateless);
-            assert_eq!(lifetime(state, &short), settled.then_some(25), "{state:?}");
+        for (lifetime_of_all, is_ours) in [(64 * 250, true), (64 * 250 - 1, false)] {
+            let short = Settings { lifetimes: [lifetime_of_all; FlowState::COUNT], ..settings };
+            for number in 0..FlowState::COUNT as u16 {
+                let state = FlowState::from_number(number);
+                let settled = matches!(state, FlowState::Established | FlowState::Stateless);
+                assert_eq!(lifetime(state, &short).is_some(), settled && is_ours, "{state:?} {lifetime_of_all}");
+            }
         }
     }
 
     #[test]
     fn a_flow_is_current_for_a_time_in_its_epoch_and_for_its_own_packets() {
         let of = |port| key(Addr4::default(), Addr4::default(), port);
-        let next_hop = NextHop { epoch: 3, ..NextHop::default() };
+        let next_hop = NextHop { epoch: 3, ingress: 4, ..NextHop::default() };
         let mut flow = CachedFlow {
             key: of(1),
             next_hop,
@@ -232,15 +203,19 @@ mod tests {
             arrival: [2, 0, 1],
             reserved: 0,
         };
-        let current = |flow: &CachedFlow<_>, port, arrival, epoch, now| flow.is_current(&of(port), arrival, epoch, now);
+        let current =
+            |flow: &CachedFlow<_>, port, arrival, epoch, now| flow.is_current(&of(port), (4, arrival), epoch, now);
         assert!(current(&flow, 1, [2, 0, 1], 3, u32::MAX) && current(&flow, 1, [2, 0, 1], 3, 200));
         assert!(!current(&flow, 1, [2, 0, 1], 3, 241), "too late");
         assert!(!current(&flow, 1, [2, 0, 1], 4, 0), "routing has changed");
         assert!(!current(&flow, 2, [2, 0, 1], 3, 0), "another flow");
         assert!(!current(&flow, 1, [2, 0, 2], 3, 0), "for another host");
+        assert!(!flow.is_current(&of(1), (5, [2, 0, 1]), 3, 0), "by another device");
         assert!(flow.leads_to(5, BackendState::Active) && flow.leads_to(5, BackendState::Draining));
         assert!(!flow.leads_to(5, BackendState::Gone) && !flow.leads_to(6, BackendState::Active));
-        flow.forget();
+        flow.forget(&of(2));
+        assert!(current(&flow, 1, [2, 0, 1], 3, 0), "another was forgotten");
+        flow.forget(&of(1));
         assert!(!current(&flow, 1, [2, 0, 1], 3, 0), "forgotten");
     }
 }

@@ -354,7 +354,7 @@ impl ForwardEntry {
 
 family_record! {
     FlowKey = [2 addresses, 2, 2, 4];
-    EgressEntry = [1 addresses, 4, 4, 2, 1, 1, 2, 2, 24];
+    EgressEntry = [1 addresses, 4, 4, 2, 1, 1, 2, 2, 28];
     SnatEntry = [1 addresses, 4, 2, 2];
 }
 

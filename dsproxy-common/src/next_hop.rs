@@ -1,11 +1,17 @@
 //! Where a connection's packets go next when XDP sends them on, and for how long that can be believed.
 //!
 //! What the stack makes of a packet, tc sees on its way out: the device and the link-layer addresses are noted with the connection,
-//! for XDP to do alike. User space, which is told of every change of routes, rules, neighbours and devices, counts them: a
-//! note is good for as long as the count stands still. Should user space be gone, nobody would count, so it also says how
-//! far its word reaches.
+//! for XDP to do alike with packets that come by the same device. User space, which is told of every change of routes, rules,
+//! neighbours and devices, counts them: a note is good for as long as the count stands still. It counts one more every
+//! [`TURN`], so that the stack sees each connection now and then: what tracks connections there goes on knowing them, as the
+//! kernel does its neighbours, and what has come to forbid or to encrypt them is met. Should user space be gone, nobody would
+//! count, so it also says how far its word reaches.
 
 use crate::record::record;
+
+/// How often the stack has its turn with every connection, in seconds. Less than any tracker of connections forgets one after (30 s
+/// for UDP that nobody has answered, `nf_conntrack_udp_timeout`), or the kernel a neighbour.
+pub const TURN: u32 = 16;
 
 /// A MAC address as it stands in a frame.
 pub type Mac = [u16; 3];
@@ -63,6 +69,8 @@ pub struct NextHop {
     pub epoch: u32,
     /// The index of the device.
     pub device: u32,
+    /// The index of the device that the packet had come by. What the stack thinks of others, nobody has seen.
+    pub ingress: u32,
     /// The destination and the source address of the frame, as they stand there one behind the other.
     pub addresses: [u32; 3],
     /// The longest IP packet that the device takes, in bytes.
@@ -91,7 +99,7 @@ impl NextHop {
 record! {
     Routing = [4, 4, 4];
     XdpDevice = [6, 2, 4];
-    NextHop = [4, 4, 12, 2, 2];
+    NextHop = [4, 4, 4, 12, 2, 2];
 }
 
 #[cfg(test)]

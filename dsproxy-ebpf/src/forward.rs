@@ -4,29 +4,28 @@
 use core::hint::cold_path;
 
 use dsproxy_common::{
-    flow::{Age, EgressEntry},
+    flow::EgressEntry,
     next_hop::{Mac, NextHop, XdpDevice},
 };
 
 use crate::{
     maps,
-    packet::{FrameContext, Linear, PacketContext, Short, View},
+    packet::{BufferContext, FrameContext, Linear, Short, View},
     parse::link::ETHERNET_HEADER,
     track::Found,
 };
 
 /// Notes how a packet leaves whose IP header stands at `l3`, and whose entry `found` says `held`.
 #[inline(always)]
-pub(crate) fn note<A: Copy, C: PacketContext>(
+pub(crate) fn note<A: Copy, C: BufferContext>(
     context: &C,
     l3: usize,
     found: Found<EgressEntry<A>>,
     held: &EgressEntry<A>,
-    age: Age,
 ) {
     let Some(routing) = maps::ROUTING.get(0) else { return };
-    // Of no epoch, nobody asks for it. What has been noted is looked at again with the entry's time.
-    if routing.epoch == 0 || (held.next_hop.epoch == routing.epoch && age.is_fresh()) || l3 != ETHERNET_HEADER {
+    // Of no epoch, nobody asks for it.
+    if routing.epoch == 0 || held.next_hop.epoch == routing.epoch || l3 != ETHERNET_HEADER {
         return;
     }
     cold_path();
@@ -36,6 +35,7 @@ pub(crate) fn note<A: Copy, C: PacketContext>(
     found.set_next_hop(&NextHop {
         epoch: routing.epoch,
         device: index,
+        ingress: context.ingress_device(),
         addresses: [header.read::<u32, 0>(), header.read::<u32, 4>(), header.read::<u32, 8>()],
         mtu: mtu.min(u16::MAX.into()) as u16,
         flags,
@@ -50,9 +50,9 @@ pub(crate) fn next_hop<A: Copy, C: FrameContext>(
     arrival: Mac,
     epoch: u32,
 ) -> Option<NextHop> {
-    let next = entry.next_hop();
+    let next = entry.next_hop(epoch)?;
     let is_same = next.device == context.device();
-    if next.epoch != epoch || !next.takes(is_same) {
+    if next.ingress != context.device() || !next.takes(is_same) {
         return None;
     }
     // A device that was told to take in everything also takes what is for another host.

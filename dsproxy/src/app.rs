@@ -65,7 +65,7 @@ pub fn run(flags: &RunFlags) -> anyhow::Result<()> {
         return cleanup(&assembled.config.bpffs).and(cleanup_kube_proxy());
     }
     if flags.init_only {
-        let failures = host_settings::apply(&host_settings::of_host(&assembled.config, cpus()), Path::new("/"));
+        let failures = host_settings::apply(&host_settings::ahead(&assembled.config, cpus()), Path::new("/"));
         failures.into_iter().next().map_or(Ok(()), |failure| Err(failure.into()))
     } else {
         tokio::runtime::Builder::new_multi_thread()
@@ -139,7 +139,7 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
         _ => word.withdraw().context("turn XDP off")?,
     }
     let addresses = interfaces.addresses();
-    let attachments = Attachments::follow(attacher, interfaces)?;
+    let attachments = Attachments::follow(attacher, interfaces, host_settings::for_xdp(&config))?;
 
     let progress = Arc::new(Progress::default());
     let status = SourceStatus::new();

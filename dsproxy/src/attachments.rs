@@ -13,11 +13,12 @@ use tracing::{info, warn};
 use crate::{
     app::Backoff,
     datapath::attach::{AttachError, Attacher, Attachment, Failure},
-    host_settings,
-    interfaces::Watch,
+    host_settings::{self, Setting},
+    interfaces::{Interfaces, Watch},
 };
 
-/// How often devices without XDP are looked at again: nobody tells when their driver becomes able to do it.
+/// How often devices are looked at again where XDP may be used: nobody tells when a driver becomes able to do it, when VLANs come to
+/// a device, or when the kernel begins to track connections.
 const ANOTHER_LOOK: Duration = Duration::from_secs(60);
 
 /// What is attached now, for metrics.
@@ -53,16 +54,16 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    /// Attaches to the interfaces of `watch` now, and follows them from here on.
+    /// Attaches to the interfaces of `watch` now, and follows them from here on. While XDP serves, the host is kept set `for_xdp`.
     ///
     /// # Errors
     ///
     /// When the kernel lacks the only way to attach that is allowed: trying again would not help.
-    pub fn follow(mut attacher: Attacher, mut watch: Watch) -> Result<Self, AttachError> {
+    pub fn follow(mut attacher: Attacher, mut watch: Watch, for_xdp: Vec<Setting>) -> Result<Self, AttachError> {
         let report = Arc::new(Report::default());
         let shared = Arc::clone(&report);
         let interfaces = watch.current();
-        let mut failures = sync(&mut attacher, &interfaces, &shared);
+        let mut failures = sync(&mut attacher, &interfaces, &shared, &for_xdp);
         let no_tcx = |failure: &Failure| matches!(failure.error, AttachError::NoTcx { .. });
         if let Some(hopeless) = failures.iter().position(no_tcx) {
             return Err(failures.swap_remove(hopeless).error);
@@ -80,10 +81,10 @@ impl Attachments {
                     backoff.reset();
                     tokio::select! {
                         interfaces = watch.changed() => interfaces,
-                        () = sleep(ANOTHER_LOOK), if attacher.may_have_more() => watch.current(),
+                        () = sleep(ANOTHER_LOOK), if attacher.may_use_xdp() => watch.current(),
                     }
                 };
-                failing = !sync(&mut attacher, &interfaces, &shared).is_empty();
+                failing = !sync(&mut attacher, &interfaces, &shared, &for_xdp).is_empty();
             }
         });
         Ok(Self { report, task })
@@ -102,14 +103,14 @@ impl Attachments {
 }
 
 /// Returns what is to be tried again.
-fn sync(attacher: &mut Attacher, interfaces: &crate::interfaces::Interfaces, report: &Report) -> Vec<Failure> {
+fn sync(attacher: &mut Attacher, interfaces: &Interfaces, report: &Report, for_xdp: &[Setting]) -> Vec<Failure> {
     // It waits for the kernel's answers, which the other tasks of this thread should not.
     let outcome = tokio::task::block_in_place(|| attacher.sync(interfaces));
     if outcome.attached > 0 || outcome.detached > 0 {
         info!(attached = outcome.attached, detached = outcome.detached, "interfaces followed");
     }
     if attacher.has_xdp() {
-        for failure in host_settings::apply(&[host_settings::for_xdp()], Path::new("/")) {
+        for failure in host_settings::apply(for_xdp, Path::new("/")) {
             warn!("{failure}");
         }
     }

@@ -99,10 +99,28 @@ pub fn of_host(config: &Config, cpus: u64) -> Vec<Setting> {
     settings
 }
 
-/// What XDP asks of the host: the kernel's own connection table sees some packets of a connection alone, and must not take them for
-/// somebody else's (`nf_conntrack_tcp_be_liberal` in Documentation/networking/nf_conntrack-sysctl.rst).
-pub fn for_xdp() -> Setting {
-    Setting { path: format!("{CONNTRACK}_tcp_be_liberal"), wanted: Wanted::Exactly(1) }
+/// [`of_host`], and what [`for_xdp`] asks for where XDP may serve: all that can be done ahead of the daemon.
+pub fn ahead(config: &Config, cpus: u64) -> Vec<Setting> {
+    let mut settings = of_host(config, cpus);
+    if config.xdp.devices().is_some() {
+        settings.extend(for_xdp(config));
+    }
+    settings
+}
+
+/// What XDP asks of the host. The kernel's own connection table sees a packet of a connection now and then: it must not take it for
+/// somebody else's, nor a reset that it ends with, nor wait impatiently for the answer to what it saw
+/// (Documentation/networking/nf_conntrack-sysctl.rst).
+pub fn for_xdp(config: &Config) -> Vec<Setting> {
+    /// The kernel's default, in seconds.
+    const ESTABLISHED: u64 = 432_000;
+    let setting = |name: &str, wanted| Setting { path: format!("{CONNTRACK}_{name}"), wanted };
+    let established = config.conntrack.tcp_established.unwrap_or(ESTABLISHED);
+    vec![
+        setting("tcp_be_liberal", Wanted::Exactly(1)),
+        setting("tcp_ignore_invalid_rst", Wanted::Exactly(1)),
+        setting("tcp_timeout_unacknowledged", Wanted::AtLeast(established.min(i32::MAX as u64))),
+    ]
 }
 
 /// Brings the files below `root` to what is wanted, and says what could not be done. A host without a connection table has

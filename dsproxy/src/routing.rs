@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use dsproxy_common::next_hop::Routing;
+use dsproxy_common::next_hop::{Routing, TURN};
 use thiserror::Error;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{info, warn};
@@ -25,6 +25,9 @@ const LEASE: Duration = Duration::from_secs(20);
 
 /// How often the lease is renewed.
 const RENEWAL: Duration = Duration::from_secs(4);
+
+/// How often the stack has its turn with all that XDP sends on.
+const TURNS: Duration = Duration::from_secs(TURN as u64);
 
 /// The least time between two counts: one change at once, many together.
 const TOGETHER: Duration = Duration::from_millis(20);
@@ -174,6 +177,8 @@ async fn follow(word: &Word) -> Result<(), RoutingError> {
     info!(neighbours = neighbours.0.len(), "the kernel's routing is followed for XDP");
     let mut renewal = interval(RENEWAL);
     renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut turns = interval(TURNS);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut counted_at, mut count_at, mut count_again_at) = (Instant::now(), None, None);
     loop {
         tokio::select! {
@@ -189,6 +194,7 @@ async fn follow(word: &Word) -> Result<(), RoutingError> {
                 count_again_at = None;
             }
             _ = renewal.tick() => word.renew()?,
+            _ = turns.tick() => word.count()?,
             datagram = events.receive() => {
                 for message in messages(datagram?) {
                     if is_change(&message?, &mut neighbours) {

@@ -11,7 +11,7 @@ use dsproxy_common::{
     count::{Reason, ServiceCounters},
     flow::FlowState,
     layout::capacity,
-    next_hop::{Mac, Routing, XdpDevice, XdpDeviceFlags},
+    next_hop::{Mac, NextHop, Routing, XdpDevice, XdpDeviceFlags},
     service::FrontendKind,
 };
 use dsproxy_tests::{
@@ -125,7 +125,8 @@ impl Crossing {
     /// The client's packets leave by `device`, as far as the entry knows.
     fn leads_to(&self, world: &mut World, device: u32) {
         let (protocol, client) = (self.flow.protocol, self.flow.client);
-        world.datapath.connections().set_device(protocol, client, self.backend, device).expect("an entry");
+        let change = |next_hop: &mut NextHop| next_hop.device = device;
+        world.datapath.connections().change_next_hop(protocol, client, self.backend, change).expect("an entry");
     }
 
     fn request(&self, wanted: u8) -> Packet {
@@ -313,19 +314,88 @@ fn what_is_remembered_of_one_flow_is_not_mixed_with_another() {
     });
 }
 
-/// The client's word for it does not come by XDP's.
+/// What does not live until the stack's next turn is kept alive by nobody else.
 #[test]
-fn the_stack_has_its_turn() {
+fn what_lives_for_short_is_the_stacks() {
     on_ethernet(|world| {
         let crossing = Crossing::open(world, Protocol::Udp, KEPT);
         crossing.crosses(world, &crossing.request(0), Verdict::Transmit);
-        // So short a life leaves no other than the stack to keep an entry.
         world.datapath.set_lifetimes([4 * 250; FlowState::COUNT]).expect("settings");
         std::thread::sleep(std::time::Duration::from_millis(1_300));
         crossing.site.leaves_alone(world, "a second later", &crossing.request(0));
         crossing.enters(world, 0, false);
-        crossing.crosses(world, &crossing.request(0), Verdict::Transmit);
+        crossing.site.leaves_alone(world, "seen by the stack", &crossing.request(0));
     });
+}
+
+/// What the host's rules, or its IPsec policies, have come to keep from leaving as it did.
+#[test]
+fn what_the_stack_lets_through_no_more_is_its_own_from_its_next_turn_on() {
+    for protocol in BOTH {
+        on_ethernet(|world| {
+            let crossing = Crossing::open(world, protocol, KEPT);
+            let (request, answer) = (crossing.request(flags::ACK), crossing.answer(flags::ACK));
+            crossing.crosses(world, &request, Verdict::Transmit);
+            crossing.crosses_back(world, &answer, Verdict::Transmit);
+            crossing.site.vouch(world, 2);
+            // They enter, which keeps the entries of both directions alive, and never leave.
+            std::thread::sleep(std::time::Duration::from_millis(1_100));
+            for _ in 0..2 {
+                let inside = request.clone().to(crossing.backend);
+                let expected = Expected::Forwarded(crossing.flow.service, inside);
+                world.send("it is dropped", Hook::NodeIngress, &request, &expected);
+                let expected = Expected::Rewritten(Reason::Unmasqueraded, answer.clone().to(crossing.flow.client));
+                world.send("it is dropped", Hook::NodeIngress, &answer, &expected);
+                crossing.site.leaves_alone(world, "it was not let through", &request);
+                crossing.site.leaves_alone(world, "it was not let through", &answer);
+            }
+        });
+    }
+}
+
+/// The port of the node that the connection before had may be another's.
+#[test]
+fn another_connection_from_the_same_port_goes_its_own_way() {
+    for end in [flags::RST, flags::FIN | flags::ACK] {
+        on_ethernet(|world| {
+            let crossing = Crossing::open(world, Protocol::Tcp, KEPT);
+            crossing.crosses(world, &crossing.request(flags::ACK), Verdict::Transmit);
+            crossing.crosses_back(world, &crossing.answer(flags::ACK), Verdict::Transmit);
+            for packet in [crossing.request(end), crossing.answer(end)] {
+                crossing.site.leaves_alone(world, "it ends", &packet);
+            }
+            crossing.enters(world, end, false);
+            if end != flags::RST {
+                crossing.answers(world, end);
+            }
+            let (request, answer) = (crossing.request(flags::SYN), crossing.answer(flags::SYN | flags::ACK));
+            crossing.site.leaves_alone(world, "another begins", &request);
+            crossing.site.leaves_alone(world, "another begins", &answer);
+            for packet in [crossing.request(flags::ACK), crossing.answer(flags::ACK)] {
+                crossing.site.leaves_alone(world, "what was remembered is of another", &packet);
+            }
+            crossing.enters(world, flags::SYN, true);
+            crossing.answers(world, flags::SYN | flags::ACK);
+            crossing.site.leaves_alone(world, "it is not confirmed", &crossing.request(flags::ACK));
+        });
+    }
+}
+
+/// The stack may think differently of what claims the same ends and comes by another way: strict `rp_filter` does.
+#[test]
+fn what_comes_by_another_device_than_before_is_the_stacks() {
+    for protocol in BOTH {
+        on_ethernet(|world| {
+            let crossing = Crossing::open(world, protocol, KEPT);
+            let (flow, backend) = (&crossing.flow, crossing.backend);
+            let change = |next_hop: &mut NextHop| next_hop.ingress = FAR;
+            let connections = world.datapath.connections();
+            connections.change_next_hop(protocol, flow.client, backend, change).expect("an entry");
+            connections.change_next_hop(protocol, backend, flow.client, change).expect("an entry");
+            crossing.site.leaves_alone(world, "it came by another", &crossing.request(flags::ACK));
+            crossing.site.leaves_alone(world, "it came by another", &crossing.answer(flags::ACK));
+        });
+    }
 }
 
 #[test]

@@ -84,6 +84,12 @@ impl BufferContext for TcContext {
     }
 
     #[inline(always)]
+    fn ingress_device(&self) -> u32 {
+        // SAFETY: the context that the kernel gave us.
+        unsafe { (*self.skb.skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
     fn was_sent_to_many(&self) -> bool {
         // PACKET_BROADCAST and PACKET_MULTICAST (include/uapi/linux/if_packet.h).
         // SAFETY: the context that the kernel gave us.

@@ -64,7 +64,7 @@ fn translate<F: Family, C: BufferContext>(
             }
             // Before the entry may move. What leaves by a pod's device is nothing that XDP could send on.
             if side == Side::Node {
-                forward::note(context, packet.l3, found, &held, age);
+                forward::note(context, packet.l3, found, &held);
             }
             match EgressKind::from_number(held.kind) {
                 EgressKind::Reply => return to_vip::<F, C>(context, packet, (found, &held), age, now),

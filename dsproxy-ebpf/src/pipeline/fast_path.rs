@@ -44,9 +44,6 @@ struct Search<'a, F: Family> {
 pub(super) fn cross<F: Family, C: FrameContext>(context: &C, routing: &Routing) -> Option<u32> {
     let mut key = FlowKey::default();
     let packet = parse::plain::<F>(context.linear(), &mut key)?;
-    if !packet.segment.is_plain() {
-        return None;
-    }
     let settings = maps::SETTINGS.get(0)?;
     if !masquerade::may_be_answer(packet.key, settings) && !lookup::may_be_frontend::<F>(packet.key) {
         return None;
@@ -55,13 +52,19 @@ pub(super) fn cross<F: Family, C: FrameContext>(context: &C, routing: &Routing) 
     if !routing.holds(now) {
         return None;
     }
-    let arrival = forward::arrival(context.linear()).ok()?;
     let flow = F::maps().flows.get_ptr_mut(cached_flow::place(packet.key, routing.flow_mask))?;
     // SAFETY: this CPU's own value, and frames are taken one after the other on each; see `track::connection::scratch`.
     let flow = unsafe { &mut *flow };
-    if !flow.is_current(packet.key, arrival, routing.epoch, now) || !is_led_on::<F>(flow) {
+    if !packet.segment.is_plain() {
         cold_path();
-        flow.forget();
+        flow.forget(packet.key);
+        return None;
+    }
+    let arrival = forward::arrival(context.linear()).ok()?;
+    let came = (context.device(), arrival);
+    if !flow.is_current(packet.key, came, routing.epoch, now) || !is_led_on::<F>(flow) {
+        cold_path();
+        flow.forget(packet.key);
         let search = Search::<F> { packet: &packet, arrival, epoch: routing.epoch, now, settings };
         look_up::<F, C>(context, &search, flow)?;
     }
@@ -204,26 +207,18 @@ impl<E: Entry> Seen<E> {
         Self { found, held, age }
     }
 
-    /// For how long packets may be remembered. None if the connection is not in the middle of its life, or the stack's turn to see a
-    /// packet.
+    /// For how long packets may be remembered. None if the connection is not in the middle of its life.
     #[inline(always)]
-    fn settled<F: Family>(&self, search: &Search<'_, F>) -> Option<u32> {
-        let Search { now, settings, .. } = *search;
-        let state = self.held.state();
-        let remembered = cached_flow::lifetime(state, settings)?;
-        let is_ours = match self.age {
-            Age::Fresh => true,
-            Age::Stale => !cached_flow::is_stacks_turn(self.held.last_seen(), now, settings.lifetime(state), settings),
-            Age::Expired => false,
-        };
-        is_ours.then_some(remembered)
+    fn settled(&self, settings: &Settings) -> Option<u32> {
+        let remembered = cached_flow::lifetime(self.held.state(), settings)?;
+        (!self.age.is_expired()).then_some(remembered)
     }
 
-    /// Records that the connection is alive.
+    /// Records that the connection is alive, and no more: another CPU may just have seen it end.
     #[inline(always)]
     fn refresh(&self, now: u32) {
         if !self.age.is_fresh() {
-            self.found.write(self.held.state(), now);
+            self.found.touch(now);
         }
     }
 }
@@ -250,8 +245,8 @@ fn go_on<F: Family, C: FrameContext, E: Entry>(
     exit: &Seen<EgressEntry<F::Address>>,
 ) -> Option<(NextHop, u32)> {
     let next_hop = forward::next_hop(context, exit.found, search.arrival, search.epoch)?;
-    let lifetime = entry.settled(search)?;
-    exit.settled(search)?;
+    let lifetime = entry.settled(search.settings)?;
+    exit.settled(search.settings)?;
     entry.refresh(search.now);
     exit.refresh(search.now);
     Some((next_hop, lifetime))

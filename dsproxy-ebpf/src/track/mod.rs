@@ -10,7 +10,7 @@
 //! Entries are written to in place, by plain stores of whole integers. Of two CPUs that do so at once the later one's
 //! value stays; should that lose a change of state, the next packet makes it again. An entry that is evicted and given to
 //! another connection while a program still holds it may get the older one's time and state, which its own next packet
-//! puts right.
+//! puts right; a next hop, the stack's next turn (`dsproxy_common::next_hop`).
 
 #![allow(
     clippy::needless_borrows_for_generic_args,
@@ -40,10 +40,11 @@ pub(crate) struct Found<E> {
 /// What all entries have.
 pub(crate) trait Entry: Copy {
     fn state(&self) -> FlowState;
-    fn last_seen(&self) -> u32;
     fn age(&self, now: u32, settings: &Settings) -> Age;
     /// Where time and state stand, to be written to.
     fn write(entry: *mut Self, state: FlowState, now: u32);
+    /// Where the time stands, to be written to.
+    fn touch(entry: *mut Self, now: u32);
 }
 
 macro_rules! entry {
@@ -53,11 +54,6 @@ macro_rules! entry {
                 #[inline(always)]
                 fn state(&self) -> FlowState {
                     FlowState::from_number(self.state.into())
-                }
-
-                #[inline(always)]
-                fn last_seen(&self) -> u32 {
-                    self.last_seen
                 }
 
                 #[inline(always)]
@@ -72,6 +68,12 @@ macro_rules! entry {
                         (&raw mut (*entry).last_seen).write_volatile(now);
                         (&raw mut (*entry).state).write_volatile(state.number() as $state);
                     }
+                }
+
+                #[inline(always)]
+                fn touch(entry: *mut Self, now: u32) {
+                    // SAFETY: as in `write`.
+                    unsafe { (&raw mut (*entry).last_seen).write_volatile(now) };
                 }
             }
         )+
@@ -104,14 +106,28 @@ impl<E: Entry> Found<E> {
     pub(crate) fn write(&self, state: FlowState, now: u32) {
         E::write(self.entry, state, now);
     }
+
+    /// Sets the time.
+    #[inline(always)]
+    pub(crate) fn touch(&self, now: u32) {
+        E::touch(self.entry, now);
+    }
 }
 
 impl<A: Copy> Found<EgressEntry<A>> {
-    /// How the last packet was sent on.
+    /// How the last packet was sent on, if that was in this epoch and nobody is writing to it.
     #[inline(always)]
-    pub(crate) fn next_hop(&self) -> NextHop {
+    pub(crate) fn next_hop(&self, epoch: u32) -> Option<NextHop> {
         // SAFETY: as in `read`.
-        unsafe { (&raw const (*self.entry).next_hop).read() }
+        unsafe {
+            let held = &raw const (*self.entry).next_hop;
+            let noted = || (&raw const (*held).epoch).read_volatile();
+            if noted() != epoch {
+                return None;
+            }
+            let next = held.read_volatile();
+            (noted() == epoch).then_some(next)
+        }
     }
 
     /// Keeps `next`, of no epoch while it is being written.
@@ -122,6 +138,7 @@ impl<A: Copy> Found<EgressEntry<A>> {
             let held = &raw mut (*self.entry).next_hop;
             (&raw mut (*held).epoch).write_volatile(0);
             (&raw mut (*held).device).write_volatile(next.device);
+            (&raw mut (*held).ingress).write_volatile(next.ingress);
             (&raw mut (*held).addresses).write_volatile(next.addresses);
             (&raw mut (*held).mtu).write_volatile(next.mtu);
             (&raw mut (*held).flags).write_volatile(next.flags);

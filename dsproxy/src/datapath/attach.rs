@@ -273,9 +273,9 @@ impl Attacher {
         self.attachments.values().chain(xdp).cloned().collect()
     }
 
-    /// Whether XDP may be had later where it is not now.
-    pub fn may_have_more(&self) -> bool {
-        self.xdp.as_ref().is_some_and(Xdp::is_anybody_without)
+    /// Whether XDP is used on devices that can have it.
+    pub fn may_use_xdp(&self) -> bool {
+        self.xdp.is_some()
     }
 
     /// Whether XDP serves anywhere.

@@ -1,14 +1,12 @@
 //! What a packet costs that XDP sends on: from a client outside to a backend on another node, and back, over a program that
 //! sends a frame back as it came.
 
-use std::{thread, time::Duration};
-
 use dsproxy::{
     datapath::load::DatapathSettings,
     maps::{Capacities, Write},
 };
 use dsproxy_common::{
-    IpFamily, Protocol, cached_flow,
+    IpFamily, Protocol,
     count::Reason,
     layout::capacity,
     next_hop::{Routing, XdpDevice, XdpDeviceFlags},
@@ -99,19 +97,21 @@ impl Ways {
         path
     }
 
-    /// What the stack sees of flows that are opened, until they are confirmed and have been seen to leave.
-    fn opening(&self) -> Vec<Path> {
-        let [enters, leaves, answers, answered] = self.passages(Reason::Opened);
-        let opened = [enters, leaves, answers, answered];
+    /// Has the stack see all flows, until they are confirmed and have been seen to leave.
+    fn establish(&self, wrapper: &mut Wrapper, datapath: &Datapath) -> Result<(), BenchError> {
         // With the confirmation the backend's entry is made anew: how its packets leave is seen after that.
-        [&opened[..], &self.passing()[..]].concat()
+        let passages = [self.passages(Reason::Opened), self.passages(Reason::Forwarded)];
+        // What is opening has less room than what is confirmed.
+        let together = self.flows.len().min(1 << LOG_PORTS);
+        for first in (0..self.flows.len()).step_by(together as usize) {
+            for passage in passages.iter().flatten() {
+                run(wrapper, passage, Some(datapath), first, together)?;
+            }
+        }
+        Ok(())
     }
 
-    /// What the stack sees of flows that go on.
-    fn passing(&self) -> [Path; 4] {
-        self.passages(Reason::Forwarded)
-    }
-
+    /// A packet of the client's through the stack, and the backend's answer.
     fn passages(&self, entering: Reason) -> [Path; 4] {
         use End::{Backend, Client, Node, Vip};
         let (ingress, egress) = (Place::Tc(Hook::NodeIngress), Place::Tc(Hook::NodeEgress));
@@ -121,18 +121,6 @@ impl Ways {
             self.path("answering", [Backend, Node], ingress, Reason::Unmasqueraded),
             turned_round(self.path("answered", [Backend, Client], egress, Reason::Replied)),
         ]
-    }
-
-    /// Runs all flows through `passages`.
-    fn run(&self, wrapper: &mut Wrapper, datapath: &Datapath, passages: &[Path]) -> Result<(), BenchError> {
-        // What is opening has less room than what is confirmed.
-        let together = self.flows.len().min(1 << LOG_PORTS);
-        for first in (0..self.flows.len()).step_by(together as usize) {
-            for passage in passages {
-                run(wrapper, passage, Some(datapath), first, together)?;
-            }
-        }
-        Ok(())
     }
 
     /// What is measured, with what it should cost at most.
@@ -188,89 +176,38 @@ fn measure_room(services: u32, effort: Effort<'_>, room: &Room) -> Result<Vec<Fi
     let datapath = &datapath;
 
     let mut floors = Vec::new();
-    let mut groups = Vec::new();
+    let mut probes = Vec::new();
     for family in IpFamily::ALL {
-        let mut probes = Vec::new();
-        let mut most = Ways { family, flows: Range::ONE };
+        let mut most = None;
         for (name, flows, aim) in all_flows {
             let ways = Ways { family, flows: *flows };
             let aim = aim.unwrap_or(of_family(family, 118.0, 116.0));
             let wanted = ways.measured(name, aim).into_iter().filter(|path| path.name.contains(filter));
-            // Many times round: the first time each flow is looked up, a second having passed.
+            // Many times round: the first time each flow is looked up, some seconds having passed.
             let repeat = repeat.max(16 * flows.len().min(1 << 17));
             let count = probes.len();
             probes.extend(wanted.map(|path| Probe::new(path, Some(datapath), repeat)));
             if probes.len() > count {
-                most = ways;
+                most = Some(ways);
             }
         }
-        if !probes.is_empty() {
+        // The fewer flows are among the most.
+        if let Some(ways) = most {
             let nothing = Ways { family, flows: MANY }.measured("", 0.0)[0].clone();
             floors.push(Probe::new(nothing, None, repeat));
             probes.push(Probe::new(nobody(family), Some(datapath), repeat));
-            // The fewer flows are among the most.
-            most.run(&mut wrapper, datapath, &most.opening())?;
-            groups.push((Turn::new(most)?, probes));
+            ways.establish(&mut wrapper, datapath)?;
         }
     }
     for _ in 0..rounds {
         measure_all(&mut wrapper, &mut floors, 1)?;
-        for (turn, probes) in &mut groups {
-            for probe in probes {
-                turn.take(&mut wrapper, datapath, PER_PACKET * probe.repeat)?;
-                probe.measure(&mut wrapper)?;
-            }
-        }
+        measure_all(&mut wrapper, &mut probes, 1)?;
     }
     let empty = floors.iter().map(|floor| {
         let name = format!("XDP, an empty program and the wrapper, {}", floor.path.family);
         Figure::new(name, "ns", floor.minimum(), floor.median())
     });
-    let measured = groups.iter().flat_map(|(_, probes)| probes).map(|probe| figure(probe, &floors));
-    Ok(empty.chain(measured).collect())
-}
-
-/// More than packets take, so that what is measured is over before the stack has its turn again.
-const PER_PACKET: Duration = Duration::from_nanos(2_500);
-
-/// The stack's turn with every flow (`dsproxy_common::cached_flow::is_stacks_turn`), which comes in the midst of nothing that is
-/// measured: it is taken before.
-struct Turn {
-    ways: Ways,
-    /// How long one is, and a second: in jiffies.
-    length: u32,
-    second: u32,
-    /// The number of the one that was taken.
-    taken: Option<u32>,
-}
-
-impl Turn {
-    fn new(ways: Ways) -> Result<Self, BenchError> {
-        let second = dsproxy::jiffies::per_second().map_err(BenchError::Clock)?;
-        Ok(Self { ways, length: cached_flow::TURN * second, second, taken: None })
-    }
-
-    /// Returns where XDP has all packets to itself for `duration`.
-    fn take(&mut self, wrapper: &mut Wrapper, datapath: &Datapath, duration: Duration) -> Result<(), BenchError> {
-        let Self { ways, length, second, taken } = self;
-        let passing = ways.passing();
-        // An entry is written to when it is a second old, so the turn is not taken before it has lasted for longer than that; the
-        // kernel's clock is some ticks ahead, too.
-        let late = 2 * *second;
-        let needed = late + *second + u32::try_from(duration.as_millis()).unwrap_or(u32::MAX) / 1_000 * *second;
-        loop {
-            let now = dsproxy::jiffies::now(*second).map_err(BenchError::Clock)?.wrapping_sub(late);
-            let (turn, left) = (now / *length, *length - now % *length);
-            if *taken != Some(turn) {
-                ways.run(wrapper, datapath, &passing)?;
-                *taken = Some(turn);
-            } else if left >= needed.min(*length / 2) {
-                return Ok(());
-            } else {
-                thread::sleep(Duration::from_secs(1) * left / *second);
-            }
-        }
-    }
+    Ok(empty.chain(probes.iter().map(|probe| figure(probe, &floors))).collect())
 }
 
 /// Packets for no Service.

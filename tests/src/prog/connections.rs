@@ -12,6 +12,7 @@ use dsproxy_common::{
     flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
     fragment::{Fragment, FragmentKey},
     layout::family_maps,
+    next_hop::NextHop,
 };
 
 use super::ProgError;
@@ -93,32 +94,32 @@ impl Connections {
         }
     }
 
-    /// Has the entry of packets like these, which leave, say that the last of them left by `device`.
+    /// Changes how the last of packets like these left, as far as their entry knows.
     ///
     /// # Errors
     ///
     /// When there is none, or the table cannot be read or written.
-    pub fn set_device(
+    pub fn change_next_hop(
         &mut self,
         protocol: Protocol,
         source: SocketAddr,
         destination: SocketAddr,
-        device: u32,
+        change: impl FnOnce(&mut NextHop),
     ) -> Result<(), ProgError> {
         match IpFamily::of(source.ip()) {
-            IpFamily::V4 => self.v4.set_device(protocol, source, destination, device),
-            IpFamily::V6 => self.v6.set_device(protocol, source, destination, device),
+            IpFamily::V4 => self.v4.change_next_hop(protocol, source, destination, change),
+            IpFamily::V6 => self.v6.change_next_hop(protocol, source, destination, change),
         }
     }
 }
 
 impl<A: Address + Pod> Tables<A> {
-    fn set_device(
+    fn change_next_hop(
         &mut self,
         protocol: Protocol,
         source: SocketAddr,
         destination: SocketAddr,
-        device: u32,
+        change: impl FnOnce(&mut NextHop),
     ) -> Result<(), ProgError> {
         let Some(key) = flow_key::<A>(protocol, source, destination) else {
             return Err(ProgError::NoMap { name: "of both families" });
@@ -127,7 +128,7 @@ impl<A: Address + Pod> Tables<A> {
         let name = table.name;
         let failed = |operation| move |source| ProgError::Connections { operation, name, source };
         let mut entry = table.map.get(&key, 0).map_err(failed("read"))?;
-        entry.next_hop.device = device;
+        change(&mut entry.next_hop);
         table.map.insert(key, entry, 0).map_err(failed("write"))
     }
 

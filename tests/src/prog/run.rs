@@ -11,6 +11,8 @@ use std::{
 use aya::programs::ProgramFd;
 use bytes::Bytes;
 
+use super::LOOPBACK;
+
 /// What a program asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -111,6 +113,7 @@ struct Context {
 }
 
 /// Where members stand in it, in words.
+const INGRESS_IFINDEX: usize = 9;
 const GSO_SEGS: usize = 41;
 const GSO_SIZE: usize = 44;
 
@@ -132,12 +135,14 @@ pub(super) fn test_run(program: &ProgramFd, packet: &[u8], input: Input, repeat:
     match input {
         Input::Buffer(SkBuff { segments, summed }) => {
             attributes.flags = if summed { BPF_F_TEST_SKB_CHECKSUM_COMPLETE } else { 0 };
+            // Everything comes by the device that frames come by.
+            context.words[INGRESS_IFINDEX] = LOOPBACK;
             if let Some((size, count)) = segments {
                 context.words[GSO_SIZE] = size;
                 context.words[GSO_SEGS] = count;
-                attributes.ctx_in = (&raw const context) as u64;
-                attributes.ctx_size_in = size_of::<Context>() as u32;
             }
+            attributes.ctx_in = (&raw const context) as u64;
+            attributes.ctx_size_in = size_of::<Context>() as u32;
         }
         Input::Frame => {}
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     interfaces::{Interface, Interfaces, LinkLayer, Role},
-    maps::next_hops::NextHopMaps,
+    maps::{MapError, next_hops::NextHopMaps},
     netlink::NetlinkError,
     routing::Word,
 };
@@ -69,6 +69,9 @@ pub enum WhyNot {
 /// What became of a device.
 type Verdict = Result<Attachment, WhyNot>;
 
+/// What the programs are told of devices, by index.
+type DeviceRecords = BTreeMap<u32, XdpDevice>;
+
 /// Keeps the program attached.
 pub(super) struct Xdp {
     program: Program,
@@ -88,18 +91,19 @@ impl Xdp {
         self.verdicts.values().filter_map(|verdict| verdict.as_ref().ok())
     }
 
-    /// Whether a device does without.
-    pub(super) fn is_anybody_without(&self) -> bool {
-        self.verdicts.values().any(Result::is_err)
-    }
-
     /// Makes the attachments equal to what these interfaces want. What is pinned for others is not looked at.
     pub(super) fn sync(&mut self, wanted: &Interfaces, pins: &Path, report: &mut SyncReport) {
         let is_wanted = |index: &u32| wanted.get(index).is_some_and(|interface| interface.role == Role::NodeDevice);
         self.verdicts.retain(|index, _| is_wanted(index));
         let devices = match Devices::read() {
             Ok(devices) => devices,
-            Err(source) => return report.failed("", cannot_ask(source)),
+            Err(source) => {
+                report.failed("", cannot_ask(source));
+                if let Err(error) = self.leave_unserved() {
+                    report.failed("", error);
+                }
+                return;
+            }
         };
         for interface in wanted.values().filter(|interface| interface.role == Role::NodeDevice) {
             // One that is gone tells of itself.
@@ -134,13 +138,17 @@ impl Xdp {
         if known == wanted {
             return Ok(());
         }
+        let written = self.write_devices(&known, &wanted);
+        // Of what was done before a failure, too.
+        self.word.count().map_err(AttachError::Routing)?;
+        written.map_err(AttachError::Map)
+    }
+
+    fn write_devices(&mut self, known: &DeviceRecords, wanted: &DeviceRecords) -> Result<(), MapError> {
         for index in known.keys().filter(|index| !wanted.contains_key(index)) {
-            self.maps.remove_device(*index).map_err(AttachError::Map)?;
+            self.maps.remove_device(*index)?;
         }
-        for (index, device) in wanted {
-            self.maps.set_device(index, device).map_err(AttachError::Map)?;
-        }
-        self.word.count().map_err(AttachError::Routing)
+        wanted.iter().try_for_each(|(index, device)| self.maps.set_device(*index, *device))
     }
 
     fn serve(
@@ -186,6 +194,14 @@ impl Xdp {
     fn leave(&mut self, index: u32) -> Result<(), AttachError> {
         self.maps.remove_device(index).map_err(AttachError::Map)?;
         self.word.count().map_err(AttachError::Routing)
+    }
+
+    /// As `leave`, of all devices that are not served.
+    fn leave_unserved(&mut self) -> Result<(), AttachError> {
+        let known = self.maps.devices().map_err(AttachError::Map)?;
+        let is_served = |index: &u32| self.verdicts.get(index).is_some_and(Result::is_ok);
+        let unserved: Vec<u32> = known.into_keys().filter(|index| !is_served(index)).collect();
+        unserved.into_iter().try_for_each(|index| self.leave(index))
     }
 
     /// Takes over the link that an earlier run has left on the device, with the program of this one.

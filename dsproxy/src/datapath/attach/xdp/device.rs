@@ -36,8 +36,18 @@ impl Device {
 pub(super) struct Devices(BTreeMap<u32, Device>);
 
 impl Devices {
-    /// Asks the kernel.
+    /// Asks the kernel, and again if the links change while it tells of them.
     pub(super) fn read() -> Result<Self, NetlinkError> {
+        let mut attempt = 1;
+        loop {
+            match Self::list() {
+                Err(NetlinkError::Interrupted) if attempt < LISTING_ATTEMPTS => attempt += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn list() -> Result<Self, NetlinkError> {
         let mut devices = BTreeMap::new();
         let mut carriers = Vec::new();
         BlockingSocket::open()?.exchange(Request::dump(libc::RTM_GETLINK, &[0; LINK_HEADER]), |message| {
@@ -63,17 +73,22 @@ impl Devices {
     }
 }
 
+/// How often a list is asked for that changes while it is sent.
+const LISTING_ATTEMPTS: u32 = 20;
+
 const VLAN: &str = "vlan";
 const LINK_HEADER: usize = 16;
+const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_XDP_ATTACHED: u16 = 2;
 const IFLA_XDP_PROG_ID: u16 = 4;
 
-/// What a message says of a device, and the index of the one that it stands on.
+/// What a message says of a device, and the index of the one that it stands on, if that is in this network namespace.
 fn link(message: &Message<'_>) -> (Device, Option<u32>) {
-    let (mut device, mut below) = (Device::default(), None);
+    let (mut device, mut below, mut is_here) = (Device::default(), None, true);
     for (kind, value) in attributes(message.payload, LINK_HEADER) {
         match kind {
             libc::IFLA_LINK => below = number(value),
+            IFLA_LINK_NETNSID => is_here = false,
             libc::IFLA_LINKINFO => {
                 let kind = attributes(value, 0).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
                 device.kind = kind.map(|(_, kind)| text(kind)).unwrap_or_default();
@@ -87,7 +102,7 @@ fn link(message: &Message<'_>) -> (Device, Option<u32>) {
             _ => {}
         }
     }
-    (device, below)
+    (device, below.filter(|_| is_here))
 }
 
 /// Bits of what a driver can do (`enum netdev_xdp_act`, include/uapi/linux/netdev.h).
