@@ -262,6 +262,21 @@ mod tests {
     }
 
     #[test]
+    fn what_xdp_asks_for_is_set_ahead_unless_it_is_off() {
+        for (arguments, unacknowledged) in [
+            (&[][..], Some(Wanted::AtLeast(86_400))),
+            (&["--xdp=native", "--conntrack-tcp-timeout-established=0"], Some(Wanted::AtLeast(432_000))),
+            (&["--xdp=off"], None),
+        ] {
+            let settings = ahead(&config(arguments), 1);
+            let (unknown_reset, liberal) = (wanted(&settings, "invalid_rst"), wanted(&settings, "be_liberal"));
+            assert_eq!(wanted(&settings, "unacknowledged"), unacknowledged, "{arguments:?}");
+            let one = unacknowledged.map(|_| Wanted::Exactly(1));
+            assert_eq!((unknown_reset, liberal), (one.clone(), one), "{arguments:?}");
+        }
+    }
+
+    #[test]
     fn files_are_written_only_where_they_are_not_as_wanted() {
         let range = |first, last| PortRange { first, last };
         let ports = Wanted::Ports(vec![range(30000, 32767), range(49152, 65535)]);

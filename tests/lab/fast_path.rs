@@ -104,15 +104,17 @@ fn connections_of_clients_outside_are_sent_on_by_xdp() {
     let site = Site::build();
     let daemon = site.serve(&["--xdp", "native"]);
     assert_eq!(served_devices(&daemon), DEVICES);
+    let routing = daemon.json(&["status"]).expect("a status")["routing"].clone();
+    assert!(matches!(routing["secondsLeft"].as_u64(), Some(1..=20)), "{routing}");
     let mut sessions = site.connect();
     use_all(&mut sessions, "before counting");
     let before = sent_on(&daemon);
     for _ in 0..20 {
         use_all(&mut sessions, "by XDP");
     }
-    // A request and its answer, for TCP and for UDP; TCP's acknowledgements come on top.
+    // A request and its answer, for TCP and for UDP, but for what the stack's turns take: one packet of each at a time.
     for (before, after) in before.into_iter().zip(sent_on(&daemon)) {
-        assert!(after - before >= 40, "{before} and then {after} packets sent on");
+        assert!(after - before >= 30, "{before} and then {after} packets sent on");
     }
     for family in IpFamily::ALL {
         let bytes = 4 << 20;

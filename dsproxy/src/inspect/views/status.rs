@@ -11,12 +11,17 @@ use nix::sys::utsname::uname;
 use serde::Serialize;
 
 use crate::{
-    datapath::attach::{
-        self, AttachKind,
-        cgroup::{self, SocketAttachment},
+    datapath::{
+        attach::{
+            self, AttachKind,
+            cgroup::{self, SocketAttachment},
+        },
+        bpffs::Bpffs,
+        load,
     },
     inspect::{Live, View, columns::Columns},
     interfaces::{self, Overrides, Role},
+    jiffies,
     maps::{MapKind, MapStore as _},
 };
 
@@ -29,6 +34,7 @@ pub struct Status {
     layout: u32,
     hooks: Vec<Hook>,
     without_xdp: Vec<WithoutXdp>,
+    routing: Option<FollowedRouting>,
     socket_hooks: Vec<SocketAttachment>,
     maps: Vec<MapFill>,
     packets: Vec<PacketCount>,
@@ -49,6 +55,16 @@ struct Hook {
 struct WithoutXdp {
     interface: String,
     reason: String,
+}
+
+/// What XDP is told of the kernel's routing, where XDP serves.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FollowedRouting {
+    /// How often it has changed, or the stack had its turn.
+    changes: u32,
+    /// For how long XDP may rely on that; none if the stack has all packets.
+    seconds_left: Option<u32>,
 }
 
 #[derive(Debug, Serialize)]
@@ -85,6 +101,8 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
         .filter(|(interface, _)| !is_served(interface))
         .map(|(interface, why)| WithoutXdp { interface, reason: why.to_string() })
         .collect();
+    let has_xdp = hooks.iter().any(|hook| hook.kind == AttachKind::Xdp);
+    let routing = has_xdp.then(|| followed_routing(&live.bpffs)).transpose()?;
     let capacities = live.maps.capacities();
     let frontends = live.maps.frontends()?;
     let backends = live.maps.backends()?;
@@ -140,15 +158,24 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
             })
             .collect(),
         without_xdp,
+        routing,
         socket_hooks: cgroup::list(&live.bpffs.links())?,
         maps,
         packets: packets.collect(),
     })
 }
 
+fn followed_routing(bpffs: &Bpffs) -> anyhow::Result<FollowedRouting> {
+    let routing = load::open_pinned_next_hops(bpffs)?.routing()?;
+    let second = jiffies::per_second().context("read the clock")?;
+    let now = jiffies::now(second).context("read the clock")?;
+    let seconds_left = routing.holds(now).then(|| routing.lease.wrapping_sub(now) / second);
+    Ok(FollowedRouting { changes: routing.epoch, seconds_left })
+}
+
 impl View for Status {
     fn table(&self) -> String {
-        let Self { version, kernel, layout, hooks, without_xdp, socket_hooks, maps, packets } = self;
+        let Self { version, kernel, layout, hooks, without_xdp, routing, socket_hooks, maps, packets } = self;
         let mut text = format!("dsproxy {version}, map layout {layout}, kernel {kernel}\n\n");
         let mut columns = Columns::new(&["INTERFACE", "ROLE", "DIRECTION", "KIND", "PROGRAM"]);
         for Hook { interface, role, direction, kind, program_id } in hooks {
@@ -167,6 +194,15 @@ impl View for Status {
             }
             text += "\n";
             text += &columns.text();
+        }
+        if let Some(FollowedRouting { changes, seconds_left }) = routing {
+            text += &match seconds_left {
+                Some(seconds) => {
+                    format!("\nXDP relies on the kernel's routing as of change {changes}, for {seconds} s more\n")
+                }
+                None => "\nXDP leaves all packets to tc: nobody follows the kernel's routing. Does the daemon run?\n"
+                    .to_owned(),
+            };
         }
         if !socket_hooks.is_empty() {
             let mut columns = Columns::new(&["SOCKETS", "CGROUP", "PROGRAM"]);
