@@ -1,5 +1,5 @@
-//! Our programs, loaded with small maps; programs of someone else; and what the kernel says is
-//! attached, asked in other ways than dsproxy's own.
+//! Programs by the names of ours; programs of someone else; and what the kernel says is attached, asked in other ways than
+//! dsproxy's own.
 
 use std::{
     ffi::CString,
@@ -9,33 +9,27 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     programs::{SchedClassifier, TcAttachType},
 };
 use dsproxy::{
     datapath::{
         attach::{AttachMode, Attacher, Direction, Programs},
         bpffs::Bpffs,
-        load::OBJECT,
+        load::PROGRAMS,
     },
     interfaces::{Interface, Interfaces, LinkLayer, Role},
 };
-use dsproxy_common::{IpFamily, layout};
+
+/// What stands in for our programs: attaching does not look into them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dsproxy-stand-in-ebpf"));
 
 /// Loads the object afresh: other program ids each time.
 pub(crate) fn load() -> Ebpf {
-    let mut loader = EbpfLoader::new();
-    for family in IpFamily::ALL {
-        let names = layout::family_maps(family);
-        for map in [names.frontends, names.slots, names.backends, names.forward, names.egress] {
-            loader.map_max_entries(map, 64);
-        }
-    }
-    loader.map_max_entries(layout::SERVICE_COUNTERS, 64).map_max_entries(layout::SERVICE_NAMES, 64);
-    let mut object = loader.load(OBJECT).expect("the object");
-    for (name, program) in object.programs_mut() {
-        // Those for sockets are attached elsewhere.
-        let Ok(program) = <&mut SchedClassifier>::try_from(program) else { continue };
+    let mut object = Ebpf::load(OBJECT).expect("the object");
+    for name in PROGRAMS {
+        let program = object.program_mut(name).unwrap_or_else(|| panic!("no program stands in for {name}"));
+        let program: &mut SchedClassifier = program.try_into().expect("a classifier");
         program.load().unwrap_or_else(|error| panic!("load {name}: {error}"));
     }
     object

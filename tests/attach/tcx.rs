@@ -1,11 +1,11 @@
-//! Attaching with tcx: adoption, order, replacement, disappearance, leftovers.
+//! Attaching with tcx: adoption, order, replacement, disappearance, leftovers. On a kernel without it: what serves in its place.
 
 use std::collections::BTreeMap;
 
 use aya::programs::{LinkOrder, SchedClassifier, tc::TcAttachOptions};
 use dsproxy::datapath::attach::{AttachKind, AttachMode, Direction, detach_all, list};
 
-use crate::{kernel::*, namespace::Namespace};
+use crate::{clsact::is_without_tcx, kernel::*, namespace::Namespace};
 
 const BOTH: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
@@ -19,6 +19,9 @@ fn our_name(direction: Direction) -> &'static str {
 
 #[test]
 fn a_restart_adopts_the_links_and_replaces_their_programs() {
+    if is_without_tcx() {
+        return;
+    }
     let (node, pod) = (Namespace::new(), Namespace::new());
     let index = node.veth_to("veth0", &pod);
     node.run(move || {
@@ -60,6 +63,9 @@ fn a_restart_adopts_the_links_and_replaces_their_programs() {
 
 #[test]
 fn foreign_programs_stay_and_ours_is_the_outermost() {
+    if is_without_tcx() {
+        return;
+    }
     let (node, pod) = (Namespace::new(), Namespace::new());
     let index = node.veth_to("veth0", &pod);
     node.run(move || {
@@ -93,6 +99,9 @@ fn foreign_programs_stay_and_ours_is_the_outermost() {
 
 #[test]
 fn pins_go_with_their_interface_and_with_its_role() {
+    if is_without_tcx() {
+        return;
+    }
     let (node, pod) = (Namespace::new(), Namespace::new());
     let [first, second, third] = ["veth1", "veth2", "veth3"].map(|name| node.veth_to(name, &pod));
     let pins = node.run(pins);
@@ -123,6 +132,9 @@ fn pins_go_with_their_interface_and_with_its_role() {
 
 #[test]
 fn a_link_that_left_with_its_interface_is_not_mistaken_for_ours() {
+    if is_without_tcx() {
+        return;
+    }
     let (node, elsewhere) = (Namespace::new(), Namespace::new());
     let index = node.veth_to("veth0", &elsewhere);
     let pins = node.run(pins);
@@ -148,6 +160,9 @@ fn a_link_that_left_with_its_interface_is_not_mistaken_for_ours() {
 
 #[test]
 fn stray_programs_of_ours_are_reaped_after_the_new_ones_are_in_place() {
+    if is_without_tcx() {
+        return;
+    }
     let (node, pod) = (Namespace::new(), Namespace::new());
     let [index, idle] = ["veth0", "veth1"].map(|name| node.veth_to(name, &pod));
     node.run(move || {
@@ -178,6 +193,9 @@ fn stray_programs_of_ours_are_reaped_after_the_new_ones_are_in_place() {
 
 #[test]
 fn one_interface_that_fails_harms_no_other() {
+    if is_without_tcx() {
+        return;
+    }
     let (node, pod) = (Namespace::new(), Namespace::new());
     let [first, second] = ["veth1", "veth2"].map(|name| node.veth_to(name, &pod));
     node.run(move || {
@@ -202,6 +220,9 @@ fn one_interface_that_fails_harms_no_other() {
 
 #[test]
 fn what_someone_detached_is_attached_again() {
+    if is_without_tcx() {
+        return;
+    }
     let (node, pod) = (Namespace::new(), Namespace::new());
     let index = node.veth_to("veth0", &pod);
     node.run(move || {
@@ -224,6 +245,9 @@ fn what_someone_detached_is_attached_again() {
 
 #[test]
 fn devices_without_a_link_layer_header_run_the_ip_programs() {
+    if is_without_tcx() {
+        return;
+    }
     let node = Namespace::new();
     node.ip("tuntap add tun0 mode tun");
     let index = node.index_of("tun0");

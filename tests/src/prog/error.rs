@@ -67,6 +67,12 @@ pub enum ProgError {
         /// Its address.
         address: FrontendAddress,
     },
+    /// The kernel's release has no version in it.
+    #[error("the kernel's release {release:?} does not begin with two numbers")]
+    NoVersion {
+        /// The release.
+        release: String,
+    },
     /// The kernel's release is not known.
     #[error("ask for the kernel's release: {0}")]
     KernelRelease(nix::Error),

@@ -340,6 +340,21 @@ pub fn kernel_release() -> Result<String, ProgError> {
     Ok(name.release().to_string_lossy().into_owned())
 }
 
+/// Whether the running kernel is one with tcx, which came with Linux 6.6. By its release: a question that is answered wrongly would pass
+/// for a kernel without.
+///
+/// # Errors
+///
+/// When the kernel does not tell, or in another way than others.
+pub fn kernel_has_tcx() -> Result<bool, ProgError> {
+    let release = kernel_release()?;
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor) >= (6, 6)),
+        _ => Err(ProgError::NoVersion { release }),
+    }
+}
+
 /// The index of the loopback device, by which the kernel's test facility lets packets come and go.
 pub const LOOPBACK: u32 = 1;
 
