@@ -3,12 +3,15 @@
 use dsproxy_common::IpFamily;
 use dsproxy_tests::lab::{Attach, Attachment, Bystander, DualStack, Order, Side, attachments, tc};
 
-use crate::cluster::{Cluster, PORT, SOON, TARGET, TRAFFIC, ask_here, is_silent, service};
+use crate::cluster::{Cluster, PORT, SOON, TARGET, TRAFFIC, ask_here, is_silent, is_without_tcx, service};
 
 const VIP: DualStack = DualStack::cluster_ip(1);
 
 #[test]
 fn programs_of_others_run_beside_ours_with_tcx() {
+    if is_without_tcx() {
+        return;
+    }
     programs_of_others_run_beside_ours(Attach::Tcx);
 }
 

@@ -5,10 +5,13 @@ use std::{fs, path::Path};
 use dsproxy_common::IpFamily;
 use dsproxy_tests::lab::{Attach, DualStack, Side, attachments, eventually, tc};
 
-use crate::cluster::{Cluster, PORT, SOON, TARGET, answers, is_silent, service, wait_until_answers};
+use crate::cluster::{Cluster, PORT, SOON, TARGET, answers, is_silent, is_without_tcx, service, wait_until_answers};
 
 #[test]
 fn nothing_is_left_of_tcx() {
+    if is_without_tcx() {
+        return;
+    }
     cleanup_leaves_nothing(Attach::Tcx);
 }
 

@@ -7,6 +7,7 @@ use dsproxy_tests::lab::{
     Attach, Backend as Endpoint, Daemon, DaemonOptions, DualStack, EchoServer, ExchangeError, Lab, LabError, Manifests,
     Namespace, Pod, ServiceManifest, Side, TcpSession, UdpSession, Wire, Wiring, eventually,
 };
+use dsproxy_tests::prog::kernel_has_tcx;
 
 /// The port of the VIPs.
 pub(crate) const PORT: u16 = 80;
@@ -135,6 +136,21 @@ pub(crate) fn start_daemon<'lab>(
         ..DaemonOptions::default()
     };
     Daemon::start(lab, manifests, options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Whether the kernel has no tcx. Then a daemon that is told to use it has to end and say what it takes, which is tested instead: what
+/// serves without it is what its neighbours among the tests are about.
+pub(crate) fn is_without_tcx() -> bool {
+    if kernel_has_tcx().expect("a kernel that tells its release") {
+        return false;
+    }
+    let cluster = Cluster::build();
+    let options = DaemonOptions { attach: Attach::Tcx, ..DaemonOptions::default() };
+    let told = Daemon::start(&cluster.lab, &cluster.manifests, options).expect_err("there is no tcx").to_string();
+    for part in ["tcx", "6.6", "--attach auto", "--attach clsact"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    true
 }
 
 /// A dual-stack Service `name` on TCP and UDP, served by the pods at `backends`.

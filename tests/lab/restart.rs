@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::lab::{Attach, DualStack, Load, Steady, TcpSession, UdpSession, eventually};
 
-use crate::cluster::{Cluster, PORT, SOON, answers, is_silent, service, wait_until_answers};
+use crate::cluster::{Cluster, PORT, SOON, answers, is_silent, is_without_tcx, service, wait_until_answers};
 
 const VIP: DualStack = DualStack::cluster_ip(1);
 
@@ -14,6 +14,9 @@ const PHASE: u64 = 2000;
 
 #[test]
 fn a_killed_daemon_is_not_noticed_with_tcx() {
+    if is_without_tcx() {
+        return;
+    }
     kill_and_restart_under_load(Attach::Tcx);
 }
 

@@ -7,7 +7,7 @@ use dsproxy_tests::lab::{
     Attach, Bulk, DualStack, EchoServer, Load, Side, TcpSession, Wiring, attachments, eventually, link_counters,
 };
 
-use crate::cluster::{Cluster, PORT, SOON, TARGET, answers, service, wait_until_answers};
+use crate::cluster::{Cluster, PORT, SOON, TARGET, answers, is_without_tcx, service, wait_until_answers};
 
 #[test]
 fn every_client_is_answered_by_every_backend() {
@@ -16,6 +16,9 @@ fn every_client_is_answered_by_every_backend() {
 
 #[test]
 fn every_client_is_answered_with_tcx() {
+    if is_without_tcx() {
+        return;
+    }
     core_cases(Attach::Tcx);
 }
 

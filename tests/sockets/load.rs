@@ -4,7 +4,7 @@ use aya::programs::CgroupSockAddr;
 use dsproxy::{
     datapath::{
         attach::cgroup::SocketHook,
-        load::{DatapathSettings, Loaded, load, load_socket_programs},
+        load::{DatapathSettings, Loaded, load_maps, load_socket_programs},
     },
     maps::Capacities,
 };
@@ -16,7 +16,7 @@ const VERIFIED: u32 = 50_000;
 fn every_program_passes_the_verifier() {
     // The programs need the maps.
     let Loaded { mut object, maps: _maps, found: _ } =
-        load(None, &Capacities::default(), &DatapathSettings::default()).unwrap_or_else(|error| panic!("{error}"));
+        load_maps(None, &Capacities::default(), &DatapathSettings::default()).unwrap_or_else(|error| panic!("{error}"));
     load_socket_programs(&mut object).unwrap_or_else(|error| panic!("{error}"));
     for hook in SocketHook::ALL {
         let program: &CgroupSockAddr =

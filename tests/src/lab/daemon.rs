@@ -19,8 +19,9 @@ use super::{HttpAnswer, Lab, LabError, Manifests, Namespace, Side, http_get, wai
 const HEALTH_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
 
-/// How long the daemon may take to be healthy. Loading unoptimised on a busy machine takes a while.
-const START: Duration = Duration::from_secs(90);
+/// How long the daemon may take to be healthy: on an emulated machine the kernel's verifier alone takes a minute or two. A daemon that
+/// ends is noticed at once.
+const START: Duration = Duration::from_secs(300);
 
 const END: Duration = Duration::from_secs(10);
 
