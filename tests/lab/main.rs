@@ -18,6 +18,7 @@ mod outside;
 mod refusals;
 mod restart;
 mod rules;
+mod sctp;
 mod serve;
 mod topology;
 mod uplink;
