@@ -65,8 +65,7 @@ pub fn run(flags: &RunFlags) -> anyhow::Result<()> {
         return cleanup(&assembled.config.bpffs).and(cleanup_kube_proxy());
     }
     if flags.init_only {
-        let failures = host_settings::apply(&host_settings::ahead(&assembled.config, cpus()), Path::new("/"));
-        failures.into_iter().next().map_or(Ok(()), |failure| Err(failure.into()))
+        initialize(&assembled.config)
     } else {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(4)
@@ -75,6 +74,18 @@ pub fn run(flags: &RunFlags) -> anyhow::Result<()> {
             .context("start the asynchronous runtime")?
             .block_on(serve(assembled, file))
     }
+}
+
+/// Does what takes more privileges than the daemon needs later on, so that a container of its own can do it before: the
+/// host's settings, also those that only XDP asks for, and the bpffs.
+fn initialize(config: &Config) -> anyhow::Result<()> {
+    let mut failures = host_settings::apply(&host_settings::ahead(config, cpus()), Path::new("/")).into_iter();
+    Bpffs::ensure(&config.bpffs)?;
+    let Some(first) = failures.next() else { return Ok(()) };
+    for failure in failures {
+        warn!("{failure}");
+    }
+    Err(first.into())
 }
 
 /// Writes the configuration as kube-proxy's file; the flags that such a file cannot express are in a comment.
@@ -296,6 +307,13 @@ pub fn cleanup(directory: &Path) -> anyhow::Result<()> {
     let links = existing.as_ref().map_or_else(|| directory.to_owned(), Bpffs::links);
     let cleanup = attach::detach_all(&links);
     println!("{} programs detached", cleanup.detached);
+    if cleanup.unexamined > 0 {
+        println!(
+            "{} programs of others left: without CAP_SYS_ADMIN those of a dsproxy with another --bpffs look the same; if there \
+             was one, run this as root, outside of a container",
+            cleanup.unexamined
+        );
+    }
     for failure in &cleanup.failures {
         eprintln!("dsproxy: {}: {}", failure.interface, failure.error);
     }

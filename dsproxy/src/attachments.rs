@@ -109,6 +109,13 @@ fn sync(attacher: &mut Attacher, interfaces: &Interfaces, report: &Report, for_x
     if outcome.attached > 0 || outcome.detached > 0 {
         info!(attached = outcome.attached, detached = outcome.detached, "interfaces followed");
     }
+    if outcome.unexamined > 0 {
+        info!(
+            programs = outcome.unexamined,
+            "programs of others at interfaces were left unexamined: without CAP_SYS_ADMIN those of a dsproxy that had another \
+             --bpffs look the same; if there was one on this node, run `dsproxy cleanup` with that --bpffs as root"
+        );
+    }
     if attacher.has_xdp() {
         for failure in host_settings::apply(for_xdp, Path::new("/")) {
             warn!("{failure}");

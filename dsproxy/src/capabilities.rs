@@ -5,19 +5,44 @@ use std::{fs, io};
 
 use thiserror::Error;
 
-/// Attaching to interfaces.
-const NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
+/// Attaching to interfaces and cgroups.
+const NET_ADMIN: Capability = Capability { bit: 12, name: "CAP_NET_ADMIN", implied_by_sys_admin: false };
 
-/// Finding programs, maps and links by their id, as it takes to know ours from others'; it includes `CAP_BPF` and
-/// `CAP_PERFMON`.
-const SYS_ADMIN: (u32, &str) = (21, "CAP_SYS_ADMIN");
+/// Programs and maps.
+const BPF: Capability = Capability { bit: 39, name: "CAP_BPF", implied_by_sys_admin: true };
+
+/// Programs of the kind that the kernel trusts not to leak its addresses: without it the verifier follows the ways that a
+/// processor may speculate on as well, and forbids comparing what comes from packets with what does not.
+const PERFMON: Capability = Capability { bit: 38, name: "CAP_PERFMON", implied_by_sys_admin: true };
+
+/// All that is needed. `CAP_SYS_ADMIN` makes it possible to tell programs of ours that are pinned nowhere from others'; the
+/// daemon does without.
+const NEEDED: [Capability; 3] = [NET_ADMIN, BPF, PERFMON];
+
+const SYS_ADMIN_BIT: u32 = 21;
+
+/// A capability (include/uapi/linux/capability.h).
+#[derive(Clone, Copy, Debug)]
+struct Capability {
+    bit: u32,
+    name: &'static str,
+    /// As it was before the kernel had it, and still is (`bpf_capable`, `perfmon_capable` in include/linux/capability.h).
+    implied_by_sys_admin: bool,
+}
+
+impl Capability {
+    fn is_in(self, effective: u64) -> bool {
+        let has = |bit: u32| effective & (1 << bit) != 0;
+        has(self.bit) || self.implied_by_sys_admin && has(SYS_ADMIN_BIT)
+    }
+}
 
 /// Why the daemon cannot do its work.
 #[derive(Debug, Error)]
 pub enum CapabilityError {
     /// Something is not allowed.
     #[error(
-        "this process lacks {}; run it as root, or give the container NET_ADMIN and SYS_ADMIN \
+        "this process lacks {}; run it as root, or give the container BPF, NET_ADMIN and PERFMON \
          (securityContext.capabilities.add)",
         .0.join(" and ")
     )]
@@ -45,8 +70,7 @@ fn effective(status: &str) -> Option<u64> {
 }
 
 fn missing(effective: u64) -> Vec<&'static str> {
-    let lacks = |(bit, _): &(u32, &str)| effective & (1 << bit) == 0;
-    [NET_ADMIN, SYS_ADMIN].into_iter().filter(lacks).map(|(_, name)| name).collect()
+    NEEDED.into_iter().filter(|capability| !capability.is_in(effective)).map(|capability| capability.name).collect()
 }
 
 #[cfg(test)]
@@ -57,11 +81,13 @@ mod tests {
     fn what_is_missing_is_named() {
         let status = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t00000000a80425fb\nCapBnd:\t000001ffffffffff\n";
         let effective = effective(status).expect("a mask");
-        assert_eq!(missing(effective), ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]);
-        assert_eq!(missing(effective | 1 << 12), ["CAP_SYS_ADMIN"]);
-        assert_eq!(missing(u64::MAX >> 23), Vec::<&str>::new());
+        assert_eq!(missing(effective), ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"]);
+        assert_eq!(missing(effective | 1 << 12 | 1 << 39), ["CAP_PERFMON"]);
+        assert_eq!(missing(1 << 12 | 1 << 38 | 1 << 39), Vec::<&str>::new());
+        assert_eq!(missing(1 << 21), ["CAP_NET_ADMIN"], "that of all does not include it");
+        assert_eq!(missing(1 << 12 | 1 << 21), Vec::<&str>::new());
         let text = CapabilityError::Missing(missing(0)).to_string();
-        assert!(text.contains("lacks CAP_NET_ADMIN and CAP_SYS_ADMIN; run it as root"), "{text}");
+        assert!(text.contains("lacks CAP_NET_ADMIN and CAP_BPF and CAP_PERFMON; run it as root"), "{text}");
     }
 
     #[test]

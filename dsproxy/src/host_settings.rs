@@ -51,14 +51,31 @@ pub enum Wanted {
 
 /// A setting that could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "write {wanted} to /{path}: {source}; let this container write there (securityContext.privileged), or run \
-     `dsproxy run --init-only` with the same flags where it can be done"
-)]
+#[error("write {wanted} to /{path}, where {present:?} is: {source}; {}", self.remedy())]
 pub struct SettingError {
     path: String,
+    present: String,
     wanted: String,
     source: io::Error,
+}
+
+impl SettingError {
+    fn remedy(&self) -> String {
+        if self.path == OOM_SCORE_ADJ {
+            return format!(
+                "it takes CAP_SYS_RESOURCE to make the kernel spare a process; --oom-score-adj={} leaves it",
+                self.present
+            );
+        }
+        let where_it_is = match self.source.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => "in a container that is not privileged it is read-only: ",
+            _ => "",
+        };
+        format!(
+            "{where_it_is}run `dsproxy run --init-only` with the same flags in a privileged init container, or on the node, or \
+             set it there"
+        )
+    }
 }
 
 /// What `config` asks for on a host of so many CPUs.
@@ -130,7 +147,12 @@ pub fn apply(settings: &[Setting], root: &Path) -> Vec<SettingError> {
 }
 
 fn apply_one(Setting { path, wanted }: &Setting, root: &Path) -> Result<(), SettingError> {
-    let failed = |source| SettingError { path: path.clone(), wanted: wanted.to_string(), source };
+    let failed = |present: &str, source| SettingError {
+        path: path.clone(),
+        present: present.to_owned(),
+        wanted: wanted.to_string(),
+        source,
+    };
     let file = root.join(path);
     let present = match read_whole(&file) {
         Ok(text) => text,
@@ -138,11 +160,12 @@ fn apply_one(Setting { path, wanted }: &Setting, root: &Path) -> Result<(), Sett
             debug!(path, "not there, so not set");
             return Ok(());
         }
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(failed("", error)),
     };
-    let Some(content) = wanted.instead_of(present.trim()) else { return Ok(()) };
-    fs::write(&file, &content).map_err(failed)?;
-    info!(path = format!("/{path}"), before = present.trim(), now = content, "set");
+    let present = present.trim();
+    let Some(content) = wanted.instead_of(present) else { return Ok(()) };
+    fs::write(&file, &content).map_err(|error| failed(present, error))?;
+    info!(path = format!("/{path}"), before = present, now = content, "set");
     Ok(())
 }
 
@@ -298,6 +321,23 @@ mod tests {
     }
 
     #[test]
+    fn what_may_not_be_written_says_where_it_may() {
+        let failed = |path: &str, kind: io::ErrorKind| {
+            let (present, wanted) = ("0".to_owned(), "1".to_owned());
+            SettingError { path: path.to_owned(), present, wanted, source: kind.into() }.to_string()
+        };
+        let text = failed(RESERVED_PORTS, io::ErrorKind::ReadOnlyFilesystem);
+        for part in ["write 1 to /proc/sys/net/ipv4", "where \"0\" is", "not privileged it is read-only", "--init-only"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let text = failed(RESERVED_PORTS, io::ErrorKind::PermissionDenied);
+        assert!(!text.contains("read-only") && text.contains("--init-only"), "{text}");
+        let text = failed(OOM_SCORE_ADJ, io::ErrorKind::PermissionDenied);
+        assert!(text.contains("--oom-score-adj=0 leaves it") && !text.contains("--init-only"), "{text}");
+    }
+
+    #[test]
     fn what_is_missing_is_left_out_and_what_fails_is_told() {
         let root = tempfile::tempdir().expect("a directory");
         let path = |name: &str| root.path().join(name);
@@ -307,7 +347,7 @@ mod tests {
         let failures = apply(&plan(&config(&[]), 1), root.path());
         let [failure] = failures.as_slice() else { panic!("{failures:?}") };
         let text = failure.to_string();
-        assert!(text.contains("write -999 to /proc/self/oom_score_adj") && text.contains("--init-only"), "{text}");
+        assert!(text.contains("write -999 to /proc/self/oom_score_adj") && text.contains("CAP_SYS_RESOURCE"), "{text}");
         let reserved = fs::read_to_string(path(RESERVED_PORTS)).expect("read");
         assert_eq!(reserved, "8080-8080,30000-32767,49152-65535");
     }

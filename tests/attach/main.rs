@@ -7,3 +7,4 @@ mod interfaces;
 mod kernel;
 mod namespace;
 mod tcx;
+mod unexamined;

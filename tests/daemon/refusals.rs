@@ -107,9 +107,11 @@ fn a_bpffs_that_cannot_be_had_is_named() {
     refused(&read_only.display().to_string(), &["Read-only file system", "written to"]);
 }
 
-/// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`.
+/// Numbers of capabilities (include/uapi/linux/capability.h).
 const NET_ADMIN: libc::c_ulong = 12;
 const SYS_ADMIN: libc::c_ulong = 21;
+const PERFMON: libc::c_ulong = 38;
+const BPF: libc::c_ulong = 39;
 
 /// Takes a capability from the command before it runs: what is not in the bounding set is not root's either.
 fn without(
@@ -140,6 +142,7 @@ fn missing_capabilities_are_named() {
         assert!(!bpffs(&lab).exists(), "nothing was touched");
     };
     refused(|command| without(command, [NET_ADMIN]), &["lacks CAP_NET_ADMIN;"]);
-    refused(|command| without(command, [SYS_ADMIN]), &["lacks CAP_SYS_ADMIN;"]);
-    refused(|command| without(command, 0..=40), &["lacks CAP_NET_ADMIN and CAP_SYS_ADMIN;"]);
+    refused(|command| without(command, [SYS_ADMIN, PERFMON]), &["lacks CAP_PERFMON;"]);
+    refused(|command| without(command, [SYS_ADMIN, BPF]), &["lacks CAP_BPF;"]);
+    refused(|command| without(command, 0..=40), &["lacks CAP_NET_ADMIN and CAP_BPF and CAP_PERFMON;"]);
 }

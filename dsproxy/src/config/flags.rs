@@ -34,7 +34,7 @@ pub struct RunFlags {
     #[arg(long, value_name = "FILE")]
     pub write_config_to: Option<PathBuf>,
 
-    /// Set the host's sysctls as a run with these flags would, and exit
+    /// Set the host's sysctls as a run with these flags would, mount the bpffs if it is not, and exit
     #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub init_only: bool,
 
@@ -153,7 +153,7 @@ pub struct TimeoutFlags {
 #[derive(Clone, Debug, Args)]
 pub struct BpffsFlag {
     /// The BPF file system for pinned maps and links; mounted there if it is not
-    #[arg(long = "bpffs", value_name = "DIR", default_value = bpffs::DEFAULT_DIRECTORY)]
+    #[arg(long = "bpffs", value_name = "DIR", env = "DSPROXY_BPFFS", default_value = bpffs::DEFAULT_DIRECTORY)]
     pub directory: PathBuf,
 }
 

@@ -37,6 +37,7 @@ pub use listing::{Cleanup, detach_all, list};
 use pins::Place;
 pub use programs::Programs;
 use programs::{PROGRAM_NAMES, Program};
+use stray::Strays;
 use xdp::Xdp;
 pub use xdp::{WhyNot, XdpDevices, without as without_xdp};
 
@@ -155,11 +156,18 @@ pub struct SyncReport {
     pub attached: usize,
     /// Attachments that were removed, strays included.
     pub detached: usize,
+    /// Programs at hooks that could not be told from ours for want of `CAP_SYS_ADMIN`, and were left.
+    pub unexamined: usize,
     /// What failed. The next sync tries it again.
     pub failures: Vec<Failure>,
 }
 
 impl SyncReport {
+    fn count(&mut self, Strays { detached, unexamined }: Strays) {
+        self.detached += detached;
+        self.unexamined += unexamined;
+    }
+
     fn failed(&mut self, interface: &str, error: AttachError) {
         if error.is_gone() {
             debug!(interface, %error, "the interface went away");
@@ -330,7 +338,7 @@ impl Attacher {
         }
         self.attachments.insert(key, attachment);
         if !self.searched.contains(&key) {
-            report.detached += self.remove_leftovers(hook, kind, link_id, filters)?;
+            report.count(self.remove_leftovers(hook, kind, link_id, filters)?);
             self.searched.insert(key);
         }
         Ok(())
@@ -344,16 +352,23 @@ impl Attacher {
         kind: AttachKind,
         link_id: Option<u32>,
         filters: &mut Filters,
-    ) -> Result<usize, AttachError> {
+    ) -> Result<Strays, AttachError> {
         let other_kind = match kind {
             AttachKind::Tcx | AttachKind::Xdp => filters.session()?.detach(hook)?,
-            AttachKind::Clsact => usize::from(pins::detach(hook.index, Place::Tcx(hook.direction), &self.pins)?),
+            AttachKind::Clsact => {
+                let detached = pins::detach(hook.index, Place::Tcx(hook.direction), &self.pins)?;
+                Strays { detached: usize::from(detached), unexamined: 0 }
+            }
         };
-        let strays = stray::detach(hook, link_id)?;
-        if other_kind + strays > 0 {
-            info!(interface = %hook.name, direction = %hook.direction, other_kind, strays, "removed leftovers");
+        let strays = stray::detach(hook, link_id, &self.pins)?;
+        let both = other_kind + strays;
+        if both.detached > 0 {
+            info!(
+                interface = %hook.name, direction = %hook.direction,
+                other_kind = other_kind.detached, strays = strays.detached, "removed leftovers"
+            );
         }
-        Ok(other_kind + strays)
+        Ok(both)
     }
 
     fn detach_unwanted(&mut self, wanted: &Interfaces, filters: &mut Filters, report: &mut SyncReport) {
@@ -380,8 +395,8 @@ impl Attacher {
             for direction in Direction::BOTH {
                 let hook = Hook { index, name: &name, direction };
                 let result = filters.session().and_then(|session| session.detach(hook));
-                match result.and_then(|filters| Ok(filters + stray::detach(hook, None)?)) {
-                    Ok(detached) => report.detached += detached,
+                match result.and_then(|filters| Ok(filters + stray::detach(hook, None, &self.pins)?)) {
+                    Ok(strays) => report.count(strays),
                     Err(error) => report.failed(&name, error),
                 }
             }

@@ -319,6 +319,13 @@ pub(super) fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<Option<Cgroup
     Ok((kind == BPF_LINK_TYPE_CGROUP).then_some(CgroupLinkInfo { id, program_id, cgroup, attach_type }))
 }
 
+/// The id of a program. Unlike [`program_info`] it opens nothing by an id, which takes `CAP_SYS_ADMIN`.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut raw = RawProgramInfo::default();
+    info(program, &mut raw)?;
+    Ok(raw.id)
+}
+
 /// What the kernel knows of a program.
 pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     let mut map_ids = [0u32; MAPS_OF_PROGRAM];

@@ -193,8 +193,8 @@ impl SocketPrograms {
             let program: &CgroupSockAddr = program.try_into().map_err(failed)?;
             let descriptor = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
             let descriptor = descriptor.map_err(|error| failed(error.into()))?;
-            let info = bpf::program_info(descriptor.as_fd()).map_err(|error| failed(error.into()))?;
-            Ok((hook, descriptor, info.id))
+            let id = bpf::program_id(descriptor.as_fd()).map_err(|error| failed(error.into()))?;
+            Ok((hook, descriptor, id))
         };
         Ok(Self { programs: SocketHook::ALL.into_iter().map(take).collect::<Result<_, _>>()? })
     }

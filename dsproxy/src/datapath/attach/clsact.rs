@@ -9,7 +9,10 @@ use std::{collections::BTreeMap, ops::RangeInclusive, os::fd::AsRawFd};
 
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
-use super::{AttachError, Direction, Hook, Outcome, PROGRAM_NAMES, Program, bpf_error, stray};
+use super::{
+    AttachError, Direction, Hook, Outcome, PROGRAM_NAMES, Program, bpf_error,
+    stray::{self, Owner, Strays},
+};
 use crate::netlink::{BlockingSocket, Message, NetlinkError, Request, attributes, number, text};
 
 /// "ds" in ASCII: what others would hardly choose by chance.
@@ -170,14 +173,14 @@ impl Session {
     }
 
     /// Removes our filters from a hook. With the last filter of both hooks goes the qdisc: one that
-    /// held only ours is taken for ours. The result is how many filters there were.
-    pub(super) fn detach(&mut self, hook: Hook<'_>) -> Result<usize, AttachError> {
+    /// held only ours is taken for ours.
+    pub(super) fn detach(&mut self, hook: Hook<'_>) -> Result<Strays, AttachError> {
         if !self.has_clsact(hook) {
-            return Ok(0);
+            return Ok(Strays::default());
         }
         let filters = self.filters(hook, hook.direction)?;
         let removed = self.remove_ours(hook, &filters, None)?;
-        if removed > 0
+        if removed.detached > 0
             && self.filters(hook, Direction::Ingress)?.is_empty()
             && self.filters(hook, Direction::Egress)?.is_empty()
         {
@@ -268,19 +271,30 @@ impl Session {
     }
 
     /// Removes our filters, known by their marks or by the program that they run, except the one
-    /// given. The result is how many.
-    fn remove_ours(&mut self, hook: Hook<'_>, filters: &[Filter], keep: Option<&Filter>) -> Result<usize, AttachError> {
-        let mut removed = 0;
+    /// given.
+    fn remove_ours(
+        &mut self,
+        hook: Hook<'_>,
+        filters: &[Filter],
+        keep: Option<&Filter>,
+    ) -> Result<Strays, AttachError> {
+        let mut strays = Strays::default();
         for filter in filters.iter().filter(|filter| Some(*filter) != keep) {
-            let ours = filter.is_marked()
-                || filter.program_id != 0
-                    && stray::is_our_program(filter.program_id).map_err(bpf_error("examine the filters at", hook))?;
-            if ours {
-                self.remove(hook, filter)?;
-                removed += 1;
+            let owner = match filter.program_id {
+                _ if filter.is_marked() => Owner::Us,
+                0 => Owner::Another,
+                program => stray::owner_of(program).map_err(bpf_error("examine the filters at", hook))?,
+            };
+            match owner {
+                Owner::Us => {
+                    self.remove(hook, filter)?;
+                    strays.detached += 1;
+                }
+                Owner::Another => {}
+                Owner::Unknown => strays.unexamined += 1,
             }
         }
-        Ok(removed)
+        Ok(strays)
     }
 }
 

@@ -6,8 +6,9 @@ use std::{collections::BTreeMap, path::Path};
 use nix::net::if_::{Interface, if_indextoname, if_nameindex};
 
 use super::{
-    AttachError, AttachKind, Attachment, Direction, Failure, Hook, bpf, bpf_error, cgroup, clsact, pins, pins::Place,
-    stray,
+    AttachError, AttachKind, Attachment, Direction, Failure, Hook, bpf, bpf_error, cgroup, clsact, pins,
+    pins::Place,
+    stray::{self, Strays},
 };
 use crate::interfaces::Interfaces;
 
@@ -54,22 +55,32 @@ pub fn list(pins: &Path, interfaces: &Interfaces) -> Result<Vec<Attachment>, Att
 pub struct Cleanup {
     /// Attachments and pins that were removed.
     pub detached: usize,
+    /// Programs at interfaces that are ours or somebody else's: without `CAP_SYS_ADMIN` it cannot be told. They were left.
+    pub unexamined: usize,
     /// What failed; everything else was done all the same.
     pub failures: Vec<Failure>,
+}
+
+/// What was found by its pin is known to be ours.
+fn known(is_detached: bool) -> Strays {
+    Strays { detached: usize::from(is_detached), unexamined: 0 }
 }
 
 /// Detaches every program of ours from every interface of the network namespace, and from cgroups.
 pub fn detach_all(pins: &Path) -> Cleanup {
     let mut cleanup = Cleanup::default();
-    let mut note = |interface: &str, result: Result<usize, AttachError>| match result {
-        Ok(detached) => cleanup.detached += detached,
+    let mut note = |interface: &str, result: Result<Strays, AttachError>| match result {
+        Ok(Strays { detached, unexamined }) => {
+            cleanup.detached += detached;
+            cleanup.unexamined += unexamined;
+        }
         Err(error) if error.is_gone() => {}
         Err(error) => cleanup.failures.push(Failure { interface: interface.to_owned(), error }),
     };
     match pins::list(pins) {
         Ok(pinned) => {
             for (index, place) in pinned {
-                note(&name_of(index), pins::detach(index, place, pins).map(usize::from));
+                note(&name_of(index), pins::detach(index, place, pins).map(known));
             }
         }
         Err(error) => note("", Err(error)),
@@ -80,14 +91,14 @@ pub fn detach_all(pins: &Path) -> Cleanup {
                 for direction in [Direction::Ingress, Direction::Egress] {
                     let hook = Hook { index, name: &name, direction };
                     note(&name, session.detach(hook));
-                    note(&name, stray::detach(hook, None));
+                    note(&name, stray::detach(hook, None, pins));
                 }
             }
         }
         Err(error) => note("", Err(error)),
     }
     for hook in cgroup::SocketHook::ALL {
-        note(hook.name(), cgroup::detach(hook, pins).map(usize::from));
+        note(hook.name(), cgroup::detach(hook, pins).map(known));
     }
     cleanup
 }

@@ -38,6 +38,22 @@ impl fmt::Display for Place {
     }
 }
 
+/// The directories of links that other versions of dsproxy have pinned beside `pins`, each below its own layout's
+/// (`v1/links`, `v2/links`). None where `pins` is not of that form, or cannot be looked around in: such links are then
+/// strays like any other.
+pub(super) fn of_other_layouts(pins: &Path) -> Vec<PathBuf> {
+    let is_layout = |directory: &Path| {
+        let name = directory.file_name().and_then(|name| name.to_str());
+        name.and_then(|name| name.strip_prefix('v')).is_some_and(|version| version.parse::<u32>().is_ok())
+    };
+    let (Some(links), Some(layout)) = (pins.file_name(), pins.parent().filter(|layout| is_layout(layout))) else {
+        return Vec::new();
+    };
+    let entries = layout.parent().and_then(|ours| std::fs::read_dir(ours).ok());
+    let beside = entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    beside.filter(|other| other != layout && is_layout(other)).map(|other| other.join(links)).collect()
+}
+
 /// The pin of a link. No dots: bpffs reserves names with one.
 pub(super) fn path(pins: &Path, index: u32, place: Place) -> PathBuf {
     pins.join(format!("{index}-{place}"))
@@ -112,6 +128,20 @@ pub(super) fn detach(index: u32, place: Place, pins: &Path) -> Result<bool, Atta
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_layouts_are_those_beside_ours() {
+        let ours = tempfile::tempdir().expect("a directory");
+        for name in ["v3", "v4", "v12", "vault", "4"] {
+            std::fs::create_dir_all(ours.path().join(name).join("links")).expect("made");
+        }
+        let mut found = of_other_layouts(&ours.path().join("v4/links"));
+        found.sort();
+        assert_eq!(found, ["v12/links", "v3/links"].map(|path| ours.path().join(path)));
+        assert!(of_other_layouts(&ours.path().join("vault/links")).is_empty());
+        assert!(of_other_layouts(&ours.path().join("none/v4/links")).is_empty());
+        assert!(of_other_layouts(Path::new("/")).is_empty());
+    }
 
     #[test]
     fn pins_name_their_place() {

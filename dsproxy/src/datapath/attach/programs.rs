@@ -28,7 +28,7 @@ impl Program {
     fn of(name: &'static str, loaded: &ProgramFd) -> Result<Self, AttachError> {
         let failed = |error: io::Error| AttachError::Program { name, source: error.into() };
         let descriptor = loaded.as_fd().try_clone_to_owned().map_err(failed)?;
-        let id = bpf::program_info(descriptor.as_fd()).map_err(failed)?.id;
+        let id = bpf::program_id(descriptor.as_fd()).map_err(failed)?;
         Ok(Self { name, descriptor, id })
     }
 

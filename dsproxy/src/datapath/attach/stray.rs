@@ -1,13 +1,45 @@
-//! Knows our own programs by what the kernel remembers of them, and detaches those that sit at a
-//! hook without being the one that should: left by a dsproxy that pinned elsewhere, or attached in
-//! another way. Nothing here knows which program should be there; the caller says which link is.
+//! Detaches programs of ours that sit at a hook without being the one that should: left by a dsproxy of another layout, by one
+//! that pinned elsewhere, or attached in another way. Nothing here knows which program should be there; the caller says
+//! which link is.
+//!
+//! What another layout has pinned beside us is found by its pin. All else is known by what the kernel remembers of a program,
+//! which only a process with `CAP_SYS_ADMIN` may ask by the program's id (`bpf_prog_get_fd_by_id` in kernel/bpf/syscall.c);
+//! without it, a program at a hook is taken for somebody else's, and counted as unexamined.
 
-use std::{io, os::fd::AsFd};
+use std::{io, os::fd::AsFd, path::Path};
 
 use dsproxy_common::{IpFamily, layout};
 use tracing::debug;
 
-use super::{AttachError, Hook, PROGRAM_NAMES, bpf, bpf_error};
+use super::{AttachError, Hook, PROGRAM_NAMES, bpf, bpf_error, pins, pins::Place};
+
+/// Whose a program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// One of ours.
+    Us,
+    /// Somebody else's, or it is gone.
+    Another,
+    /// We may not ask.
+    Unknown,
+}
+
+/// What a search for strays came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Strays {
+    /// Programs of ours that were detached.
+    pub(super) detached: usize,
+    /// Programs of which it could not be told whose they are; they were left.
+    pub(super) unexamined: usize,
+}
+
+impl std::ops::Add for Strays {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { detached: self.detached + other.detached, unexamined: self.unexamined + other.unexamined }
+    }
+}
 
 /// The kernel keeps this much of a program's or map's name.
 const NAME_LENGTH: usize = 15;
@@ -22,44 +54,69 @@ pub(super) fn is_ours(program: &bpf::ProgramInfo) -> bool {
         && program.maps.iter().any(|map| maps.contains(&map.as_str()))
 }
 
-/// Whether the program of this id is one of ours; not if it is gone.
-pub(super) fn is_our_program(id: u32) -> io::Result<bool> {
-    let read = bpf::program_by_id(id).and_then(|program| bpf::program_info(program.as_fd()));
-    match read {
-        Ok(info) => Ok(is_ours(&info)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+/// Whose the program of this id is.
+pub(super) fn owner_of(program_id: u32) -> io::Result<Owner> {
+    match bpf::program_by_id(program_id).and_then(|program| bpf::program_info(program.as_fd())) {
+        Ok(info) if is_ours(&info) => Ok(Owner::Us),
+        Ok(_) => Ok(Owner::Another),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Owner::Another),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Owner::Unknown),
         Err(error) => Err(error),
     }
 }
 
-/// Detaches our programs from a tcx hook, except the one that `keep` holds. The result is how many.
-pub(super) fn detach(hook: Hook<'_>, keep: Option<u32>) -> Result<usize, AttachError> {
+/// Detaches our programs from a tcx hook, except the one that the link `keep` holds.
+pub(super) fn detach(hook: Hook<'_>, keep: Option<u32>, pins: &Path) -> Result<Strays, AttachError> {
+    let mut strays = Strays::default();
     let entries = match bpf::programs_at(hook.index, hook.direction) {
         Ok(entries) => entries,
         // No tcx, no strays.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(0),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(strays),
         Err(error) => return Err(bpf_error("list the programs at", hook)(error)),
     };
-    let mut detached = 0;
-    for bpf::HookEntry { program_id, link_id } in entries {
-        if keep == Some(link_id) {
+    for entry in entries {
+        if keep == Some(entry.link_id) {
             continue;
         }
-        let failed = bpf_error("examine the programs at", hook);
-        if !is_our_program(program_id).map_err(failed)? {
-            debug!(%hook, program_id, "a program of someone else");
+        if detach_by_pin(hook, entry, pins)? {
+            strays.detached += 1;
             continue;
         }
-        let result = if link_id == 0 {
-            bpf::program_by_id(program_id)
-                .and_then(|program| bpf::detach_program(program.as_fd(), hook.index, hook.direction))
-        } else {
-            bpf::link_by_id(link_id).and_then(|link| bpf::detach_link(link.as_fd()))
-        };
-        result.map_err(bpf_error("detach a leftover program from", hook))?;
-        detached += 1;
+        let bpf::HookEntry { program_id, link_id } = entry;
+        match owner_of(program_id).map_err(bpf_error("examine the programs at", hook))? {
+            Owner::Us => {
+                let result = if link_id == 0 {
+                    bpf::program_by_id(program_id)
+                        .and_then(|program| bpf::detach_program(program.as_fd(), hook.index, hook.direction))
+                } else {
+                    bpf::link_by_id(link_id).and_then(|link| bpf::detach_link(link.as_fd()))
+                };
+                result.map_err(bpf_error("detach a leftover program from", hook))?;
+                strays.detached += 1;
+            }
+            Owner::Another => debug!(%hook, program_id, "a program of someone else"),
+            Owner::Unknown => {
+                debug!(%hook, program_id, "whose program it is may not be asked");
+                strays.unexamined += 1;
+            }
+        }
     }
-    Ok(detached)
+    Ok(strays)
+}
+
+/// Detaches what another layout of ours has pinned, if this is that.
+fn detach_by_pin(hook: Hook<'_>, entry: bpf::HookEntry, pins: &Path) -> Result<bool, AttachError> {
+    if entry.link_id == 0 {
+        return Ok(false);
+    }
+    let place = Place::Tcx(hook.direction);
+    for pins in pins::of_other_layouts(pins) {
+        let pinned = pins::open(&pins, hook.index, place)?;
+        if pinned.is_some_and(|(_, info)| info.id == entry.link_id) {
+            return pins::detach(hook.index, place, &pins);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
