@@ -108,6 +108,11 @@ impl ControlPlane {
         self.runtime.block_on(self.server.until_watched());
     }
 
+    /// Waits until an Event tells of the start.
+    pub(crate) fn until_told_of_the_start(&self) {
+        self.runtime.block_on(self.server.until("the event", |server| !server.events().is_empty()));
+    }
+
     /// Waits until all kinds were listed more often than `before`.
     pub(crate) fn until_listed_again(&self, before: [usize; Resource::ALL.len()]) {
         self.runtime.block_on(self.server.until("another list", |server| {

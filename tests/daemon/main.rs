@@ -11,6 +11,7 @@ mod layout;
 mod leftovers;
 mod outages;
 mod process;
+mod rbac;
 mod refusals;
 mod serve;
 

@@ -3,6 +3,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod deploy_tools;
 mod lint;
 mod run;
 mod setup;

@@ -238,7 +238,7 @@ pub(crate) fn program(program: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Where `program` is, looked for where root's programs are too.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))

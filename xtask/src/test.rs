@@ -4,7 +4,7 @@ use std::{path::Path, process::Command, time::Instant};
 
 use anyhow::bail;
 
-use crate::{cargo, run};
+use crate::{cargo, deploy_tools, run};
 
 /// Crates whose tests need neither root nor a built daemon.
 const CRATES: [&str; 3] = ["dsproxy-common", "dsproxy", "xtask"];
@@ -24,6 +24,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the tests make network namespaces and load kernel programs: run them as root");
     }
+    deploy_tools::ensure()?;
     cargo::build_daemon(cargo::Profile::Development)?;
     let lab = cargo::build_lab_binary("dsproxy-lab")?;
     run::succeed(Command::new(&lab).arg("reap"))?;

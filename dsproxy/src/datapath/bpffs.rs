@@ -136,6 +136,10 @@ impl Bpffs {
                 Ok(()) => info!(directory = %self.directory.display(), "unmounted the bpffs"),
                 // Someone is at home there; it is no longer ours alone.
                 Err(Errno::EBUSY) => info!(directory = %self.directory.display(), "left the bpffs, in use"),
+                // It is empty, and the next run takes it as it is.
+                Err(Errno::EPERM) => {
+                    info!(directory = %self.directory.display(), "left the bpffs, empty: to unmount it takes CAP_SYS_ADMIN");
+                }
                 Err(errno) => {
                     return Err(BpffsError::Unmount { path: self.directory, source: errno.into() });
                 }

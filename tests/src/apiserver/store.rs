@@ -53,6 +53,16 @@ impl Resource {
         }
     }
 
+    /// The API group and the name that rules about who may do what call it by.
+    pub fn group_and_name(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Services => ("", "services"),
+            Self::EndpointSlices => ("discovery.k8s.io", "endpointslices"),
+            Self::Nodes => ("", "nodes"),
+            Self::ServiceCidrs => ("networking.k8s.io", "servicecidrs"),
+        }
+    }
+
     fn is_namespaced(self) -> bool {
         matches!(self, Self::Services | Self::EndpointSlices)
     }
