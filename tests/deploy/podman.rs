@@ -113,6 +113,8 @@ impl Podman {
         arguments.extend(["/usr", "/var/lib/dpkg", "/etc/alternatives", "/etc/ld.so.cache"].map(read_only));
         arguments.push(source.display().to_string());
         self.buildah(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        // Images of earlier runs have lost their names to these.
+        self.podman(&["image", "prune", "--force"]);
     }
 
     /// A root of Debian's essential packages, of the release that this machine has: its compilers are to run there.
