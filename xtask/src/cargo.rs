@@ -55,8 +55,17 @@ pub(crate) fn build_daemon(profile: Profile) -> anyhow::Result<()> {
 
 /// Builds the binary `name` of the test crate and returns where it is.
 pub(crate) fn build_lab_binary(name: &str) -> anyhow::Result<PathBuf> {
-    run::succeed(&mut cargo(&["build", "--quiet", "-p", "dsproxy-tests", "--bin", name]))?;
-    let path = target_directory()?.join("debug").join(name);
+    build_binary(name, Profile::Development)
+}
+
+/// The same in `profile`.
+pub(crate) fn build_binary(name: &str, profile: Profile) -> anyhow::Result<PathBuf> {
+    let mut command = cargo(&["build", "--quiet", "-p", "dsproxy-tests", "--bin", name]);
+    if matches!(profile, Profile::Release) {
+        command.arg("--release");
+    }
+    run::succeed(&mut command)?;
+    let path = target_directory()?.join(profile.directory()).join(name);
     if path.is_file() { Ok(path) } else { bail!("cargo built {name}, but it is not at {}", path.display()) }
 }
 

@@ -17,10 +17,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use self::{
-    guest::{Job, Outcome, Tests},
-    kernel::Series,
-};
+use self::guest::{Job, Lines, Outcome, Tests};
+pub(crate) use self::kernel::Series;
 use crate::{cargo, run, setup};
 
 /// What the guest takes beside what every task needs.
@@ -31,8 +29,8 @@ pub(crate) struct Options {
     /// On which kernel; without it, on all of them.
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<Series>,
-    /// Which tests; without it, those that say most of a kernel in a few minutes.
-    #[arg(long, value_delimiter = ',')]
+    /// Which tests.
+    #[arg(long, value_delimiter = ',', default_value = "smoke")]
     only: Vec<Suite>,
     /// How many minutes one of the test programs may take.
     #[arg(long, default_value_t = 30)]
@@ -57,14 +55,12 @@ enum Suite {
     Lab,
     /// The daemon as a process.
     Daemon,
-    /// One of each kind of traffic through the daemon.
+    /// What says most of a kernel in two minutes: every program loaded, packets through some, attachment, and real traffic through
+    /// the daemon, over a restart of it too.
     Smoke,
 }
 
 impl Suite {
-    /// What is run unless it is said.
-    const DEFAULT: [Self; 4] = [Self::Datapath, Self::Attach, Self::Sockets, Self::Smoke];
-
     /// The test programs, each with what narrows it down.
     fn programs(self) -> &'static [(&'static str, &'static [&'static str])] {
         match self {
@@ -74,7 +70,12 @@ impl Suite {
             Self::Sockets => &[("sockets", &[])],
             Self::Lab => &[("lab", &[])],
             Self::Daemon => &[("daemon", &[])],
-            Self::Smoke => &[("lab", &["matrix::"])],
+            Self::Smoke => &[
+                ("datapath", &["verifier", "translate::", "reset::"]),
+                ("sockets", &["verifier"]),
+                ("attach", &["clsact::", "tcx::"]),
+                ("lab", &["sctp::", "connections_through_a_node_port"]),
+            ],
         }
     }
 }
@@ -82,16 +83,7 @@ impl Suite {
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let started = Instant::now();
     run::pass_on_signals()?;
-    if std::env::consts::ARCH != "x86_64" {
-        bail!(
-            "the guest runs this machine's programs on Debian's amd64 kernels; this machine is {}",
-            std::env::consts::ARCH
-        );
-    }
-    setup::install(&PACKAGES)?;
-    let directory = cargo::target_directory()?.join("vm");
-    fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
-
+    let directory = prepare()?;
     let jobs = jobs(options);
     let programs = build(&jobs, &directory)?;
     let series = if options.kernel.is_empty() { &Series::ALL[..] } else { &options.kernel };
@@ -105,7 +97,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 for outcome in &outcomes {
                     summary += &format!("  {}\n", described(outcome));
                 }
-                if let Err(error) = judge(&outcomes) {
+                if let Err(error) = judge(&outcomes, !options.filters.is_empty()) {
                     failed.push(format!("Linux {series}: {error:#}"));
                 }
             }
@@ -123,10 +115,46 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The test programs that are to be run, each once.
+/// Sees to what the guest takes, and returns the directory for its files.
+fn prepare() -> anyhow::Result<PathBuf> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!(
+            "the guest runs this machine's programs on Debian's amd64 kernels; this machine is {}",
+            std::env::consts::ARCH
+        );
+    }
+    setup::install(&PACKAGES)?;
+    let directory = cargo::target_directory()?.join("vm");
+    fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    Ok(directory)
+}
+
+/// Runs the benchmark `program` beside `daemon` with `arguments` on a kernel of `series`, and returns what it has written in JSON.
+pub(crate) fn bench(
+    series: Series,
+    program: PathBuf,
+    daemon: PathBuf,
+    arguments: &[String],
+) -> anyhow::Result<Vec<u8>> {
+    let directory = prepare()?;
+    let name = "dsproxy-bench";
+    let mut programs = vec![(name.to_owned(), program), ("dsproxy".to_owned(), daemon)];
+    strip(&mut programs, &directory)?;
+    let command = [&format!("{}/{name}", root::PROGRAMS), "--json", guest::OUTPUT];
+    let command = command.into_iter().map(str::to_owned).chain(arguments.iter().cloned()).collect();
+    let job = Job { name: name.to_owned(), command, patience: Duration::from_secs(60 * 60) };
+    match &run_on(series, &directory, &programs, &[job])?[..] {
+        [Outcome { status: 0, .. }] => {}
+        outcomes => bail!("{}", outcomes.iter().map(described).collect::<Vec<_>>().join(", ")),
+    }
+    let output = lines(series, &directory).output;
+    fs::read(&output).with_context(|| format!("read {}", output.display()))
+}
+
+/// The test programs that are to be run.
 fn jobs(options: &Options) -> Vec<Job> {
-    let suites = if options.only.is_empty() { &Suite::DEFAULT[..] } else { &options.only };
-    suites
+    options
+        .only
         .iter()
         .flat_map(|suite| suite.programs())
         .map(|(name, narrowed)| {
@@ -146,7 +174,7 @@ fn jobs(options: &Options) -> Vec<Job> {
         .collect()
 }
 
-/// Builds the tests and the daemon, and strips them of what only a debugger reads.
+/// Builds the tests and the daemon.
 fn build(jobs: &[Job], directory: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let mut names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
     names.sort_unstable();
@@ -155,13 +183,19 @@ fn build(jobs: &[Job], directory: &Path) -> anyhow::Result<Vec<(String, PathBuf)
     let daemon = ("dsproxy".to_owned(), cargo::daemon(cargo::Profile::Development)?);
     let mut programs = cargo::build_tests(&names)?;
     programs.push(daemon);
-    for (name, path) in &mut programs {
-        let stripped = directory.join(&name);
+    strip(&mut programs, directory)?;
+    Ok(programs)
+}
+
+/// Has `programs` be copies without what only a debugger reads.
+fn strip(programs: &mut [(String, PathBuf)], directory: &Path) -> anyhow::Result<()> {
+    for (name, path) in programs {
+        let stripped = directory.join(&*name);
         setup::quietly(Command::new("strip").args(["--strip-debug", "-o"]).arg(&stripped).arg(&path))
             .with_context(|| format!("strip {}", path.display()))?;
         *path = stripped;
     }
-    Ok(programs)
+    Ok(())
 }
 
 fn run_on(
@@ -174,17 +208,23 @@ fn run_on(
     println!("vm: booting {}", kernel.release);
     let files = directory.join(format!("{series}.cpio"));
     root::write(&files, &kernel, programs, jobs)?;
-    guest::run(&kernel, &files, jobs, &directory.join(format!("{series}.report")))
+    guest::run(&kernel, &files, jobs, &lines(series, directory))
 }
 
-/// Whether all of it went well, and anything was tested at all.
-fn judge(outcomes: &[Outcome]) -> anyhow::Result<()> {
+fn lines(series: Series, directory: &Path) -> Lines {
+    Lines { report: directory.join(format!("{series}.report")), output: directory.join(format!("{series}.output")) }
+}
+
+/// Whether all of it went well, and everything was tested that should be. What the caller has narrowed down need not be in every program.
+fn judge(outcomes: &[Outcome], is_narrowed: bool) -> anyhow::Result<()> {
     let bad: Vec<String> = outcomes.iter().filter(|outcome| outcome.status != 0).map(described).collect();
     if !bad.is_empty() {
         bail!("{}", bad.join(", "));
     }
-    if outcomes.iter().all(|outcome| outcome.tests.is_none_or(|tests| tests.passed == 0)) {
-        bail!("no test was run; what follows `--` has to be a part of a test's name");
+    let ran_none = |outcome: &&Outcome| outcome.tests.is_none_or(|tests| tests.passed == 0);
+    let empty: Vec<&str> = outcomes.iter().filter(ran_none).map(|outcome| outcome.name.as_str()).collect();
+    if empty.len() == outcomes.len() || (!is_narrowed && !empty.is_empty()) {
+        bail!("no test of {} was run: what it is called with has to be a part of a test's name", empty.join(", "));
     }
     Ok(())
 }
@@ -197,5 +237,21 @@ fn described(outcome: &Outcome) -> String {
         }
         None if *status == 137 => format!("{name}: ended, for it took too long or all memory"),
         None => format!("{name}: ended with status {status}, without a word of its tests"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_run_is_a_failure() {
+        let outcome =
+            |passed| Outcome { name: "lab".to_owned(), status: 0, tests: Some(Tests { passed, ..Tests::default() }) };
+        assert!(judge(&[outcome(1), outcome(2)], false).is_ok());
+        assert!(judge(&[outcome(1), outcome(0)], false).is_err());
+        assert!(judge(&[outcome(1), outcome(0)], true).is_ok());
+        assert!(judge(&[outcome(0)], true).is_err());
+        assert!(judge(&[Outcome { status: 101, ..outcome(1) }], false).is_err());
     }
 }

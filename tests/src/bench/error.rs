@@ -119,6 +119,24 @@ pub enum BenchError {
     /// A device is not there.
     #[error("look up the device that packets are sent by: {0}")]
     Device(nix::Error),
+    /// The kernel has no packet generator.
+    #[error(
+        "{} is not there, so this kernel has no pktgen: `modprobe pktgen` as root, or `cargo xtask bench pktgen`, which finds one", .path.display()
+    )]
+    NoPktgen {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The packet generator did not do what it was told.
+    #[error("tell pktgen {command:?} at {}: {reason}", .path.display())]
+    Pktgen {
+        /// The file.
+        path: PathBuf,
+        /// What was written.
+        command: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// Packets that were sent are not where they should be.
     #[error("{variant}: of {sent} packets only {arrived} arrived, which is no rate to be compared")]
     Lost {

@@ -28,4 +28,6 @@ pub use machine::Machine;
 pub use packets::{measure_packets, measure_scale};
 pub use plots::{PlotError, write_documents};
 pub use probe::Effort;
-pub use traffic::{ExchangeFailed, Measure, MeasureFailed, RateEffort, TrafficEffort, measure_rate, measure_traffic};
+pub use traffic::{
+    ExchangeFailed, Measure, MeasureFailed, RateEffort, Source, TrafficEffort, measure_rate, measure_traffic,
+};

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use dsproxy_tests::bench::{
-    Comparison, ControlPlaneAims, Effort, Figure, Machine, RateEffort, Report, TrafficEffort, cold_start,
+    Comparison, ControlPlaneAims, Effort, Figure, Machine, RateEffort, Report, Source, TrafficEffort, cold_start,
     measure_control_plane, measure_fast_path, measure_packets, measure_rate, measure_scale, measure_traffic,
     write_documents,
 };
@@ -60,6 +60,8 @@ enum Part {
     Traffic,
     /// Packets made by the kernel itself, forwarded as fast as one processor can.
     Rate,
+    /// The same with packets of the kernel's packet generator, which has to be there; only if asked for.
+    Pktgen,
 }
 
 #[derive(Subcommand)]
@@ -120,7 +122,8 @@ fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let machine = Machine::look()?;
     println!("{machine}\n");
     println!("{:<82} {:>8} {:>8}", "", "minimum", "median");
-    let wanted = |part| only.is_empty() || only.contains(&part);
+    // Few kernels have the generator.
+    let wanted = |part| only.contains(&part) || (only.is_empty() && part != Part::Pktgen);
     let mut report = Report { machine, figures: Vec::new() };
     // Before this process is bound to one processor: children would inherit it, and the daemon is not bound either.
     if wanted(Part::ControlPlane) {
@@ -137,9 +140,12 @@ fn measure(arguments: Arguments) -> anyhow::Result<()> {
         };
         note(&mut report, measure_traffic(&effort, |doing| eprintln!("{doing}"))?);
     }
-    if wanted(Part::Rate) {
-        let effort = RateEffort { rounds: rounds.unwrap_or(5), packets: frames, services: services.clone() };
-        note(&mut report, measure_rate(&effort, |doing| eprintln!("{doing}"))?);
+    for (part, source) in [(Part::Rate, Source::LiveFrames), (Part::Pktgen, Source::Pktgen)] {
+        if wanted(part) {
+            let effort =
+                RateEffort { source, rounds: rounds.unwrap_or(5), packets: frames, services: services.clone() };
+            note(&mut report, measure_rate(&effort, |doing| eprintln!("{doing}"))?);
+        }
     }
     report.machine.pin()?;
     let effort = Effort { filter: &filter, rounds: rounds.unwrap_or(21), repeat };

@@ -3,7 +3,12 @@
 //! The guest's console is this process's output. How each job ended comes by a second serial line, where nothing else writes,
 //! and a run without its last word there has failed, whatever else was seen of it.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 
@@ -54,12 +59,26 @@ pub(super) struct Tests {
     pub(super) ignored: u32,
 }
 
+/// The files that the guest writes to.
+pub(super) struct Lines {
+    /// How each job ended.
+    pub(super) report: PathBuf,
+    /// What a job has to hand over: the guest's `OUTPUT`.
+    pub(super) output: PathBuf,
+}
+
+/// The device that a job hands something over by.
+pub(super) const OUTPUT: &str = "/dev/ttyS2";
+
 /// Boots `kernel` with the file system at `root`, and returns how each of `jobs` ended.
-pub(super) fn run(kernel: &Kernel, root: &Path, jobs: &[Job], report: &Path) -> anyhow::Result<Vec<Outcome>> {
+pub(super) fn run(kernel: &Kernel, root: &Path, jobs: &[Job], lines: &Lines) -> anyhow::Result<Vec<Outcome>> {
     let limit = BOOT + jobs.iter().map(|job| job.patience).sum();
+    let Lines { report, output } = lines;
     // What an earlier run has left must not be read as this one's.
-    fs::write(report, b"").with_context(|| format!("write {}", report.display()))?;
-    let mut machine = machine(kernel, root, report);
+    for file in [report, output] {
+        fs::write(file, b"").with_context(|| format!("write {}", file.display()))?;
+    }
+    let mut machine = machine(kernel, root, lines);
     let ended = run::status_within(&mut machine, limit)?;
     let text = fs::read_to_string(report).with_context(|| format!("read {}", report.display()))?;
     let (outcomes, is_whole) = parse(&text)?;
@@ -75,7 +94,7 @@ pub(super) fn run(kernel: &Kernel, root: &Path, jobs: &[Job], report: &Path) -> 
     }
 }
 
-fn machine(kernel: &Kernel, root: &Path, report: &Path) -> Command {
+fn machine(kernel: &Kernel, root: &Path, lines: &Lines) -> Command {
     // A kernel that stumbles must not go on, and one that stops must end the emulator.
     let parameters = "console=ttyS0 quiet loglevel=4 oops=panic panic=-1 random.trust_cpu=on";
     let mut command = Command::new("qemu-system-x86_64");
@@ -85,7 +104,9 @@ fn machine(kernel: &Kernel, root: &Path, report: &Path) -> Command {
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
         .arg("-serial")
-        .arg(format!("file:{}", report.display()))
+        .arg(format!("file:{}", lines.report.display()))
+        .arg("-serial")
+        .arg(format!("file:{}", lines.output.display()))
         .arg("-kernel")
         .arg(&kernel.image)
         .arg("-initrd")

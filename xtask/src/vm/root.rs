@@ -24,13 +24,14 @@ pub(super) const PROGRAMS: &str = "/programs";
 
 /// What the tests and the daemon call, and `busybox` and `modprobe` of the guest itself: the kernel calls the latter for each
 /// module that it misses.
-const TOOLS: [&str; 23] = [
+const TOOLS: [&str; 24] = [
     "busybox",
     "modprobe",
     "ip",
     "tc",
     "ethtool",
     "mount",
+    "umount",
     "nsenter",
     "setpriv",
     "sleep",

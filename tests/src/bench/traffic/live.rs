@@ -138,7 +138,8 @@ impl Live {
         Ok(Sent { sent: packets, arrived: self.count()? - before, elapsed })
     }
 
-    fn count(&self) -> Result<u64, BenchError> {
+    /// How many have arrived so far.
+    pub(super) fn count(&self) -> Result<u64, BenchError> {
         let counted = self.arrived.get(&0, 0).map_err(|source| BenchError::WrapperMap { name: ARRIVED, source })?;
         Ok(counted.iter().sum())
     }

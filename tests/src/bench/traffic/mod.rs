@@ -13,6 +13,7 @@ mod backend;
 mod client;
 mod figures;
 mod live;
+mod pktgen;
 mod processor_time;
 mod rate;
 mod stage;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use dsproxy_common::IpFamily;
 
 pub use client::{ExchangeFailed, Measure, MeasureFailed};
-pub use rate::{RateEffort, measure_rate};
+pub use rate::{RateEffort, Source, measure_rate};
 
 use super::{BenchError, Figure};
 pub(super) use figures::PART;

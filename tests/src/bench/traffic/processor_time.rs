@@ -3,7 +3,7 @@
 //! Clients and servers are threads of this process, and between network namespaces a packet travels in the sender's system call and the
 //! softirq at its end, which the kernel accounts to the thread that they interrupt. So the process's own clock
 //! (`CLOCK_PROCESS_CPUTIME_ID`, in ns) has nearly all of it; what softirqs put off is in the clocks of the `ksoftirqd` threads, which are
-//! added. Other processes are not in it, however busy they are. Where the kernel accounts softirqs apart from threads
+//! added, as are those of the kernel's packet generator, which are there once it has been started. Other processes are not in it, however busy they are. Where the kernel accounts softirqs apart from threads
 //! (`CONFIG_IRQ_TIME_ACCOUNTING`; it then has `/proc/pressure/irq`), the `irq` and `softirq` columns of `/proc/stat` are added: those are the whole
 //! machine's, in units of 10 ms.
 
@@ -19,19 +19,19 @@ use super::super::BenchError;
 
 /// The clock of all that.
 pub(super) struct ProcessorClock {
-    softirq_threads: Vec<Pid>,
+    kernel_threads: Vec<Pid>,
     softirqs_apart: bool,
 }
 
 impl ProcessorClock {
     pub(super) fn new() -> Result<Self, BenchError> {
-        Ok(Self { softirq_threads: softirq_threads()?, softirqs_apart: Path::new("/proc/pressure/irq").exists() })
+        Ok(Self { kernel_threads: kernel_threads()?, softirqs_apart: Path::new("/proc/pressure/irq").exists() })
     }
 
     /// Processor time spent so far.
     pub(super) fn now(&self) -> Result<Duration, BenchError> {
         let mut total = read(ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
-        for thread in &self.softirq_threads {
+        for thread in &self.kernel_threads {
             total += read(clock_getcpuclockid(*thread).map_err(BenchError::ProcessorTime)?)?;
         }
         if self.softirqs_apart {
@@ -45,8 +45,8 @@ fn read(clock: ClockId) -> Result<Duration, BenchError> {
     clock_gettime(clock).map(Duration::from).map_err(BenchError::ProcessorTime)
 }
 
-/// The kernel's threads for softirqs that were put off, one a processor.
-fn softirq_threads() -> Result<Vec<Pid>, BenchError> {
+/// The kernel's threads for softirqs that were put off, one a processor, and those that make packets.
+fn kernel_threads() -> Result<Vec<Pid>, BenchError> {
     let directory = "/proc";
     let failed = |source| BenchError::Machine { path: directory.into(), source };
     let mut threads = Vec::new();
@@ -55,7 +55,8 @@ fn softirq_threads() -> Result<Vec<Pid>, BenchError> {
         let id = path.file_name().and_then(|name| name.to_str()?.parse().ok());
         // A process may end meanwhile; these do not.
         let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-        if let (Some(id), true) = (id, name.starts_with("ksoftirqd/")) {
+        let is_counted = ["ksoftirqd/", "kpktgend_"].iter().any(|start| name.starts_with(start));
+        if let (Some(id), true) = (id, is_counted) {
             threads.push(Pid::from_raw(id));
         }
     }

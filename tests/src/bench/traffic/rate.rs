@@ -1,7 +1,10 @@
 //! How many packets a second are forwarded: UDP from outside to the port of a node, whose backend is on another, in small packets.
 //!
-//! The sender is the kernel itself (`live`), on the processor that forwards as well, so that a rate is the inverse of the work; what
-//! making and counting a packet takes is in the figures of all variants alike, the floor's too.
+//! The sender is the kernel itself, on the processor that forwards as well, so that a rate is the inverse of the work; what making and
+//! counting a packet takes is in the figures of all variants alike, the floor's too. It makes packets in one of two ways: as frames of XDP
+//! (`live`), which take turns among flows, or by its packet generator (`pktgen`), as network cards bring them and flows at random.
+
+use std::net::SocketAddr;
 
 use dsproxy_common::{IpFamily, Protocol, count::Reason};
 
@@ -11,18 +14,45 @@ use super::{
         path::{Path, Range},
     },
     live::{Live, Sent},
+    pktgen::Pktgen,
     processor_time::{Confined, ProcessorClock},
     stage::{Stage, Way},
     variant::FORWARDING_VARIANTS as VARIANTS,
 };
-use crate::lab::{Outside, Side, link_address};
+use crate::lab::{Namespace, Outside, Side, like_hardware, link_address};
 
-/// The name of the part, by which plots and tables find these figures.
-const PART: &str = "rate";
+/// What makes the packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Frames of XDP.
+    LiveFrames,
+    /// The kernel's packet generator.
+    Pktgen,
+}
+
+impl Source {
+    /// The name of the part, by which plots and tables find these figures.
+    fn part(self) -> &'static str {
+        match self {
+            Self::LiveFrames => "rate",
+            Self::Pktgen => "pktgen",
+        }
+    }
+
+    /// How the names of figures begin.
+    fn title(self) -> &'static str {
+        match self {
+            Self::LiveFrames => "forwarded by NodePort",
+            Self::Pktgen => "pktgen, by NodePort",
+        }
+    }
+}
 
 /// How much is measured.
 #[derive(Clone, Debug)]
 pub struct RateEffort {
+    /// What makes the packets.
+    pub source: Source,
     /// How many rounds; each measures everything once.
     pub rounds: u32,
     /// How many packets for one measurement.
@@ -30,6 +60,9 @@ pub struct RateEffort {
     /// How many Services there are; everything is measured with each of these numbers.
     pub services: Vec<u32>,
 }
+
+/// The way that packets take.
+const WAY: Way = Way::NodePort;
 
 /// From how many ports of the client packets come. What is masqueraded needs a port of the node for each of them.
 const FLOWS: [Range; 2] = [Range::ONE, Range { ports: 12, addresses: 0 }];
@@ -49,6 +82,56 @@ struct Samples {
     times: Vec<f64>,
     /// The share that was lost, in percent.
     lost: Vec<f64>,
+    /// How many were made.
+    sent: Vec<f64>,
+    /// How many arrived, translated.
+    arrived: Vec<f64>,
+}
+
+/// Where packets come from and go to.
+pub(super) struct Course {
+    pub(super) source: SocketAddr,
+    /// From how many ports of the source.
+    pub(super) flows: Range,
+    pub(super) target: SocketAddr,
+    /// The link-layer address of the node's device.
+    pub(super) gateway: [u8; 6],
+}
+
+/// What makes packets, and counts those that arrive.
+enum Sender {
+    Live(Live),
+    Pktgen(Pktgen, Live),
+}
+
+impl Sender {
+    /// A sender in `stage`, which is not `served` by XDP by anything else yet, or at all.
+    fn start(source: Source, stage: &Stage, has_own_xdp: bool) -> Result<Self, BenchError> {
+        let client = stage.client(WAY);
+        let mut live = Live::load()?;
+        let far = stage.lab().node(Side::B);
+        live.count_at(far.namespace(), far.interface(), WAY.target())?;
+        match source {
+            Source::LiveFrames => {
+                live.take_at(client, Outside::INTERFACE)?;
+                if !has_own_xdp {
+                    live.take_at(stage.lab().node(Stage::SIDE).namespace(), Outside::GATEWAY_INTERFACE)?;
+                }
+                Ok(Self::Live(live))
+            }
+            Source::Pktgen => {
+                like_hardware(client, Outside::INTERFACE)?;
+                Ok(Self::Pktgen(Pktgen::take(client, Outside::INTERFACE)?, live))
+            }
+        }
+    }
+
+    fn send(&mut self, client: &Namespace, course: &Course, packets: u32) -> Result<Sent, BenchError> {
+        match self {
+            Self::Live(live) => live.send(client, Outside::INTERFACE, &course.path(), packets),
+            Self::Pktgen(pktgen, live) => pktgen.send(client, course, packets, live),
+        }
+    }
 }
 
 /// Measures every variant, and tells `progress` what it is at.
@@ -57,20 +140,12 @@ struct Samples {
 ///
 /// When a lab or a proxy fails, or packets do not arrive.
 pub fn measure_rate(effort: &RateEffort, mut progress: impl FnMut(&str)) -> Result<Vec<Figure>, BenchError> {
-    let RateEffort { rounds, packets, services } = effort;
-    let way = Way::NodePort;
+    let RateEffort { source, rounds, packets, services } = effort;
     let stages = VARIANTS.iter().map(|_| Stage::build()).collect::<Result<Vec<Stage>, _>>()?;
     let mut proxies = Vec::new();
     let mut senders = Vec::new();
     for (variant, stage) in VARIANTS.iter().zip(&stages) {
-        let mut live = Live::load()?;
-        live.take_at(stage.client(way), Outside::INTERFACE)?;
-        if !variant.has_xdp() {
-            live.take_at(stage.lab().node(Stage::SIDE).namespace(), Outside::GATEWAY_INTERFACE)?;
-        }
-        let far = stage.lab().node(Side::B);
-        live.count_at(far.namespace(), far.interface(), way.target())?;
-        senders.push(live);
+        senders.push(Sender::start(*source, stage, variant.has_xdp())?);
         // XDP looks whether the other ends take frames.
         proxies.push(variant.start(stage)?);
     }
@@ -87,34 +162,43 @@ pub fn measure_rate(effort: &RateEffort, mut progress: impl FnMut(&str)) -> Resu
                 for turn in 0..VARIANTS.len() {
                     let place = (turn + round as usize) % VARIANTS.len();
                     let (variant, stage) = (&VARIANTS[place], &stages[place]);
-                    let path = path(stage, family, flows, variant.is_floor())?;
+                    let course = Course::of(stage, family, flows, variant.is_floor())?;
                     let _confined = Confined::to_one()?;
-                    let client = stage.client(way);
+                    let client = stage.client(WAY);
                     // Neighbours are found and connections made.
-                    senders[place].send(client, Outside::INTERFACE, &path, flows.len().max(1_000))?;
+                    senders[place].send(client, &course, flows.len().max(1_000))?;
                     let before = clock.now()?;
-                    let sent = senders[place].send(client, Outside::INTERFACE, &path, *packets)?;
+                    let sent = senders[place].send(client, &course, *packets)?;
                     let spent = clock.now()?.saturating_sub(before);
                     samples[place].add(variant.name, sent, spent.as_secs_f64())?;
                 }
             }
             for (variant, samples) in VARIANTS.iter().zip(samples) {
-                figures.extend(samples.figures(variant.name, family, flows.len(), count));
+                figures.extend(samples.figures(*source, variant.name, family, flows.len(), count));
             }
         }
     }
     Ok(figures)
 }
 
-/// Packets from the host outside to the node, or straight to a pod, framed for the node's device.
-fn path(stage: &Stage, family: IpFamily, flows: Range, straight: bool) -> Result<Path, BenchError> {
-    let way = Way::NodePort;
-    let source = stage.outside().addresses().socket(family, SOURCE_PORT);
-    let target = stage.target(way, family, straight);
-    let mut path = Path::new("forwarded", Protocol::Udp, (source, flows), (target, Range::ONE), Reason::Forwarded);
-    let device = link_address(stage.lab().node(Stage::SIDE).namespace(), Outside::GATEWAY_INTERFACE)?;
-    path.packet = device.into_iter().chain(path.packet.iter().skip(device.len()).copied()).collect();
-    Ok(path)
+impl Course {
+    /// From the host outside to the node, or straight to a pod, by the node's device.
+    fn of(stage: &Stage, family: IpFamily, flows: Range, straight: bool) -> Result<Self, BenchError> {
+        Ok(Self {
+            source: stage.outside().addresses().socket(family, SOURCE_PORT),
+            flows,
+            target: stage.target(WAY, family, straight),
+            gateway: link_address(stage.lab().node(Stage::SIDE).namespace(), Outside::GATEWAY_INTERFACE)?,
+        })
+    }
+
+    /// The packets, framed for the node's device.
+    fn path(&self) -> Path {
+        let Self { source, flows, target, gateway } = *self;
+        let mut path = Path::new("forwarded", Protocol::Udp, (source, flows), (target, Range::ONE), Reason::Forwarded);
+        path.packet = gateway.into_iter().chain(path.packet.iter().skip(gateway.len()).copied()).collect();
+        path
+    }
 }
 
 impl Samples {
@@ -127,30 +211,41 @@ impl Samples {
         self.rates.push(arrived as f64 / elapsed.as_secs_f64());
         self.times.push(spent * 1e6 / arrived as f64);
         self.lost.push((1.0 - share) * 100.0);
+        self.sent.push(sent.into());
+        self.arrived.push(arrived as f64);
         Ok(())
     }
 
-    fn figures(self, variant: &str, family: IpFamily, flows: u32, services: u32) -> Vec<Figure> {
-        let Self { rates, times, lost } = self;
+    fn figures(self, source: Source, variant: &str, family: IpFamily, flows: u32, services: u32) -> Vec<Figure> {
+        let Self { rates, times, lost, sent, arrived } = self;
         let many = if flows == 1 { "1 flow".to_owned() } else { format!("{flows} flows") };
-        let name =
-            |what: &str| format!("forwarded by NodePort, {family}, {many}, {services} Services, {variant}: {what}");
-        [
+        let title = source.title();
+        let name = |what: &str| format!("{title}, {family}, {many}, {services} Services, {variant}: {what}");
+        let counts = match source {
+            Source::LiveFrames => Vec::new(),
+            Source::Pktgen => vec![
+                ("sent", Figure::of_samples(name("sent"), "", sent)),
+                ("arrived", Figure::of_samples(name("arrived, translated"), "", arrived).higher_is_better()),
+            ],
+        };
+        let figures = [
             ("rate", Figure::of_samples(name("rate"), "/s", rates).higher_is_better()),
             ("processor time", Figure::of_samples(name("CPU a packet"), "us", times)),
             ("lost", Figure::of_samples(name("lost"), "%", lost)),
-        ]
-        .into_iter()
-        .map(|(what, figure)| {
-            figure
-                .at("part", PART)
-                .at("way", Way::NodePort.name())
-                .at("flows", flows)
-                .at("family", family)
-                .at("services", services)
-                .at("variant", variant)
-                .at("what", what)
-        })
-        .collect()
+        ];
+        counts
+            .into_iter()
+            .chain(figures)
+            .map(|(what, figure)| {
+                figure
+                    .at("part", source.part())
+                    .at("way", WAY.name())
+                    .at("flows", flows)
+                    .at("family", family)
+                    .at("services", services)
+                    .at("variant", variant)
+                    .at("what", what)
+            })
+            .collect()
     }
 }
