@@ -118,7 +118,8 @@ fn file(name: &str) -> PathBuf {
 
 fn tell(name: &str, command: &str) -> Result<(), BenchError> {
     let path = file(name);
-    fs::write(&path, command).map_err(|error| BenchError::Pktgen {
+    // One of the files takes the last character for the end of a line, whatever it is.
+    fs::write(&path, format!("{command}\n")).map_err(|error| BenchError::Pktgen {
         path,
         command: command.to_owned(),
         reason: error.to_string(),
