@@ -2,12 +2,19 @@
 //!
 //! The flags of `run` are in `config`, where they become a configuration.
 
+mod manual;
+
+use std::time::Duration;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     app,
     config::{RunFlags, flags::BpffsFlag},
-    inspect,
+    inspect::{
+        self,
+        filter::{FlowFilter, RowFilter},
+    },
     model::Protocol,
 };
 
@@ -26,15 +33,19 @@ enum Command {
     /// What is attached where, how full the maps are, what became of packets
     Status(InspectArguments),
     /// The Services in the maps, with their endpoints and traffic
-    Services(InspectArguments),
+    Services(FlowArguments),
     /// The endpoints in the maps
-    Backends(InspectArguments),
+    Backends(RowArguments),
     /// The connections in the maps
-    Connections(InspectArguments),
+    Connections(FlowArguments),
     /// What would become of a packet that enters, and why
     Trace(TraceArguments),
     /// Remove programs, maps and pins, so that connections through Services end; or what kube-proxy has left
     Cleanup(CleanupArguments),
+    /// Print the script by which a shell completes commands and flags
+    Completions(manual::CompletionsArguments),
+    /// Write manual pages
+    Man(manual::ManualArguments),
 }
 
 /// What the commands that look at the maps are told.
@@ -47,6 +58,34 @@ pub struct InspectArguments {
     /// The form of the output
     #[arg(short, long, value_name = "FORM", default_value = "table")]
     pub output: OutputFormat,
+
+    /// Look again every so many seconds, until interrupted; as JSON, one line for each look
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = seconds)]
+    pub watch: Option<Duration>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    let interval = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+    if interval.is_zero() { Err("must be more than none".to_owned()) } else { Ok(interval) }
+}
+
+/// What the commands are told that list flows, or what they are for.
+#[derive(Debug, Args)]
+struct FlowArguments {
+    #[command(flatten)]
+    filter: FlowFilter,
+    #[command(flatten)]
+    inspect: InspectArguments,
+}
+
+/// What the commands are told that list what has no protocol.
+#[derive(Debug, Args)]
+struct RowArguments {
+    #[command(flatten)]
+    filter: RowFilter,
+    #[command(flatten)]
+    inspect: InspectArguments,
 }
 
 /// What `dsproxy trace` is told.
@@ -120,14 +159,25 @@ impl Arguments {
         match self.command {
             Command::Run(flags) => app::run(&flags),
             Command::Status(arguments) => inspect::print(&arguments, inspect::status),
-            Command::Services(arguments) => inspect::print(&arguments, inspect::services),
-            Command::Backends(arguments) => inspect::print(&arguments, inspect::backends),
-            Command::Connections(arguments) => inspect::print(&arguments, inspect::connections),
+            Command::Services(FlowArguments { filter, inspect }) => {
+                inspect::print(&inspect, |live| inspect::services(live, &filter))
+            }
+            Command::Backends(RowArguments { filter, inspect }) => {
+                inspect::print(&inspect, |live| inspect::backends(live, &filter))
+            }
+            Command::Connections(FlowArguments { filter, inspect }) => {
+                inspect::print(&inspect, |live| inspect::connections(live, &filter))
+            }
             Command::Trace(arguments) => {
                 inspect::print(&arguments.inspect, |live| inspect::trace::trace(live, &arguments))
             }
             Command::Cleanup(CleanupArguments { bpffs: _, kube_proxy: true }) => app::cleanup_kube_proxy(),
             Command::Cleanup(CleanupArguments { bpffs, kube_proxy: false }) => app::cleanup(&bpffs.directory),
+            Command::Completions(arguments) => {
+                manual::completions(&arguments);
+                Ok(())
+            }
+            Command::Man(arguments) => manual::manual(&arguments),
         }
     }
 }
@@ -149,6 +199,24 @@ mod tests {
         let Command::Run(_) = arguments.command else { panic!("run") };
         Arguments::try_parse_from(["dsproxy", "run", "--manifests", "a", "--kubeconfig", "b"])
             .expect_err("two sources");
+    }
+
+    #[test]
+    fn watching_is_every_two_seconds_unless_said_otherwise() {
+        for (arguments, expected) in
+            [(&[][..], None), (&["--watch"], Some(2_000)), (&["-w", "0.5"], Some(500)), (&["--watch=10"], Some(10_000))]
+        {
+            let all = ["dsproxy", "status"].iter().chain(arguments);
+            let Command::Status(InspectArguments { watch, .. }) =
+                Arguments::try_parse_from(all).expect("valid").command
+            else {
+                panic!("status")
+            };
+            assert_eq!(watch, expected.map(Duration::from_millis), "{arguments:?}");
+        }
+        for wrong in ["0", "-1", "soon"] {
+            Arguments::try_parse_from(["dsproxy", "status", &format!("--watch={wrong}")]).expect_err(wrong);
+        }
     }
 
     #[test]

@@ -85,6 +85,31 @@ fn the_commands_print_tables_for_people() {
 }
 
 #[test]
+fn the_lists_are_narrowed_to_what_is_asked_for() {
+    let cluster = Cluster::build();
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
+    let daemon = cluster.start_daemon();
+    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let count = |arguments: &[&str]| daemon.json(arguments).expect("JSON").as_array().expect("an array").len();
+    let address = vip.v6.to_string();
+    let endpoint = cluster.backend("local").socket(IpFamily::V4, TARGET).to_string();
+    for (arguments, rows) in [
+        (&["services"][..], 4),
+        (&["services", "--family", "ipv6"], 2),
+        (&["services", "--protocol", "udp"], 2),
+        (&["services", "--address", &address, "--protocol", "tcp"], 1),
+        (&["services", "--service", "default/echo"], 4),
+        (&["services", "--service", "nobody"], 0),
+        (&["backends", "--address", &endpoint], 2),
+        (&["connections", "--address", "192.0.2.0/24"], 0),
+    ] {
+        assert_eq!(count(arguments), rows, "{arguments:?}");
+    }
+    assert!(count(&["connections", "--address", &address, "--protocol", "tcp"]) > 0);
+}
+
+#[test]
 fn metrics_are_served_and_health_follows_the_process() {
     let cluster = Cluster::build();
     let vip = DualStack::cluster_ip(1);

@@ -1,10 +1,14 @@
 //! `dsproxy status`, `services`, `backends`, `connections` and `trace`: read from the live maps, whether a daemon runs or not.
 
 mod columns;
+pub mod filter;
 pub mod trace;
 mod views;
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    thread,
+};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -28,29 +32,41 @@ pub trait View: Serialize {
     fn table(&self) -> String;
 }
 
-/// Prints what `view` makes of the live maps.
+/// Clears a terminal and goes to its upper left corner (ECMA-48, sections 8.3.39 and 8.3.21).
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+/// Prints what `view` makes of the live maps, once or until the user has seen enough.
 ///
 /// # Errors
 ///
 /// When there are none, or they cannot be read.
-pub fn print<V: View>(
-    arguments: &InspectArguments,
-    view: impl FnOnce(&Live) -> anyhow::Result<V>,
-) -> anyhow::Result<()> {
-    let InspectArguments { bpffs, output } = arguments;
+pub fn print<V: View>(arguments: &InspectArguments, view: impl Fn(&Live) -> anyhow::Result<V>) -> anyhow::Result<()> {
+    let InspectArguments { bpffs, output, watch } = arguments;
     let directory = &bpffs.directory;
     let nothing =
         || format!("no dsproxy maps are pinned at {}; is this the --bpffs of `dsproxy run`?", directory.display());
-    let bpffs = Bpffs::existing(directory)?.with_context(nothing)?;
-    let maps = load::open_pinned(&bpffs).with_context(nothing)?;
-    let view = view(&Live { bpffs, maps })?;
-    let text = match output {
-        OutputFormat::Table => view.table(),
-        OutputFormat::Json => serde_json::to_string_pretty(&view).context("write JSON")? + "\n",
-    };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // Whoever reads has seen enough, as `head` does.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("write to standard output"),
+    let existing = Bpffs::existing(directory)?.with_context(nothing)?;
+    let maps = load::open_pinned(&existing).with_context(nothing)?;
+    let live = Live { bpffs: existing, maps };
+    let mut output_stream = io::stdout().lock();
+    let clears = watch.is_some() && *output == OutputFormat::Table && output_stream.is_terminal();
+    loop {
+        let view = view(&live)?;
+        let text = match (output, watch) {
+            (OutputFormat::Table, _) => view.table(),
+            (OutputFormat::Json, None) => serde_json::to_string_pretty(&view).context("write JSON")? + "\n",
+            (OutputFormat::Json, Some(_)) => serde_json::to_string(&view).context("write JSON")? + "\n",
+        };
+        let written = output_stream
+            .write_all(if clears { CLEAR.as_bytes() } else { b"" })
+            .and_then(|()| output_stream.write_all(text.as_bytes()))
+            .and_then(|()| output_stream.flush());
+        match written {
+            // Whoever reads has seen enough, as `head` does.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written.context("write to standard output")?,
+        }
+        let Some(interval) = watch else { return Ok(()) };
+        thread::sleep(*interval);
     }
 }

@@ -6,7 +6,7 @@ use dsproxy_common::service::{BackendFlags, BackendState};
 use serde::Serialize;
 
 use super::{name, names};
-use crate::inspect::{Live, View, columns::Columns};
+use crate::inspect::{Live, View, columns::Columns, filter::RowFilter};
 
 /// `dsproxy backends`.
 #[derive(Debug, Serialize)]
@@ -30,20 +30,25 @@ struct BackendRow {
     generation: u32,
 }
 
-/// Makes `dsproxy backends`: those that take or keep connections.
+/// Makes `dsproxy backends`: those that `filter` takes, and that take or keep connections.
 ///
 /// # Errors
 ///
 /// When the maps cannot be read.
-pub fn backends(live: &Live) -> anyhow::Result<Backends> {
+pub fn backends(live: &Live, filter: &RowFilter) -> anyhow::Result<Backends> {
     let names = names(&live.maps)?;
     let backends = live.maps.backends()?.into_iter();
     let mut rows: Vec<BackendRow> = backends
         .filter(|(_, _, record)| record.state != BackendState::Gone)
-        .map(|(family, id, record)| BackendRow {
-            name: name(&names, record.service),
+        .map(|(family, id, record)| {
+            let endpoint = SocketAddr::new(record.address, record.port);
+            (family, id, record, name(&names, record.service), endpoint)
+        })
+        .filter(|(family, _, _, name, endpoint)| filter.takes(name, *family, &[*endpoint]))
+        .map(|(family, id, record, name, endpoint)| BackendRow {
+            name,
             family: family.to_string(),
-            endpoint: SocketAddr::new(record.address, record.port),
+            endpoint,
             state: match record.state {
                 BackendState::Active => "active",
                 BackendState::Draining => "draining",

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{name, names};
 use crate::{
-    inspect::{Live, View, columns::Columns},
+    inspect::{Live, View, columns::Columns, filter::FlowFilter},
     jiffies,
 };
 
@@ -32,12 +32,12 @@ struct ConnectionRow {
     name: String,
 }
 
-/// Makes `dsproxy connections`: those whose entries still count.
+/// Makes `dsproxy connections`: those that `filter` takes and whose entries still count.
 ///
 /// # Errors
 ///
 /// When the maps cannot be read.
-pub fn connections(live: &Live) -> anyhow::Result<Connections> {
+pub fn connections(live: &Live, filter: &FlowFilter) -> anyhow::Result<Connections> {
     let names = names(&live.maps)?;
     let settings = live.maps.settings()?;
     let now = jiffies::now(settings.jiffies_per_second).context("read the clock")?;
@@ -49,13 +49,23 @@ pub fn connections(live: &Live) -> anyhow::Result<Connections> {
             continue;
         }
         let (address, port) = connection.client;
+        let client = SocketAddr::new(address, port);
+        let frontend = SocketAddr::new(connection.frontend.address, connection.frontend.port);
+        let backend = connection.endpoint.map(|record| SocketAddr::new(record.address, record.port));
+        let masquerade = connection.masquerade.map(|(address, port)| SocketAddr::new(address, port));
+        let name = name(&names, connection.service);
+        let (protocol, family) = (connection.frontend.protocol, connection.frontend.family());
+        let addresses: Vec<_> = [Some(client), Some(frontend), backend, masquerade].into_iter().flatten().collect();
+        if !filter.takes(protocol, &name, family, &addresses) {
+            continue;
+        }
         rows.push(ConnectionRow {
-            family: connection.frontend.family().to_string(),
-            protocol: connection.frontend.protocol.to_string(),
-            client: SocketAddr::new(address, port),
-            frontend: SocketAddr::new(connection.frontend.address, connection.frontend.port),
-            backend: connection.endpoint.map(|record| SocketAddr::new(record.address, record.port)),
-            masquerade: connection.masquerade.map(|(address, port)| SocketAddr::new(address, port)),
+            family: family.to_string(),
+            protocol: protocol.to_string(),
+            client,
+            frontend,
+            backend,
+            masquerade,
             state: match connection.state {
                 FlowState::Opening => "opening",
                 FlowState::Answered => "answered",
@@ -67,7 +77,7 @@ pub fn connections(live: &Live) -> anyhow::Result<Connections> {
                 FlowState::Stateless => "active",
             },
             idle_seconds: age / settings.jiffies_per_second.max(1),
-            name: name(&names, connection.service),
+            name,
         });
     }
     rows.sort_by_key(|row| (row.client, row.frontend));

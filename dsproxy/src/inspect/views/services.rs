@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{name, names};
-use crate::inspect::{Live, View, columns::Columns};
+use crate::inspect::{Live, View, columns::Columns, filter::FlowFilter};
 
 /// `dsproxy services`.
 #[derive(Debug, Serialize)]
@@ -47,12 +47,12 @@ struct ServiceRow {
     reply_bytes: u64,
 }
 
-/// Makes `dsproxy services`: a row for each frontend.
+/// Makes `dsproxy services`: a row for each frontend that `filter` takes.
 ///
 /// # Errors
 ///
 /// When the maps cannot be read.
-pub fn services(live: &Live) -> anyhow::Result<Services> {
+pub fn services(live: &Live, filter: &FlowFilter) -> anyhow::Result<Services> {
     let names = names(&live.maps)?;
     let backends: HashMap<_, _> =
         live.maps.backends()?.into_iter().map(|(family, id, record)| ((family, id), record)).collect();
@@ -75,12 +75,19 @@ pub fn services(live: &Live) -> anyhow::Result<Services> {
             let ranges = ranges.iter().filter(|(service, _)| *service == frontend.service).map(|(_, range)| *range);
             ranges.filter(|range| IpFamily::of(range.addr()) == family).collect()
         };
+        let name = name(&names, frontend.service);
+        let own = SocketAddr::new(address.address, address.port);
+        let addresses: Vec<_> =
+            [own].into_iter().chain(endpoints.iter().chain(&endpoints_for_outside).copied()).collect();
+        if !filter.takes(address.protocol, &name, family, &addresses) {
+            continue;
+        }
         let counted = live.maps.service_counters(frontend.service)?;
         rows.push(ServiceRow {
-            name: name(&names, frontend.service),
+            name,
             family: family.to_string(),
             protocol: address.protocol.to_string(),
-            frontend: SocketAddr::new(address.address, address.port),
+            frontend: own,
             kind: kind(&frontend),
             distribution: if is_maglev { "maglev" } else { "list" },
             endpoints,
