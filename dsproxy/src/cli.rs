@@ -74,18 +74,20 @@ fn seconds(text: &str) -> Result<Duration, String> {
 #[derive(Debug, Args)]
 struct FlowArguments {
     #[command(flatten)]
-    filter: FlowFilter,
-    #[command(flatten)]
     inspect: InspectArguments,
+    // Last, for its heading holds for what follows.
+    #[command(flatten)]
+    filter: FlowFilter,
 }
 
 /// What the commands are told that list what has no protocol.
 #[derive(Debug, Args)]
 struct RowArguments {
     #[command(flatten)]
-    filter: RowFilter,
-    #[command(flatten)]
     inspect: InspectArguments,
+    // Last, for its heading holds for what follows.
+    #[command(flatten)]
+    filter: RowFilter,
 }
 
 /// What `dsproxy trace` is told.
