@@ -87,7 +87,7 @@ pub fn plan(config: &Config, cpus: u64) -> Vec<Setting> {
 }
 
 /// [`plan`] without what is the process's own.
-pub fn of_host(config: &Config, cpus: u64) -> Vec<Setting> {
+fn of_host(config: &Config, cpus: u64) -> Vec<Setting> {
     let mut settings = Vec::new();
     if config.reserve_ports {
         let ports = vec![config.node_port_range, config.snat_ports];

@@ -34,6 +34,14 @@ impl Profile {
             Self::Release => "release",
         }
     }
+
+    /// What cargo is told of it.
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Development => &[],
+            Self::Release => &["--release"],
+        }
+    }
 }
 
 /// Where the daemon of `profile` is once it is built.
@@ -43,14 +51,7 @@ pub(crate) fn daemon(profile: Profile) -> anyhow::Result<PathBuf> {
 
 /// Builds the daemon.
 pub(crate) fn build_daemon(profile: Profile) -> anyhow::Result<()> {
-    let mut command = cargo(&["build", "-p", "dsproxy"]);
-    match profile {
-        Profile::Development => {}
-        Profile::Release => {
-            command.arg("--release");
-        }
-    }
-    run::succeed(&mut command)
+    run::succeed(cargo(&["build", "-p", "dsproxy"]).args(profile.flags()))
 }
 
 /// Builds the binary `name` of the test crate and returns where it is.
@@ -60,11 +61,7 @@ pub(crate) fn build_lab_binary(name: &str) -> anyhow::Result<PathBuf> {
 
 /// The same in `profile`.
 pub(crate) fn build_binary(name: &str, profile: Profile) -> anyhow::Result<PathBuf> {
-    let mut command = cargo(&["build", "--quiet", "-p", "dsproxy-tests", "--bin", name]);
-    if matches!(profile, Profile::Release) {
-        command.arg("--release");
-    }
-    run::succeed(&mut command)?;
+    run::succeed(cargo(&["build", "--quiet", "-p", "dsproxy-tests", "--bin", name]).args(profile.flags()))?;
     let path = target_directory()?.join(profile.directory()).join(name);
     if path.is_file() { Ok(path) } else { bail!("cargo built {name}, but it is not at {}", path.display()) }
 }

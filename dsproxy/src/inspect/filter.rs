@@ -100,8 +100,7 @@ impl RowFilter {
 impl FlowFilter {
     /// As [`RowFilter::takes`], of a row of this protocol.
     pub fn takes(&self, protocol: Protocol, name: &str, family: IpFamily, addresses: &[SocketAddr]) -> bool {
-        self.protocol.is_none_or(|wanted| dsproxy_common::Protocol::from(wanted) == protocol)
-            && self.row.takes(name, family, addresses)
+        self.protocol.is_none_or(|wanted| Protocol::from(wanted) == protocol) && self.row.takes(name, family, addresses)
     }
 }
 
