@@ -14,6 +14,7 @@ pub mod filter;
 pub mod flow;
 pub mod fragment;
 pub mod hash;
+mod kernel_object;
 pub mod layout;
 pub mod next_hop;
 mod record;

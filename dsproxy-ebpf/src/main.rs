@@ -174,18 +174,4 @@ fn log(context: &TcContext, reason: Reason) {
     aya_log_ebpf::info!(context, "{} bytes: {}", context.len(), reason.name());
 }
 
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // Nothing in the programs panics; the verifier would refuse an endless loop.
-    loop {}
-}
-
-/// The programs may use helpers that the kernel reserves for GPL-compatible code.
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(target_arch = "bpf"))]
-fn main() {}
+dsproxy_common::kernel_object!();

@@ -53,4 +53,4 @@ fn count(bystander: Bystander) {
     }
 }
 
-dsproxy_bench_ebpf::kernel_object!();
+dsproxy_common::kernel_object!();

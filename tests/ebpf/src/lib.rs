@@ -3,27 +3,6 @@
 
 #![no_std]
 
-/// What every object has beside its programs.
-#[macro_export]
-macro_rules! kernel_object {
-    () => {
-        #[cfg(target_arch = "bpf")]
-        #[panic_handler]
-        fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-            // Nothing in the programs panics; the verifier would refuse an endless loop.
-            loop {}
-        }
-
-        #[cfg(target_arch = "bpf")]
-        #[unsafe(link_section = "license")]
-        #[unsafe(no_mangle)]
-        static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-        #[cfg(not(target_arch = "bpf"))]
-        fn main() {}
-    };
-}
-
 /// The headers as they are to be before each run, and how they change from one run to the next.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

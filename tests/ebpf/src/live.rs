@@ -139,4 +139,4 @@ fn bytes<S: Shape>(context: &XdpContext) -> Option<*mut u8> {
     (start + S::LENGTH <= context.data_end()).then_some(start as *mut u8)
 }
 
-dsproxy_bench_ebpf::kernel_object!();
+dsproxy_common::kernel_object!();

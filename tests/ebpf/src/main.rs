@@ -122,4 +122,4 @@ fn restore<S: Shape>(start: usize, end: usize, template: Option<&[u32; TEMPLATE_
     Some(())
 }
 
-dsproxy_bench_ebpf::kernel_object!();
+dsproxy_common::kernel_object!();

@@ -43,4 +43,4 @@ stand_ins! {
     pod_ingress_ip pod_egress_ip node_ingress_ip node_egress_ip
 }
 
-dsproxy_bench_ebpf::kernel_object!();
+dsproxy_common::kernel_object!();
