@@ -44,7 +44,12 @@ reasons! {
     Masqueraded = "masqueraded",
     /// The reply to a masqueraded packet, sent on to the client.
     Unmasqueraded = "unmasqueraded",
-    /// A client's packet that XDP sent on to its backend on another node, masqueraded.
+    /// A client's packet that leaves with the client's address, for its backend on another node to answer the client directly.
+    SentDirect = "sent-direct",
+    /// Passed: another node has sent a client's packet to a backend here, which answers the client directly, by the VIP that
+    /// the packet says.
+    DirectArrived = "direct-arrived",
+    /// A client's packet that XDP sent on to its backend on another node, masqueraded or for it to answer directly.
     SentToBackend = "sent-to-backend",
     /// The reply to a masqueraded packet that XDP sent on to the client, translated back to the VIP.
     SentToClient = "sent-to-client",
@@ -124,6 +129,8 @@ impl Reason {
             | Self::Replied
             | Self::Masqueraded
             | Self::Unmasqueraded
+            | Self::SentDirect
+            | Self::DirectArrived
             | Self::SentToBackend
             | Self::SentToClient
             | Self::IcmpError

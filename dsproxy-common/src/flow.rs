@@ -85,6 +85,11 @@ pub enum EgressKind {
     Unsettled = 1,
     /// A client's packet that is masqueraded: its source becomes the node.
     Masquerade = 2,
+    /// A client's packet whose backend, on another node, answers the client directly, by the VIP that stands here: it keeps its
+    /// source.
+    Direct = 3,
+    /// As `Reply`, of a client whose packets another node sends here directly: this node has no forward entry.
+    DirectReply = 4,
 }
 
 impl EgressKind {
@@ -94,8 +99,16 @@ impl EgressKind {
         match number {
             1 => Self::Unsettled,
             2 => Self::Masquerade,
+            3 => Self::Direct,
+            4 => Self::DirectReply,
             _ => Self::Reply,
         }
+    }
+
+    /// Whether it is a backend's packet that leaves with the VIP as its source.
+    #[inline(always)]
+    pub const fn is_of_backend(self) -> bool {
+        matches!(self, Self::Reply | Self::DirectReply)
     }
 
     /// The number stored in the map.
@@ -182,6 +195,16 @@ impl FlowState {
         }
     }
 
+    /// As `first`, of a connection whose backend answers past this node: that it does is taken for granted, and the client's
+    /// next packet confirms it.
+    #[inline(always)]
+    pub const fn first_direct(segment: Segment) -> Self {
+        match Self::first(segment) {
+            Self::Opening => Self::Answered,
+            state => state,
+        }
+    }
+
     /// The state after one more packet from the client.
     #[inline(always)]
     pub const fn after_forward(self, segment: Segment) -> Self {
@@ -210,6 +233,16 @@ impl FlowState {
             Self::Opening => Self::Answered,
             Self::Reset if !segment.accepts() && !segment.finishes() => Self::Established,
             _ => self,
+        }
+    }
+
+    /// The state after one more packet from a backend whose client's packets are not looked at. What it sends after it has
+    /// accepted the connection shows that the client has acknowledged that.
+    #[inline(always)]
+    pub const fn after_direct_reply(self, segment: Segment) -> Self {
+        match self {
+            Self::Opening | Self::Answered if segment.is_plain() => Self::Established,
+            _ => self.after_reply(segment),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What user space tells the running programs, in a map so that it can change without loading them anew.
 
 use crate::{
-    Addr4, Addr6, Address, Port,
+    Addr4, Addr6, Address, Port, Protocol,
     count::Reason,
     flow::FlowState,
     record::{family_record, record},
@@ -60,16 +60,55 @@ impl Settings {
         self.flags & SettingFlags::INSIDE_BY_NETWORK != 0 && network & NetworkFlags::POD != 0
     }
 
-    /// Whether a connection to a backend of these `BackendFlags` is masqueraded: where its answers would not come back by
-    /// themselves, because the client came by a node device and the backend is elsewhere, or because they are one and the
-    /// same (`is_hairpin`). And where it is wanted for all ClusterIPs.
+    /// How a connection of `protocol` to a backend of these `BackendFlags` leaves: masqueraded where its answers would not come
+    /// back by themselves, because the client came by a node device and the backend is elsewhere, or because they are one and
+    /// the same (`is_hairpin`). And where that is wanted for all ClusterIPs. The answers need not come back where they may go
+    /// to the client directly.
     #[inline(always)]
-    pub const fn masquerades(&self, frontend: &Frontend, backend: u8, by_node_device: bool, is_hairpin: bool) -> bool {
+    pub const fn passage(
+        &self,
+        frontend: &Frontend,
+        backend: u8,
+        protocol: u32,
+        by_node_device: bool,
+        is_hairpin: bool,
+    ) -> Passage {
         let passes_by = by_node_device && backend & BackendFlags::LOCAL == 0;
-        let is_wanted = self.flags & SettingFlags::MASQUERADE_ALL != 0
-            && frontend.flags & FrontendFlags::KIND == FrontendKind::ClusterIp as u32;
-        passes_by || is_hairpin || is_wanted
+        let is_of_cluster_ip = frontend.flags & FrontendFlags::KIND == FrontendKind::ClusterIp as u32;
+        let is_wanted = self.flags & SettingFlags::MASQUERADE_ALL != 0 && is_of_cluster_ip;
+        if is_hairpin || is_wanted {
+            Passage::Masqueraded
+        } else if !passes_by {
+            Passage::Plain
+        } else if !is_of_cluster_ip && self.goes_directly(protocol) {
+            Passage::Direct
+        } else {
+            Passage::Masqueraded
+        }
     }
+
+    /// Whether backends on other nodes answer clients of `protocol` directly.
+    #[inline(always)]
+    const fn goes_directly(&self, protocol: u32) -> bool {
+        const TCP: u32 = Protocol::Tcp as u32;
+        const UDP: u32 = Protocol::Udp as u32;
+        match protocol {
+            TCP => self.flags & SettingFlags::DIRECT_TCP != 0,
+            UDP => self.flags & SettingFlags::DIRECT_UDP != 0,
+            _ => false,
+        }
+    }
+}
+
+/// How a client's packets leave towards their backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// With the client's address: the answers pass this node by themselves.
+    Plain,
+    /// With an address of the node.
+    Masqueraded,
+    /// With the client's address, and those that open with the VIP: the backend's node answers the client by that.
+    Direct,
 }
 
 /// Bits of [`Settings::flags`].
@@ -86,6 +125,12 @@ impl SettingFlags {
     pub const ALL_SOCKETS: u32 = 1 << 3;
     /// A source within a network that has `NetworkFlags::POD` counts as inside, whatever device it comes by.
     pub const INSIDE_BY_NETWORK: u32 = 1 << 4;
+    /// Backends on other nodes answer the TCP of clients outside directly.
+    pub const DIRECT_TCP: u32 = 1 << 5;
+    /// Likewise UDP.
+    pub const DIRECT_UDP: u32 = 1 << 6;
+    /// What other nodes send for backends here to answer directly is taken for that.
+    pub const ACCEPT_DIRECT: u32 = 1 << 7;
 }
 
 /// A network: an address and its mask, both in network byte order. A mask of all ones with an address of zero holds nobody

@@ -2,7 +2,7 @@
 //! checksum, and which maps hold the family's state.
 
 use dsproxy_common::{
-    Addr4, Addr6, Address, IpFamily,
+    Addr4, Addr6, Address, IpFamily, Port,
     cached_flow::CachedFlow,
     checksum,
     count::Reason,
@@ -71,6 +71,9 @@ pub(crate) trait Family: Sized + 'static {
     /// Its ICMP.
     const ICMP: icmp::Numbers;
 
+    /// How many bytes a VIP takes behind the IP header (`direct`).
+    const VIP_OPTION: usize;
+
     /// The smallest network that holds all ClusterIPs.
     fn services(settings: &Settings) -> &Network<Self::Address>;
 
@@ -98,6 +101,12 @@ pub(crate) trait Family: Sized + 'static {
     /// Puts an IP header at `l3`, its checksum, if it has one, right.
     fn write_header(linear: Linear, l3: usize, header: &Header<'_, Self::Address>) -> Result<(), Short>;
 
+    /// Puts a VIP into the room that was made for it behind the IP header at `l3`, and makes that right.
+    fn write_vip(linear: Linear, l3: usize, address: Self::Address, port: Port) -> Result<(), Short>;
+
+    /// The VIP that stands behind the IP header at `l3`, if one does.
+    fn read_vip(linear: Linear, l3: usize) -> Option<(Self::Address, Port)>;
+
     /// Whether `address` is a single host's, as far as can be told from it.
     fn is_host(address: &Self::Address) -> bool;
 }
@@ -114,6 +123,7 @@ impl Family for V4 {
     const HEADER: usize = ipv4::HEADER;
     const HAS_HEADER_CHECKSUM: bool = true;
     const ICMP: icmp::Numbers = icmp::V4;
+    const VIP_OPTION: usize = ipv4::VIP_OPTION;
 
     #[inline(always)]
     fn services(settings: &Settings) -> &Network<Addr4> {
@@ -183,6 +193,16 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn write_vip(linear: Linear, l3: usize, address: Addr4, port: Port) -> Result<(), Short> {
+        ipv4::write_vip(linear, l3, address, port)
+    }
+
+    #[inline(always)]
+    fn read_vip(linear: Linear, l3: usize) -> Option<(Addr4, Port)> {
+        ipv4::read_vip(linear, l3)
+    }
+
+    #[inline(always)]
     fn is_host(address: &Addr4) -> bool {
         ipv4::is_host(address)
     }
@@ -194,6 +214,7 @@ impl Family for V6 {
     const HEADER: usize = ipv6::HEADER;
     const HAS_HEADER_CHECKSUM: bool = false;
     const ICMP: icmp::Numbers = icmp::V6;
+    const VIP_OPTION: usize = ipv6::VIP_OPTION;
 
     #[inline(always)]
     fn services(settings: &Settings) -> &Network<Addr6> {
@@ -259,6 +280,16 @@ impl Family for V6 {
     #[inline(always)]
     fn write_header(linear: Linear, l3: usize, header: &Header<'_, Addr6>) -> Result<(), Short> {
         ipv6::write_header(linear, l3, header)
+    }
+
+    #[inline(always)]
+    fn write_vip(linear: Linear, l3: usize, address: Addr6, port: Port) -> Result<(), Short> {
+        ipv6::write_vip(linear, l3, address, port)
+    }
+
+    #[inline(always)]
+    fn read_vip(linear: Linear, l3: usize) -> Option<(Addr6, Port)> {
+        ipv6::read_vip(linear, l3)
     }
 
     #[inline(always)]

@@ -15,17 +15,12 @@ use crate::{
     track::Found,
 };
 
-/// Notes how a packet leaves whose IP header stands at `l3`, and whose entry `found` says `held`.
+/// Notes, with its entry `found`, how a packet leaves whose IP header stands at `l3`.
 #[inline(always)]
-pub(crate) fn note<A: Copy, C: BufferContext>(
-    context: &C,
-    l3: usize,
-    found: Found<EgressEntry<A>>,
-    held: &EgressEntry<A>,
-) {
+pub(crate) fn note<A: Copy, C: BufferContext>(context: &C, l3: usize, found: Found<EgressEntry<A>>) {
     let Some(routing) = maps::ROUTING.get(0) else { return };
     // Of no epoch, nobody asks for it.
-    if routing.epoch == 0 || held.next_hop.epoch == routing.epoch || l3 != ETHERNET_HEADER {
+    if routing.epoch == 0 || found.noted() == routing.epoch || l3 != ETHERNET_HEADER {
         return;
     }
     cold_path();

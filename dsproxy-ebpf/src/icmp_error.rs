@@ -114,8 +114,8 @@ fn sender<F: Family>(key: &FlowKey<F::Address>, now: u32, settings: &Settings) -
 #[inline(always)]
 fn receiver<F: Family>(key: &FlowKey<F::Address>, now: u32, settings: &Settings) -> Option<Name<F::Address>> {
     let held = track::egress::<F>(key)?.read();
-    let is_settled = !matches!(EgressKind::from_number(held.kind), EgressKind::Unsettled);
-    let is_alive = is_settled && !held.age(now, settings).is_expired();
+    let is_replaced = !matches!(EgressKind::from_number(held.kind), EgressKind::Unsettled | EgressKind::Direct);
+    let is_alive = is_replaced && !held.age(now, settings).is_expired();
     is_alive.then_some(Name { address: held.address, port: held.port, other_port: held.client_port })
 }
 

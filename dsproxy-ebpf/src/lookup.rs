@@ -46,9 +46,15 @@ pub(crate) fn may_be_for_backend<F: Family>(key: &FlowKey<F::Address>) -> bool {
 /// The frontend that packets of `key` are for.
 #[inline(always)]
 pub(crate) fn frontend<F: Family>(key: &FlowKey<F::Address>) -> Option<Frontend> {
+    frontend_at::<F>(&frontend_key(key))
+}
+
+/// The frontend at an address and port.
+#[inline(always)]
+pub(crate) fn frontend_at<F: Family>(key: &FrontendKey<F::Address>) -> Option<Frontend> {
     // SAFETY: user space replaces a frontend by a new element. The old one's memory may be given out again while it
     // is copied here; `pick` checks that what it leads to belongs together.
-    unsafe { F::maps().frontends.get(frontend_key(key)) }.copied()
+    unsafe { F::maps().frontends.get(key) }.copied()
 }
 
 /// What is known of the networks that `address` is in: `NetworkFlags`.

@@ -10,6 +10,7 @@
 mod answer;
 mod clock;
 mod count;
+mod direct;
 mod family;
 mod forward;
 mod icmp;

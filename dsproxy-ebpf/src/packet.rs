@@ -59,6 +59,9 @@ pub(crate) trait BufferContext: PacketContext {
     fn was_sent_to_many(&self) -> bool;
     /// Makes the packet `length` bytes long at its end, all of it linear. It is no aggregate of segments any more.
     fn resize(&self, length: u32) -> Result<(), Refused>;
+    /// Makes room for `count` bytes, whose content is any, behind the IP header without options or extensions. Refused, and the packet
+    /// is as it was, if it would become longer than its device takes, or is an aggregate.
+    fn make_room(&self, count: u32) -> Result<(), Refused>;
     /// Takes `count` bytes out behind the link-layer header.
     fn cut(&self, count: u32) -> Result<(), Refused>;
     /// Copies `length` bytes at `offset` to `to`.

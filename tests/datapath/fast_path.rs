@@ -13,6 +13,7 @@ use dsproxy_common::{
     layout::capacity,
     next_hop::{Mac, NextHop, Routing, XdpDevice, XdpDeviceFlags},
     service::FrontendKind,
+    settings::SettingFlags,
 };
 use dsproxy_tests::{
     packet::{Dissection, Extension, Link, Message, Packet, Tag, difference, flags, verify},
@@ -201,6 +202,45 @@ fn a_connection_goes_on_past_the_stack_and_through_it_in_turn() {
             let empty = |packet: Packet| packet.payload(&[]);
             crossing.crosses(world, &empty(crossing.request(flags::ACK)), Verdict::Transmit);
             crossing.crosses_back(world, &crossing.answer(flags::ACK).payload(&[0xa5; 1400]), Verdict::Transmit);
+        });
+    }
+}
+
+/// Answers do not come by this node, and the client's address stays. Datagrams have each to say the VIP, for which tc makes room.
+#[test]
+fn what_backends_answer_directly_is_sent_on_with_the_clients_address() {
+    for protocol in BOTH {
+        on_ethernet(|world| {
+            world.configure(|settings| settings.flags |= SettingFlags::DIRECT_TCP | SettingFlags::DIRECT_UDP);
+            let site = Site::of(world);
+            let served = Served::new(1, protocol).kind(FrontendKind::NodePort).active([1]);
+            let flow = Flow { client: outsider(world.family, KEPT), ..world.flow(&served, KEPT) };
+            let crossing = Crossing { site, flow, backend: endpoint(world.family, 1), node: flow.client };
+            let through_stack = |world: &World, wanted, is_first| {
+                let input = crossing.request(wanted);
+                let inside = input.clone().to(crossing.backend);
+                let entered = if is_first { Expected::Opened } else { Expected::Forwarded };
+                world.send("it enters", Hook::NodeIngress, &input, &entered(flow.service, inside.clone()));
+                let leaving = inside.turned_round();
+                let expected = if wanted == flags::SYN || protocol == Protocol::Udp {
+                    Expected::Lengthened(Reason::SentDirect, leaving.clone().saying(flow.vip))
+                } else {
+                    Expected::Rewritten(Reason::SentDirect, leaving.clone())
+                };
+                world.send("it leaves", Hook::NodeEgress, &leaving, &expected);
+            };
+            through_stack(world, flags::SYN, true);
+            crossing.site.leaves_alone(world, "what is not confirmed", &crossing.request(flags::ACK));
+            for _ in 0..2 {
+                through_stack(world, flags::ACK, false);
+                if protocol == Protocol::Udp {
+                    crossing.site.leaves_alone(world, "a datagram", &crossing.request(0));
+                } else {
+                    crossing.crosses(world, &crossing.request(flags::ACK | flags::PSH), Verdict::Transmit);
+                    crossing.crosses(world, &crossing.request(flags::ACK), Verdict::Transmit);
+                }
+            }
+            crossing.site.leaves_alone(world, "its end", &crossing.request(flags::FIN | flags::ACK));
         });
     }
 }

@@ -7,6 +7,7 @@ mod bypass;
 mod choice;
 mod clash;
 mod connections;
+mod direct;
 mod fast_path;
 mod fragments;
 mod icmp_errors;

@@ -11,10 +11,10 @@ use dsproxy_common::{
     Protocol,
     count::Reason,
     service::FrontendKind,
-    settings::{NetworkFlags, SettingFlags},
+    settings::{NetworkFlags, Passage, SettingFlags},
 };
 use dsproxy_tests::{
-    packet::{Dissection, flags},
+    packet::{Dissection, Link, flags},
     prog::{Hook, Verdict},
 };
 use ipnet::IpNet;
@@ -44,14 +44,16 @@ fn agrees(world: &World, from: From, protocol: Protocol, source: SocketAddr, des
             assert_eq!(counted(reason), 1, "{world}: {question:?}: {steps:#?} {:?}", found.counted);
             assert_eq!(found.verdict == Verdict::Pass, matches!(told, Outcome::Passed(_)), "{world}: {question:?}");
         }
-        Outcome::Sent { endpoint, masqueraded } => {
+        Outcome::Sent { endpoint, passage } => {
             let dissection = Dissection::of(world.link, &found.packet);
             let (network, transport) = (dissection.network.expect("IP"), dissection.transport.expect("a header"));
             let went = SocketAddr::new(network.destination, transport.destination);
             assert_eq!(went, endpoint, "{world}: {question:?}: {steps:#?}");
             let leaves = world.datapath.run(Hook::NodeEgress, world.link, &found.packet).expect("a run");
-            let was = leaves.counted.of(Reason::Masqueraded, Some(world.family)) == 1;
-            assert_eq!(was, masqueraded, "{world}: {question:?}: {steps:#?}");
+            let was = |reason| leaves.counted.of(reason, Some(world.family)) == 1;
+            let wanted = (passage == Passage::Masqueraded, passage == Passage::Direct);
+            let found = (was(Reason::Masqueraded), was(Reason::SentDirect));
+            assert_eq!(found, wanted, "{world}: {question:?}: {steps:#?}");
             let (_, again) = ask();
             assert_eq!(again, told, "{world}: a connection goes on as it was opened");
         }
@@ -113,6 +115,19 @@ fn a_trace_says_what_packets_meet() {
             agrees(world, From::Node, Protocol::Tcp, outsider(family, port), world.vip(number));
             agrees(world, From::Pod, Protocol::Tcp, world.client(port), world.vip(number));
         }
+        // Without an Ethernet header test runs make no room in packets (`direct.rs`).
+        let direct = if world.link == Link::Ethernet { SettingFlags::DIRECT_TCP } else { 0 };
+        world.configure(|settings| settings.flags = direct);
+        world.datapath.connections().clear().expect("a table that can be cleared");
+        let passages: Vec<_> = [(1, Protocol::Tcp), (2, Protocol::Tcp), (1, Protocol::Udp), (5, Protocol::Tcp)]
+            .map(|(number, protocol)| {
+                let port = 50_030 + u16::from(number);
+                let source = if number == 5 { world.client(port) } else { outsider(family, port) };
+                agrees(world, From::Node, protocol, source, world.vip(number))
+            })
+            .into();
+        let is_direct = |outcome: &Outcome| matches!(outcome, Outcome::Sent { passage: Passage::Direct, .. });
+        assert_eq!(passages.iter().any(is_direct), direct != 0, "{world}: {passages:?}");
         let removals = networks.map(|(network, _)| Write::RemoveNetwork { network });
         world.datapath.write(&removals).expect("networks that can be removed");
         world.datapath.write(&[Write::ServiceNetwork { family, network: None }]).expect("a network");

@@ -108,6 +108,7 @@ pub(crate) struct Served {
     outside: Reach,
     affinity: Option<u32>,
     source_ranges: Option<Vec<IpNet>>,
+    is_at_node: bool,
 }
 
 impl Served {
@@ -125,7 +126,13 @@ impl Served {
             outside: Reach::Cluster,
             affinity: None,
             source_ranges: None,
+            is_at_node: false,
         }
+    }
+
+    /// Its frontend stands at the node's address.
+    pub(crate) fn at_node(self) -> Self {
+        Self { is_at_node: true, ..self }
     }
 
     /// What kind its frontend is. The VIP's address stays what it is for a ClusterIP: nothing in the programs depends on it.
@@ -170,7 +177,8 @@ impl Served {
     }
 
     pub(crate) fn frontend(&self, family: IpFamily) -> FrontendAddress {
-        FrontendAddress { address: vip(family, self.number).ip(), port: PORT, protocol: self.protocol }
+        let address = if self.is_at_node { node(family) } else { vip(family, self.number).ip() };
+        FrontendAddress { address, port: PORT, protocol: self.protocol }
     }
 
     pub(crate) fn resolved(&self) -> ResolvedPort {
@@ -187,6 +195,7 @@ impl Served {
             outside,
             affinity,
             source_ranges,
+            is_at_node: _,
         } = self;
         let endpoints = |family| {
             let numbers =
@@ -296,6 +305,8 @@ pub(crate) enum Expected {
     Replied(u32, Packet),
     /// It becomes this packet, for this reason, and no service port's counters know of it.
     Rewritten(Reason, Packet),
+    /// Likewise, and the packet is longer than it was.
+    Lengthened(Reason, Packet),
     /// It becomes this packet, which goes back by the device it came by.
     Answered(Reason, Packet),
     /// It goes on as it came.
@@ -447,6 +458,11 @@ impl World {
                 (Verdict::Pass, output(packet), counted(Reason::Replied).service(*service, &counters))
             }
             Expected::Rewritten(reason, packet) => (Verdict::Pass, output(packet), counted(*reason)),
+            Expected::Lengthened(reason, packet) => {
+                let longer = packet.clone().on(self.link).to_bytes();
+                verify(self.link, &longer).expect("an expected packet with right checksums");
+                (Verdict::Pass, longer, counted(*reason))
+            }
             Expected::Answered(reason, packet) => {
                 let answer = packet.clone().on(self.link).to_bytes();
                 verify(self.link, &answer).expect("an answer with right checksums");

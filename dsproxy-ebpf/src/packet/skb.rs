@@ -5,10 +5,11 @@ use core::hint::cold_path;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        __sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+        bpf_adj_room_mode::{BPF_ADJ_ROOM_MAC, BPF_ADJ_ROOM_NET},
     },
     helpers::{
-        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_check_mtu, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
         bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     programs::TcContext,
@@ -100,6 +101,15 @@ impl BufferContext for TcContext {
     fn resize(&self, length: u32) -> Result<(), Refused> {
         // SAFETY: a helper that takes integers and the context that the kernel gave us.
         made(unsafe { bpf_skb_change_tail(self.as_ptr().cast(), length, 0) })
+    }
+
+    #[inline(always)]
+    fn make_room(&self, count: u32) -> Result<(), Refused> {
+        let mut length = 0;
+        // SAFETY: as in `resize`; the length of zero asks for the packet's own, and the device's number of zero for its own.
+        made(unsafe { bpf_check_mtu(self.as_ptr(), 0, &raw mut length, count.cast_signed(), 0) })?;
+        // SAFETY: as in `resize`.
+        made(unsafe { bpf_skb_adjust_room(self.as_ptr().cast(), count.cast_signed(), BPF_ADJ_ROOM_NET, 0) })
     }
 
     #[inline(always)]

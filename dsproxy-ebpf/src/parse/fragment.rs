@@ -43,6 +43,12 @@ impl Piece {
         Self { kind: LATER, identification }
     }
 
+    /// Whether it is all of the packet.
+    #[inline(always)]
+    pub(crate) const fn is_whole(self) -> bool {
+        self.kind == WHOLE
+    }
+
     /// Whether it is a fragment other than the first, which has no transport header.
     #[inline(always)]
     pub(crate) const fn is_later(self) -> bool {

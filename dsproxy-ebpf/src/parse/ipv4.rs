@@ -2,7 +2,7 @@
 
 use core::hint::cold_path;
 
-use dsproxy_common::{Addr4, Address as _, cached_flow::CachedFlow, checksum, count::Reason, flow::FlowKey};
+use dsproxy_common::{Addr4, Address as _, Port, cached_flow::CachedFlow, checksum, count::Reason, flow::FlowKey};
 
 use super::{Plain, Transport, UNKNOWN_END, fragment::Piece};
 use crate::{
@@ -30,6 +30,15 @@ const VERSION_4_FIVE_WORDS: u8 = 0x45;
 /// "More fragments" and the offset: all zero in a packet that is whole, the offset in the first fragment of others.
 const FRAGMENT_MASK: u16 = 0x3fff;
 const FRAGMENT_OFFSET_MASK: u16 = 0x1fff;
+
+/// The option that says a VIP, in bytes: type, length, port, address.
+pub(crate) const VIP_OPTION: usize = 8;
+const VIP_END: usize = HEADER + VIP_OPTION;
+const VIP_TYPE_AND_LENGTH: usize = HEADER;
+const VIP_PORT: usize = HEADER + 2;
+const VIP_ADDRESS: usize = HEADER + 4;
+/// The type is one for experiments (RFC 4727, section 2.3), copied into fragments.
+const VIP: u16 = u16::from_ne_bytes([158, VIP_OPTION as u8]);
 
 #[inline(always)]
 pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Result<Result<Transport, Reason>, Short> {
@@ -136,6 +145,42 @@ pub(crate) fn write_header(linear: Linear, l3: usize, header: &Header<'_, Addr4>
     view.write_address::<_, SOURCE>(*source);
     view.write_address::<_, DESTINATION>(*destination);
     Ok(())
+}
+
+/// Puts the option that says a VIP behind the header without options at `l3`, where there is room for it.
+#[inline(always)]
+pub(crate) fn write_vip(linear: Linear, l3: usize, address: Addr4, port: Port) -> Result<(), Short> {
+    const WORDS: u8 = (VIP_OPTION / 4) as u8;
+    let header = View::<VIP_END>::at(linear, l3)?;
+    let total = header.read::<u16, TOTAL_LENGTH>();
+    let longer = u16::from_be(total).wrapping_add(VIP_OPTION as u16).to_be();
+    header.write::<u8, VERSION_AND_LENGTH>(VERSION_4_FIVE_WORDS + WORDS);
+    header.write::<u16, TOTAL_LENGTH>(longer);
+    header.write::<u16, VIP_TYPE_AND_LENGTH>(VIP);
+    header.write::<u16, VIP_PORT>(port.wire());
+    header.write_address::<_, VIP_ADDRESS>(address);
+    let first_word = |version_and_length| u16::from_ne_bytes([version_and_length, 0]);
+    let mut difference =
+        checksum::word_difference(first_word(VERSION_4_FIVE_WORDS), first_word(VERSION_4_FIVE_WORDS + WORDS));
+    difference = checksum::add(difference, checksum::word_difference(total, longer));
+    difference = checksum::add(difference, checksum::add(VIP, port.wire()));
+    difference = checksum::add(difference, checksum::difference(&[0], address.words()));
+    let sum = header.read::<u16, CHECKSUM>();
+    header.write::<u16, CHECKSUM>(checksum::update(sum, difference));
+    Ok(())
+}
+
+/// The VIP that the first option of the header at `l3` says.
+#[inline(always)]
+pub(crate) fn read_vip(linear: Linear, l3: usize) -> Option<(Addr4, Port)> {
+    let header = View::<VIP_END>::at(linear, l3).ok()?;
+    let length = usize::from(header.read::<u8, VERSION_AND_LENGTH>() & 0x0f) * 4;
+    if length < VIP_END || header.read::<u16, VIP_TYPE_AND_LENGTH>() != VIP {
+        return None;
+    }
+    let mut address = Addr4::default();
+    header.read_address::<_, VIP_ADDRESS>(&mut address);
+    Some((address, Port::from_wire(header.read::<u16, VIP_PORT>())))
 }
 
 /// Whether the address is a single host's, as far as one can tell: not "this" network, loopback, multicast, or reserved, the

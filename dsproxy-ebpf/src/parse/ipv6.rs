@@ -2,7 +2,7 @@
 
 use core::hint::cold_path;
 
-use dsproxy_common::{Addr6, Address as _, Protocol, cached_flow::CachedFlow, count::Reason, flow::FlowKey};
+use dsproxy_common::{Addr6, Address as _, Port, Protocol, cached_flow::CachedFlow, count::Reason, flow::FlowKey};
 
 use super::{LONGEST_HEADERS, Plain, Transport, UNKNOWN_END, fragment::Piece};
 use crate::{
@@ -43,6 +43,21 @@ const FRAGMENT_OFFSET_MASK: u16 = 0xfff8;
 
 /// More headers than RFC 8200 (section 4.1) knows an order for are left to the stack.
 const MAX_EXTENSIONS: usize = 6;
+
+/// The header of destination options that says a VIP, in bytes: number of the next header, its length, and one option of type,
+/// length, port, nothing, and address.
+pub(crate) const VIP_OPTION: usize = 24;
+const VIP_END: usize = HEADER + VIP_OPTION;
+const VIP_NEXT_HEADER: usize = HEADER;
+const VIP_LENGTH: usize = HEADER + 1;
+const VIP_TYPE_AND_LENGTH: usize = HEADER + 2;
+const VIP_PORT: usize = HEADER + 4;
+const VIP_NOTHING: usize = HEADER + 6;
+const VIP_ADDRESS: usize = HEADER + 8;
+/// In units of eight bytes, not counting the first.
+const VIP_UNITS: u8 = (VIP_OPTION / 8 - 1) as u8;
+/// The type is one for experiments (RFC 4727, section 3.3), to be skipped by whom does not know it.
+const VIP: u16 = u16::from_ne_bytes([0x1e, (VIP_OPTION - 4) as u8]);
 
 #[inline(always)]
 pub(crate) fn parse(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Result<Result<Transport, Reason>, Short> {
@@ -171,6 +186,37 @@ pub(crate) fn write_header(linear: Linear, l3: usize, header: &Header<'_, Addr6>
     view.write_address::<_, SOURCE>(*source);
     view.write_address::<_, DESTINATION>(*destination);
     Ok(())
+}
+
+/// Puts the header that says a VIP behind the header at `l3`, where there is room for it.
+#[inline(always)]
+pub(crate) fn write_vip(linear: Linear, l3: usize, address: Addr6, port: Port) -> Result<(), Short> {
+    let header = View::<VIP_END>::at(linear, l3)?;
+    let length = u16::from_be(header.read::<u16, PAYLOAD_LENGTH>()).wrapping_add(VIP_OPTION as u16);
+    header.write::<u16, PAYLOAD_LENGTH>(length.to_be());
+    header.write::<u8, VIP_NEXT_HEADER>(header.read::<u8, NEXT_HEADER>());
+    header.write::<u8, NEXT_HEADER>(DESTINATION_OPTIONS);
+    header.write::<u8, VIP_LENGTH>(VIP_UNITS);
+    header.write::<u16, VIP_TYPE_AND_LENGTH>(VIP);
+    header.write::<u16, VIP_PORT>(port.wire());
+    header.write::<u16, VIP_NOTHING>(0);
+    header.write_address::<_, VIP_ADDRESS>(address);
+    Ok(())
+}
+
+/// The VIP that the first extension header behind the header at `l3` says.
+#[inline(always)]
+pub(crate) fn read_vip(linear: Linear, l3: usize) -> Option<(Addr6, Port)> {
+    let header = View::<VIP_END>::at(linear, l3).ok()?;
+    let is_said = header.read::<u8, NEXT_HEADER>() == DESTINATION_OPTIONS
+        && header.read::<u8, VIP_LENGTH>() == VIP_UNITS
+        && header.read::<u16, VIP_TYPE_AND_LENGTH>() == VIP;
+    if !is_said {
+        return None;
+    }
+    let mut address = Addr6::default();
+    header.read_address::<_, VIP_ADDRESS>(&mut address);
+    Some((address, Port::from_wire(header.read::<u16, VIP_PORT>())))
 }
 
 /// Whether the address is a single host's: not unspecified, loopback, or multicast (RFC 4291, section 2.4).

@@ -11,7 +11,7 @@ use dsproxy_common::{
 
 use super::Side;
 use crate::{
-    clock, count,
+    clock, count, direct,
     family::Family,
     forward, icmp_error, lookup, maps,
     packet::BufferContext,
@@ -56,23 +56,31 @@ fn translate<F: Family, C: BufferContext>(
     let now = clock::now();
     let service = match track::egress::<F>(packet.key) {
         Some(found) => {
+            // Before the entry may move. What leaves by a pod's device is nothing that XDP could send on.
+            if side == Side::Node {
+                forward::note(context, packet.l3, found);
+            }
             let held = found.read();
             let age = held.age(now, settings);
             if age.is_expired() {
                 cold_path();
                 return Err(Reason::NotReply);
             }
-            // Before the entry may move. What leaves by a pod's device is nothing that XDP could send on.
-            if side == Side::Node {
-                forward::note(context, packet.l3, found, &held);
-            }
             match EgressKind::from_number(held.kind) {
-                EgressKind::Reply => return to_vip::<F, C>(context, packet, (found, &held), age, now),
+                EgressKind::Reply | EgressKind::DirectReply => {
+                    return to_vip::<F, C>(context, packet, (found, &held), age, now);
+                }
                 EgressKind::Masquerade => {
                     masquerade::seen_forward::<F>(packet.key, (found, &held), age, packet.segment, now);
                     rewrite::<F, C>(context, packet, End::Source, held.address, held.port)?;
                     return Ok(Reason::Masqueraded);
                 }
+                EgressKind::Direct if side == Side::Node => {
+                    cold_path();
+                    track::direct::seen_forward::<F>(packet.key, (found, &held), age, packet.segment, now);
+                    return direct::send::<F, C>(context, packet, held.address, held.port);
+                }
+                EgressKind::Direct => return Err(Reason::NotReply),
                 EgressKind::Unsettled => held.service,
             }
         }
@@ -100,7 +108,12 @@ fn to_vip<F: Family, C: BufferContext>(
         track::forget_egress::<F>(packet.key, found);
         return Err(Reason::NotReply);
     }
-    connection::seen_reply::<F>(packet.key, (found, held), age, packet.segment, now);
+    if held.kind == EgressKind::DirectReply.number() {
+        cold_path();
+        track::direct::seen_reply::<F>(packet.key, (found, held), age, packet.segment, now);
+    } else {
+        connection::seen_reply::<F>(packet.key, (found, held), age, packet.segment, now);
+    }
     rewrite::<F, C>(context, packet, End::Source, held.address, held.port)?;
     if held.client_port != Port::default() {
         cold_path();

@@ -11,7 +11,7 @@ use dsproxy_common::{
     cached_flow::{self, CachedFlow, Ports, TO_CLIENT},
     checksum,
     count::Reason,
-    flow::{Age, EgressEntry, EgressKind, FlowKey, ForwardEntry, SnatEntry},
+    flow::{Age, EgressEntry, EgressKind, FlowKey, ForwardEntry, Segment, SnatEntry},
     next_hop::{Mac, NextHop, Routing},
     service::{BackendFlags, BackendState},
     settings::Settings,
@@ -126,7 +126,8 @@ fn look_up<F: Family, C: FrameContext>(
     Some(())
 }
 
-/// A client's packet: the VIP becomes a backend on another node, and the client this node. Gives for how long.
+/// A client's packet: the VIP becomes a backend on another node, and the client this node, unless the backend answers directly. Gives
+/// for how long.
 #[inline(always)]
 fn to_backend<F: Family, C: FrameContext>(
     context: &C,
@@ -147,13 +148,19 @@ fn to_backend<F: Family, C: FrameContext>(
         destination_port: backend.port,
         protocol: packet.key.protocol,
     };
-    let exit = exit::<F>(&inner, EgressKind::Masquerade, search)?;
+    let exit = exit::<F>(&inner, search)?;
+    let (source, source_port) = match EgressKind::from_number(exit.held.kind) {
+        EgressKind::Masquerade => (exit.held.address, exit.held.port),
+        // Each datagram has to say the VIP, for which tc makes the room.
+        EgressKind::Direct if packet.segment != Segment::NOT_TCP => (inner.source, inner.source_port),
+        _ => return None,
+    };
     let entry = Seen { found, held, age };
     let (next_hop, lifetime) = go_on::<F, C, _>(context, search, &entry, &exit)?;
     flow.next_hop = next_hop;
-    flow.source = exit.held.address;
+    flow.source = source;
     flow.destination = inner.destination;
-    flow.ports = Ports { source: exit.held.port, destination: inner.destination_port };
+    flow.ports = Ports { source: source_port, destination: inner.destination_port };
     flow.service = held.service;
     flow.backend = held.backend;
     flow.generation = held.generation;
@@ -178,7 +185,10 @@ fn to_client<F: Family, C: FrameContext>(
         destination_port: held.port,
         protocol: packet.key.protocol,
     };
-    let exit = exit::<F>(&inner, EgressKind::Reply, search)?;
+    let exit = exit::<F>(&inner, search)?;
+    if exit.held.kind != EgressKind::Reply.number() {
+        return None;
+    }
     let (next_hop, lifetime) = go_on::<F, C, _>(context, search, &entry, &exit)?;
     flow.next_hop = next_hop;
     flow.source = exit.held.address;
@@ -223,15 +233,10 @@ impl<E: Entry> Seen<E> {
     }
 }
 
-/// The entry for packets of `key` that leave, if it is of this kind.
+/// The entry for packets of `key` that leave.
 #[inline(always)]
-fn exit<F: Family>(
-    key: &FlowKey<F::Address>,
-    kind: EgressKind,
-    search: &Search<'_, F>,
-) -> Option<Seen<EgressEntry<F::Address>>> {
-    let exit = Seen::now(track::egress::<F>(key)?, search);
-    (exit.held.kind == kind.number()).then_some(exit)
+fn exit<F: Family>(key: &FlowKey<F::Address>, search: &Search<'_, F>) -> Option<Seen<EgressEntry<F::Address>>> {
+    Some(Seen::now(track::egress::<F>(key)?, search))
 }
 
 /// Where a packet goes next by its entries, the one that it came by and the one that it leaves by, and for how long that may be

@@ -7,12 +7,12 @@ use dsproxy_common::{
     count::Reason,
     flow::{Age, FlowKey, ForwardEntry, Segment, SnatEntry},
     service::{Backend, BackendState, Frontend, FrontendFlags, SLOT_TRIES},
-    settings::{SettingFlags, Settings},
+    settings::{Passage, SettingFlags, Settings},
 };
 
 use super::Side;
 use crate::{
-    clock, count,
+    clock, count, direct,
     family::Family,
     icmp_error, lookup, maps,
     packet::BufferContext,
@@ -68,7 +68,7 @@ fn translate<F: Family, C: BufferContext>(
         return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol));
     }
     if !lookup::may_be_frontend::<F>(packet.key) {
-        return Err(bypass::<F>(packet, side, settings));
+        return Err(bypass::<F, C>(context, packet, side, settings));
     }
     let now = clock::now();
     if let Some(found) = track::forward::<F>(packet.key) {
@@ -79,13 +79,25 @@ fn translate<F: Family, C: BufferContext>(
     }
     match lookup::frontend::<F>(packet.key) {
         Some(frontend) => open::<F, C>(context, packet, &frontend, side, now, settings),
-        None => Err(bypass::<F>(packet, side, settings)),
+        None => Err(bypass::<F, C>(context, packet, side, settings)),
     }
 }
 
 /// What becomes of a packet for no frontend.
 #[inline(always)]
-fn bypass<F: Family>(packet: &Packet<'_, F::Address>, side: Side, settings: &Settings) -> Reason {
+fn bypass<F: Family, C: BufferContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    side: Side,
+    settings: &Settings,
+) -> Reason {
+    // A header longer than most have.
+    if side == Side::Node && packet.l4 != packet.l3 + F::HEADER {
+        cold_path();
+        if let Some(reason) = direct::arrive::<F, C>(context, packet, settings) {
+            return reason;
+        }
+    }
     // Where a pod's packets come in, nobody has translated them yet: for a backend is what its client sends past the VIP.
     if side == Side::Pod && packet.segment == Segment::NOT_TCP && lookup::may_be_for_backend::<F>(packet.key) {
         connection::forget_bypassed::<F>(packet.key, clock::now(), settings);
@@ -230,8 +242,17 @@ fn open<F: Family, C: BufferContext>(
                 if frontend.affinity != 0 {
                     pick::remember::<F>(client, frontend.service, id, backend.generation, now);
                 }
-                if settings.masquerades(frontend, backend.flags, side == Side::Node, address == client) {
-                    masquerade::request::<F>(&connection.leaving, frontend.service, packet.segment, now)?;
+                let (protocol, by_node_device) = (packet.key.protocol, side == Side::Node);
+                match settings.passage(frontend, backend.flags, protocol, by_node_device, address == client) {
+                    Passage::Plain => (),
+                    // The client would not know an answer to a port that is not its own.
+                    Passage::Direct if !takes_other_port && direct::has_room::<F, C>(context, packet) => {
+                        cold_path();
+                        track::direct::request::<F>(connection, packet.segment, now)?;
+                    }
+                    Passage::Masqueraded | Passage::Direct => {
+                        masquerade::request::<F>(&connection.leaving, frontend.service, packet.segment, now)?;
+                    }
                 }
                 to_backend::<F, C>(context, packet, address, port, source_port)?;
                 count::forward(frontend.service, context.length(), true);

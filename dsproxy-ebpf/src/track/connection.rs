@@ -222,7 +222,7 @@ pub(crate) fn seen_reply<F: Family>(
 pub(crate) fn forget_bypassed<F: Family>(key: &FlowKey<F::Address>, now: u32, settings: &Settings) {
     let is_answer = egress::<F>(key).is_some_and(|found| {
         let held = found.read();
-        held.kind == EgressKind::Reply.number() && !held.age(now, settings).is_expired()
+        EgressKind::from_number(held.kind).is_of_backend() && !held.age(now, settings).is_expired()
     });
     if is_answer {
         return;
@@ -236,7 +236,7 @@ pub(crate) fn forget_bypassed<F: Family>(key: &FlowKey<F::Address>, now: u32, se
     };
     let Some(found) = egress::<F>(&reply) else { return };
     let held = found.read();
-    if held.kind != EgressKind::Reply.number() {
+    if !EgressKind::from_number(held.kind).is_of_backend() {
         return;
     }
     forget_egress::<F>(&reply, found);

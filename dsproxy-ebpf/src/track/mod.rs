@@ -2,7 +2,8 @@
 //!
 //! There are two pairs of entries. A connection through a frontend has a forward entry for what enters from the client
 //! and an egress entry for what leaves towards it (`connection`); one that is masqueraded has an egress entry for what leaves
-//! towards the backend and a SNAT entry for what enters from it (`masquerade`).
+//! towards the backend and a SNAT entry for what enters from it (`masquerade`). One that the backend answers directly has an
+//! egress entry on either node (`direct`).
 //!
 //! TCP that both sides have confirmed is kept apart from all else, in the main tables: no flood of openings, nor of
 //! datagrams, can push it out. What is opening, and what is not TCP, is in the brief ones.
@@ -18,6 +19,7 @@
 )]
 
 pub(crate) mod connection;
+pub(crate) mod direct;
 pub(crate) mod masquerade;
 
 use dsproxy_common::{
@@ -118,16 +120,19 @@ impl<A: Copy> Found<EgressEntry<A>> {
     /// How the last packet was sent on, if that was in this epoch and nobody is writing to it.
     #[inline(always)]
     pub(crate) fn next_hop(&self, epoch: u32) -> Option<NextHop> {
-        // SAFETY: as in `read`.
-        unsafe {
-            let held = &raw const (*self.entry).next_hop;
-            let noted = || (&raw const (*held).epoch).read_volatile();
-            if noted() != epoch {
-                return None;
-            }
-            let next = held.read_volatile();
-            (noted() == epoch).then_some(next)
+        if self.noted() != epoch {
+            return None;
         }
+        // SAFETY: as in `read`.
+        let next = unsafe { (&raw const (*self.entry).next_hop).read_volatile() };
+        (self.noted() == epoch).then_some(next)
+    }
+
+    /// The epoch in which that was noted.
+    #[inline(always)]
+    pub(crate) fn noted(&self) -> u32 {
+        // SAFETY: as in `read`.
+        unsafe { (&raw const (*self.entry).next_hop.epoch).read_volatile() }
     }
 
     /// Keeps `next`, of no epoch while it is being written.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Config, ConfigError, ConntrackConfig, LocalDetection, LogConfig, LogFormat, NodeIps, NodePortAddresses,
+    Config, ConfigError, ConntrackConfig, LbMode, LocalDetection, LogConfig, LogFormat, NodeIps, NodePortAddresses,
     SourceConfig,
     duration::GoDuration,
     effective::in_terms_of_kube_proxy,
@@ -121,6 +121,8 @@ fn config(
         snat_ports,
         node_port_range,
         reserve_ports,
+        lb_mode,
+        accept_direct,
         masquerade_egress,
         non_masquerade_cidrs,
         tcp_gone_backend,
@@ -163,6 +165,8 @@ fn config(
         primary_family: bind_address.or_else(|| first_of(node_ips)).map(IpFamily::of),
         external_ips: feature(said, "AllowServiceExternalIPs").unwrap_or(true),
         masquerade_all: masquerade_all.unwrap_or_default(),
+        lb_mode,
+        accept_direct: accept_direct.unwrap_or(lb_mode != LbMode::Snat),
         masquerade_egress,
         non_masquerade_cidrs,
         snat_ports,

@@ -2,7 +2,7 @@
 
 use dsproxy_common::settings::{NetworkFlags, SettingFlags};
 
-use super::{Config, GoneBackend, LocalDetection, SocketLb, Xdp};
+use super::{Config, GoneBackend, LbMode, LocalDetection, SocketLb, Xdp};
 use crate::{cluster_cidr::ClusterCidrs, datapath::load::DatapathSettings, networks::ConfiguredNetworks};
 
 impl Config {
@@ -13,6 +13,9 @@ impl Config {
             (self.masquerade_egress, SettingFlags::MASQUERADE_EGRESS),
             (self.tcp_gone_backend == GoneBackend::Reset, SettingFlags::RESET_GONE),
             (self.socket_lb == SocketLb::All, SettingFlags::ALL_SOCKETS),
+            (self.lb_mode != LbMode::Snat, SettingFlags::DIRECT_TCP),
+            (self.lb_mode == LbMode::Dsr, SettingFlags::DIRECT_UDP),
+            (self.accept_direct, SettingFlags::ACCEPT_DIRECT),
             (self.inside_by_network(), SettingFlags::INSIDE_BY_NETWORK),
         ];
         DatapathSettings {

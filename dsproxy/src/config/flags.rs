@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::{
     duration::GoDuration,
     kube_proxy_flags::KubeProxyFlags,
-    values::{self, GoneBackend, NodeIps, PortRange, SocketLb, Xdp},
+    values::{self, GoneBackend, LbMode, NodeIps, PortRange, SocketLb, Xdp},
 };
 use crate::{
     datapath::{attach::AttachMode, bpffs},
@@ -99,6 +99,16 @@ pub struct OwnFlags {
     /// (net.ipv4.ip_local_reserved_ports)
     #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = clap::ArgAction::Set)]
     pub reserve_ports: bool,
+
+    /// How answers come back to clients outside from endpoints on other nodes: through this node, whose address the endpoints
+    /// see (snat), or directly, and the endpoints see the client's (dsr); hybrid is dsr for TCP and snat for UDP
+    #[arg(long, value_name = "MODE", default_value = "snat")]
+    pub lb_mode: LbMode,
+
+    /// Let endpoints on this node answer directly the clients whose packets other nodes send on [default: unless --lb-mode is
+    /// snat]
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub accept_direct: Option<bool>,
 
     /// Masquerade what pods send out of the cluster
     #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]

@@ -46,7 +46,7 @@ pub use assemble::{Assembled, assemble};
 pub use error::ConfigError;
 pub use families::check_families;
 pub use flags::{LogFormat, RunFlags};
-pub use values::{GoneBackend, LocalDetection, NodeIps, NodePortAddresses, PortRange, SocketLb, Xdp};
+pub use values::{GoneBackend, LbMode, LocalDetection, NodeIps, NodePortAddresses, PortRange, SocketLb, Xdp};
 
 /// Everything that the daemon goes by. Knobs of kube-proxy mean what they mean there.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +71,11 @@ pub struct Config {
     pub external_ips: bool,
     /// Whether everything sent to ClusterIPs is masqueraded. Default: false.
     pub masquerade_all: bool,
+    /// How answers come back to clients outside from backends on other nodes. Default: through this node.
+    pub lb_mode: LbMode,
+    /// Whether backends here may answer directly the clients whose packets other nodes send on. Default: where `lb_mode` says that
+    /// those of other nodes may.
+    pub accept_direct: bool,
     /// Whether pods' traffic out of the cluster is masqueraded. Default: false.
     pub masquerade_egress: bool,
     /// Where it goes without that, beside the cluster's own addresses.

@@ -255,6 +255,18 @@ pub enum SocketLb {
     Off,
 }
 
+/// How answers come back to clients outside from backends on other nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LbMode {
+    /// Through this node: its address stands for the client's.
+    #[default]
+    Snat,
+    /// Directly, by direct server return: TCP and UDP.
+    Dsr,
+    /// TCP directly, all else through this node.
+    Hybrid,
+}
+
 /// What becomes of established TCP whose backend has gone from its Service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum GoneBackend {

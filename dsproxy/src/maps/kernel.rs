@@ -87,6 +87,8 @@ pub struct ConnectionRecord {
     pub endpoint: Option<BackendRecord>,
     /// The address and port of the node that it is masqueraded with.
     pub masquerade: Option<(IpAddr, u16)>,
+    /// Whether the backend's node answers the client directly.
+    pub is_direct: bool,
     /// Where the connection stands.
     pub state: FlowState,
     /// The jiffies when a packet was last seen.
@@ -592,13 +594,17 @@ impl<A: Address + Pod> FamilyMaps<A> {
                 source_port: if source_port == Port::default() { client_port } else { source_port },
                 ..key
             });
+            let leaves = leaving.and_then(|key| self.leaves(&key));
             connections.push(ConnectionRecord {
                 client: (source.into(), client_port.number()),
                 frontend: FrontendAddress { address: destination.into(), port: destination_port.number(), protocol },
                 service,
                 backend,
                 endpoint: endpoint.as_ref().map(record),
-                masquerade: leaving.and_then(|key| self.masquerade_of(&key)),
+                masquerade: leaves
+                    .filter(|entry| entry.kind == EgressKind::Masquerade.number())
+                    .map(|entry| (entry.address.into(), entry.port.number())),
+                is_direct: leaves.is_some_and(|entry| entry.kind == EgressKind::Direct.number()),
                 state: FlowState::from_number(state),
                 last_seen,
             });
@@ -606,12 +612,10 @@ impl<A: Address + Pod> FamilyMaps<A> {
         Ok(connections)
     }
 
-    /// The address and port of the node that packets of `key` leave with. An entry that cannot be read is as good as none:
-    /// the table changes while it is looked at.
-    fn masquerade_of(&self, key: &FlowKey<A>) -> Option<(IpAddr, u16)> {
-        let entry = self.egress.get(key, 0).or_else(|_| self.egress_brief.get(key, 0)).ok()?;
-        let EgressEntry { address, port, kind, .. } = entry;
-        (EgressKind::from_number(kind) == EgressKind::Masquerade).then(|| (address.into(), port.number()))
+    /// What becomes of packets of `key` that leave. An entry that cannot be read is as good as none: the table changes while it is
+    /// looked at.
+    fn leaves(&self, key: &FlowKey<A>) -> Option<EgressEntry<A>> {
+        self.egress.get(key, 0).or_else(|_| self.egress_brief.get(key, 0)).ok()
     }
 }
 

@@ -218,6 +218,19 @@ impl Packet {
         self.with_ip(|ip| ip.extensions.push(extension))
     }
 
+    /// With the option that says the VIP at which its backend is reached, behind the IP header.
+    pub fn saying(self, vip: SocketAddr) -> Self {
+        match vip.ip() {
+            IpAddr::V4(address) => {
+                let mut option = BytesMut::from(&[158, 8][..]);
+                option.put_u16(vip.port());
+                option.put_slice(&address.octets());
+                self.ipv4_options(&option)
+            }
+            IpAddr::V6(address) => self.extension(Extension::Vip(address, vip.port())),
+        }
+    }
+
     /// With this type of service or traffic class.
     pub fn traffic_class(self, wanted: u8) -> Self {
         self.with_ip(|ip| ip.traffic_class = wanted)

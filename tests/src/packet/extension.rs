@@ -1,5 +1,7 @@
 //! IPv6 extension headers (RFC 8200, section 4; RFC 4302 for the authentication header).
 
+use std::net::Ipv6Addr;
+
 use bytes::{BufMut, BytesMut};
 
 /// An extension header.
@@ -9,6 +11,8 @@ pub enum Extension {
     HopByHop(u8),
     /// Destination options, filled as `HopByHop` is.
     DestinationOptions(u8),
+    /// Destination options: one, which says a VIP (`dsproxy-ebpf/src/direct.rs`).
+    Vip(Ipv6Addr, u16),
     /// A routing header of type 4 without segments left, with room for so many addresses.
     Routing(u8),
     /// An authentication header with so many 32-bit words of integrity check value.
@@ -30,7 +34,7 @@ impl Extension {
             Self::Routing(_) => 43,
             Self::Fragment { .. } => 44,
             Self::Authentication(_) => 51,
-            Self::DestinationOptions(_) => 60,
+            Self::DestinationOptions(_) | Self::Vip(..) => 60,
         }
     }
 
@@ -53,6 +57,12 @@ impl Extension {
                     }
                     room -= option;
                 }
+            }
+            Self::Vip(address, port) => {
+                packet.put_slice(&[2, 0x1e, 20]);
+                packet.put_u16(port);
+                packet.put_u16(0);
+                packet.put_slice(&address.octets());
             }
             Self::Routing(addresses) => {
                 packet.put_u8(addresses * 2);

@@ -66,6 +66,18 @@ impl Connections {
         }
     }
 
+    /// How many entries the main tables alone have, of what enters from clients and of what leaves.
+    ///
+    /// # Errors
+    ///
+    /// When a table cannot be read.
+    pub fn confirmed(&self, family: IpFamily) -> Result<[usize; 2], ProgError> {
+        match family {
+            IpFamily::V4 => self.v4.confirmed(),
+            IpFamily::V6 => self.v6.confirmed(),
+        }
+    }
+
     /// Forgets every connection, and what was in fragments.
     ///
     /// # Errors
@@ -114,6 +126,10 @@ impl Connections {
 }
 
 impl<A: Address + Pod> Tables<A> {
+    fn confirmed(&self) -> Result<[usize; 2], ProgError> {
+        Ok([self.forward.keys()?.len(), self.egress.keys()?.len()])
+    }
+
     fn change_next_hop(
         &mut self,
         protocol: Protocol,

@@ -1,7 +1,7 @@
 use clap::Parser;
 
 use super::*;
-use crate::config::{GoneBackend, SocketLb, Xdp, check_families};
+use crate::config::{GoneBackend, LbMode, SocketLb, Xdp, check_families};
 
 #[derive(Debug, Parser)]
 struct Command {
@@ -44,6 +44,8 @@ fn defaults() {
         primary_family: None,
         external_ips: true,
         masquerade_all: false,
+        lb_mode: LbMode::Snat,
+        accept_direct: false,
         masquerade_egress: false,
         non_masquerade_cidrs: Vec::new(),
         snat_ports: "49152-65535".parse().expect("ports"),
@@ -153,6 +155,11 @@ fn each_flag_says_what_it_says_in_kube_proxy() {
         (&["--masquerade-egress", "--non-masquerade-cidrs", "10.1.2.3/8,fd00::/8"], |config| {
             config.masquerade_egress && values::joined(&config.non_masquerade_cidrs) == "10.0.0.0/8,fd00::/8"
         }),
+        (&["--lb-mode", "hybrid"], |config| config.lb_mode == LbMode::Hybrid && config.accept_direct),
+        (&["--lb-mode", "dsr", "--accept-direct=false"], |config| {
+            config.lb_mode == LbMode::Dsr && !config.accept_direct
+        }),
+        (&["--accept-direct"], |config| config.lb_mode == LbMode::Snat && config.accept_direct),
         (&["--tcp-gone-backend", "reset"], |config| config.tcp_gone_backend == GoneBackend::Reset),
     ];
     for (arguments, check) in cases {

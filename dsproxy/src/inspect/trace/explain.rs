@@ -8,7 +8,7 @@ use dsproxy_common::{
     flow::{Age, FlowKey, ForwardEntry, Segment},
     hash,
     service::{Affinity, BackendFlags, BackendState, Frontend, FrontendFlags, FrontendKind, SLOT_TRIES},
-    settings::NetworkFlags,
+    settings::{NetworkFlags, Passage},
 };
 
 use super::{From, Outcome, Picture, Question};
@@ -30,12 +30,15 @@ pub fn explain(question: &Question, picture: &Picture) -> (Vec<String>, Outcome)
             Reason::NoEndpoint | Reason::NoPort => format!("It is refused: the client is told at once ({}).", reason.name()),
             _ => format!("It is dropped without an answer ({}).", reason.name()),
         },
-        Outcome::Sent { endpoint, masqueraded: false } => {
+        Outcome::Sent { endpoint, passage: Passage::Plain } => {
             format!("Its destination becomes {endpoint}; the endpoint sees the client's address.")
         }
-        Outcome::Sent { endpoint, masqueraded: true } => format!(
+        Outcome::Sent { endpoint, passage: Passage::Masqueraded } => format!(
             "Its destination becomes {endpoint}, and where it leaves, its source an address of the node: the answer would not come \
              back this way by itself."
+        ),
+        Outcome::Sent { endpoint, passage: Passage::Direct } => format!(
+            "Its destination becomes {endpoint}; the endpoint sees the client's address, and its node answers the client directly."
         ),
     });
     (steps, outcome)
@@ -76,7 +79,12 @@ fn follow(question: &Question, picture: &Picture, steps: &mut Vec<String>) -> Op
         return None;
     }
     steps.push(format!("It belongs to a connection ({:?}) with {endpoint}.", held.state));
-    Some(Outcome::Sent { endpoint, masqueraded: held.masquerade.is_some() })
+    let passage = match (held.masquerade, held.is_direct) {
+        (Some(_), _) => Passage::Masqueraded,
+        (None, true) => Passage::Direct,
+        (None, false) => Passage::Plain,
+    };
+    Some(Outcome::Sent { endpoint, passage })
 }
 
 /// A packet for no frontend.
@@ -171,8 +179,9 @@ fn open(
         return Outcome::Dropped(Reason::NoEndpoint);
     };
     let by_node_device = question.from == From::Node;
-    let masqueraded = picture.settings.masquerades(frontend, backend.flags, by_node_device, backend.address == client);
-    Outcome::Sent { endpoint: SocketAddr::new(backend.address, backend.port), masqueraded }
+    let (protocol, is_hairpin) = (question.protocol.number().into(), backend.address == client);
+    let passage = picture.settings.passage(frontend, backend.flags, protocol, by_node_device, is_hairpin);
+    Outcome::Sent { endpoint: SocketAddr::new(backend.address, backend.port), passage }
 }
 
 fn remembered<'a>(

@@ -9,7 +9,7 @@ mod picture;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, bail};
-use dsproxy_common::{Protocol, count::Reason};
+use dsproxy_common::{Protocol, count::Reason, settings::Passage};
 use serde::Serialize;
 
 pub use self::{explain::explain, picture::Picture};
@@ -48,8 +48,8 @@ pub enum Outcome {
     Sent {
         /// The endpoint.
         endpoint: SocketAddr,
-        /// Whether it leaves with an address of the node.
-        masqueraded: bool,
+        /// How it leaves.
+        passage: Passage,
     },
     /// It goes no further; for some reasons the client is told.
     Dropped(Reason),
@@ -65,24 +65,34 @@ pub struct Trace {
     reason: Option<&'static str>,
     endpoint: Option<SocketAddr>,
     masqueraded: bool,
+    /// Whether the endpoint's node answers the client directly.
+    direct: bool,
 }
 
 impl Trace {
     /// The answer to `question`.
     pub fn new(question: &Question, steps: Vec<String>, outcome: &Outcome) -> Self {
         let Question { protocol, source, destination, from: _ } = question;
-        let (verdict, reason, endpoint, masqueraded) = match *outcome {
-            Outcome::Passed(reason) => ("pass", Some(reason.name()), None, false),
-            Outcome::Sent { endpoint, masqueraded } => ("send", None, Some(endpoint), masqueraded),
-            Outcome::Dropped(reason) => ("drop", Some(reason.name()), None, false),
+        let (verdict, reason, sent) = match *outcome {
+            Outcome::Passed(reason) => ("pass", Some(reason.name()), None),
+            Outcome::Sent { endpoint, passage } => ("send", None, Some((endpoint, passage))),
+            Outcome::Dropped(reason) => ("drop", Some(reason.name()), None),
         };
-        Self { packet: format!("{protocol} {source} -> {destination}"), steps, verdict, reason, endpoint, masqueraded }
+        Self {
+            packet: format!("{protocol} {source} -> {destination}"),
+            steps,
+            verdict,
+            reason,
+            endpoint: sent.map(|(endpoint, _)| endpoint),
+            masqueraded: matches!(sent, Some((_, Passage::Masqueraded))),
+            direct: matches!(sent, Some((_, Passage::Direct))),
+        }
     }
 }
 
 impl View for Trace {
     fn table(&self) -> String {
-        let Self { packet, steps, verdict: _, reason: _, endpoint: _, masqueraded: _ } = self;
+        let Self { packet, steps, verdict: _, reason: _, endpoint: _, masqueraded: _, direct: _ } = self;
         let mut text = format!("{packet}\n");
         for (number, step) in (1..).zip(steps) {
             text += &format!("  {number}. {step}\n");

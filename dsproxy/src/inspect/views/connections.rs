@@ -27,6 +27,8 @@ struct ConnectionRow {
     backend: Option<SocketAddr>,
     /// The node's address and port that the backend sees, where it does not see the client.
     masquerade: Option<SocketAddr>,
+    /// Whether the backend's node answers the client directly.
+    direct: bool,
     state: &'static str,
     idle_seconds: u32,
     name: String,
@@ -66,6 +68,7 @@ pub fn connections(live: &Live, filter: &FlowFilter) -> anyhow::Result<Connectio
             frontend,
             backend,
             masquerade,
+            direct: connection.is_direct,
             state: match connection.state {
                 FlowState::Opening => "opening",
                 FlowState::Answered => "answered",
@@ -84,6 +87,12 @@ pub fn connections(live: &Live, filter: &FlowFilter) -> anyhow::Result<Connectio
     Ok(Connections(rows))
 }
 
+/// As whom the backend sees the client.
+fn seen_as(row: &ConnectionRow) -> String {
+    let seen = row.masquerade.unwrap_or(row.client);
+    if row.direct { format!("{seen}, directly") } else { seen.to_string() }
+}
+
 impl View for Connections {
     fn table(&self) -> String {
         let mut columns =
@@ -94,7 +103,7 @@ impl View for Connections {
                 row.client.to_string(),
                 row.frontend.to_string(),
                 row.backend.map_or_else(|| "gone".to_owned(), |backend| backend.to_string()),
-                row.masquerade.unwrap_or(row.client).to_string(),
+                seen_as(row),
                 row.state.to_owned(),
                 format!("{}s", row.idle_seconds),
                 row.name.clone(),

@@ -1,0 +1,97 @@
+//! Direct server return: the node that a client's packet came to tells the backend's node the VIP, and the backend's node gives the
+//! answers that as their source. They go to the client past the node in between, and the backend sees the client's address.
+//!
+//! The VIP stands in the packet: in an IPv4 option, or in an option for the destination of IPv6, of numbers for experiments
+//! (RFC 4727), which hosts and routers that do not know them skip. What opens says it, and every datagram, for of those none
+//! can be told from the first. Behind the IP header it is the first of its kind, and stays in the packet.
+
+use dsproxy_common::{
+    Port,
+    count::Reason,
+    flow::{FlowKey, NO_SERVICE, Segment},
+    service::{Frontend, FrontendKey, FrontendKind},
+    settings::{SettingFlags, Settings},
+};
+
+use crate::{
+    clock,
+    family::Family,
+    lookup,
+    packet::{BufferContext, Refused, Short},
+    parse::Packet,
+    track::{direct, masquerade},
+};
+
+/// The longest first datagram of a flow that may go directly, in bytes, before it says the VIP: no link need take more (RFC 8200,
+/// section 5).
+const LONGEST_FIRST: usize = 1280;
+
+/// Whether a packet of `segment` has to say the VIP.
+#[inline(always)]
+fn says_vip(segment: Segment) -> bool {
+    segment.opens() || segment == Segment::NOT_TCP
+}
+
+/// Whether `packet`, the first of its connection, has room for the VIP on every way that it may take: it is whole, short enough, and
+/// without options.
+#[inline(always)]
+pub(crate) fn has_room<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
+    packet.piece.is_whole()
+        && packet.l4 == packet.l3 + F::HEADER
+        && context.length() as usize <= packet.l3 + LONGEST_FIRST - F::VIP_OPTION
+}
+
+/// Sends a packet that leaves on to its backend, with the VIP `address` and `port` in it if it has to say that.
+///
+/// A datagram that has no room for it goes as it is: it is not the first, and so the backend's node has been told. In a segment that
+/// opens there is always room.
+#[inline(always)]
+pub(crate) fn send<F: Family, C: BufferContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    address: F::Address,
+    port: Port,
+) -> Result<Reason, Reason> {
+    if says_vip(packet.segment) && packet.piece.is_whole() && packet.l4 == packet.l3 + F::HEADER {
+        match context.make_room(F::VIP_OPTION as u32) {
+            Ok(()) => F::write_vip(context.linear(), packet.l3, address, port)
+                .map_err(|Short { .. }| Reason::RewriteFailed)?,
+            Err(Refused) if packet.segment.opens() => return Err(Reason::RewriteFailed),
+            Err(Refused) => (),
+        }
+    }
+    Ok(Reason::SentDirect)
+}
+
+/// What becomes of a packet for no frontend that came by a node device: none, unless it is for a backend and says the VIP that it is
+/// to answer by.
+#[inline(always)]
+pub(crate) fn arrive<F: Family, C: BufferContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    settings: &Settings,
+) -> Option<Reason> {
+    let is_meant = settings.flags & SettingFlags::ACCEPT_DIRECT != 0
+        && says_vip(packet.segment)
+        && lookup::may_be_for_backend::<F>(packet.key);
+    if !is_meant {
+        return None;
+    }
+    let (address, port) = F::read_vip(context.linear(), packet.l3)?;
+    let service = service::<F>(packet.key, address, port)?;
+    let entered = direct::enter::<F>(packet.key, (address, port), service, packet.segment, clock::now(), settings);
+    Some(entered.err().unwrap_or(Reason::DirectArrived))
+}
+
+/// The service port that is reached at `address` and `port`: a frontend of this node's, or a NodePort, which is at an address of the node
+/// that the packet came to, and here at others. None if it is anything else, so that nobody can have a backend answer by a name
+/// that is none.
+#[inline(always)]
+fn service<F: Family>(key: &FlowKey<F::Address>, address: F::Address, port: Port) -> Option<u32> {
+    let find = |address| lookup::frontend_at::<F>(&FrontendKey::new(address, port, key.protocol as u8));
+    let is_node_port = |frontend: &Frontend| frontend.kind() == Some(FrontendKind::NodePort);
+    find(address)
+        .or_else(|| find(masquerade::node_address::<F>(0)?).filter(is_node_port))
+        .map(|frontend| frontend.service)
+        .filter(|service| *service != NO_SERVICE)
+}

@@ -1,0 +1,137 @@
+//! Connections whose backend, on another node, answers the client directly. The client's node has an egress entry of what leaves
+//! (client -> backend) and sees no answer; the backend's has an egress entry of replies (backend -> client), and does not follow
+//! what enters.
+
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value is copied to the stack, of which there are 512 bytes"
+)]
+
+use aya_ebpf::bindings::BPF_ANY;
+use dsproxy_common::{
+    Port,
+    count::Reason,
+    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, Segment},
+    settings::Settings,
+};
+
+use super::{
+    Entry as _, Found, NewEntry, connection::Connection, egress, forward, give_way_egress, new_entry, to_write,
+};
+use crate::family::Family;
+
+/// Notes that the backend is to answer the client of `connection`, which was just entered, directly.
+#[inline(always)]
+pub(crate) fn request<F: Family>(
+    connection: &Connection<F::Address>,
+    segment: Segment,
+    now: u32,
+) -> Result<(), Reason> {
+    let state = FlowState::first_direct(segment);
+    if let Some(entered) = forward::<F>(&connection.forward) {
+        entered.write(state, now);
+    }
+    let key = &connection.leaving;
+    if let Some(found) = egress::<F>(key) {
+        let held = found.read();
+        // As it was settled, so it goes on, unless the client has begun anew.
+        if !held.state().is_over() {
+            if held.kind == EgressKind::Direct.number() && segment.opens() {
+                found.write(state, now);
+            }
+            return Ok(());
+        }
+        give_way_egress::<F>(key, found);
+    }
+    let new = NewEntry {
+        kind: EgressKind::Direct,
+        end: (connection.forward.destination, connection.forward.destination_port),
+        client_port: Port::default(),
+        service: connection.service,
+        state,
+        now,
+    };
+    let entry = new_entry::<F>(&new).ok_or(Reason::TableRefused)?;
+    F::maps().egress_brief.insert(key, entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
+}
+
+/// Records that the connection of a packet of `key` that leaves is alive, as `connection::seen_forward` does.
+#[inline(always)]
+pub(crate) fn seen_forward<F: Family>(
+    key: &FlowKey<F::Address>,
+    (found, held): (Found<EgressEntry<F::Address>>, &EgressEntry<F::Address>),
+    age: Age,
+    segment: Segment,
+    now: u32,
+) {
+    if let Some(next) = to_write(held, held.state().after_forward(segment), age) {
+        confirm::<F>(key, found, next, now);
+    }
+}
+
+/// As `seen_forward`, for a packet of `key` from a backend that answers past its client's node.
+#[inline(always)]
+pub(crate) fn seen_reply<F: Family>(
+    key: &FlowKey<F::Address>,
+    (found, held): (Found<EgressEntry<F::Address>>, &EgressEntry<F::Address>),
+    age: Age,
+    segment: Segment,
+    now: u32,
+) {
+    if let Some(next) = to_write(held, held.state().after_direct_reply(segment), age) {
+        confirm::<F>(key, found, next, now);
+    }
+}
+
+/// Sets state and time; once confirmed, the entry moves to the main table.
+#[inline(always)]
+fn confirm<F: Family>(key: &FlowKey<F::Address>, found: Found<EgressEntry<F::Address>>, next: FlowState, now: u32) {
+    found.write(next, now);
+    if found.is_brief
+        && matches!(next, FlowState::Established)
+        && F::maps().egress.insert(key, found.value(), BPF_ANY.into()).is_ok()
+    {
+        let _ = F::maps().egress_brief.remove(key);
+    }
+}
+
+/// Enters that what the backend answers to a packet of `key` goes to the client from `vip`.
+///
+/// # Errors
+///
+/// `ReplyClash` when the backend's packets already belong to another living connection of the client; `TableRefused` when the kernel
+/// does not take the entry.
+#[inline(always)]
+pub(crate) fn enter<F: Family>(
+    key: &FlowKey<F::Address>,
+    vip: (F::Address, Port),
+    service: u32,
+    segment: Segment,
+    now: u32,
+    settings: &Settings,
+) -> Result<(), Reason> {
+    let reply = FlowKey {
+        source: key.destination,
+        destination: key.source,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
+        protocol: key.protocol,
+    };
+    let state = FlowState::first(segment);
+    if let Some(found) = egress::<F>(&reply) {
+        let held = found.read();
+        let is_same = held.kind == EgressKind::DirectReply.number() && held.port == vip.1 && held.address == vip.0;
+        if is_same && state.number() == held.state().number() {
+            found.touch(now);
+            return Ok(());
+        }
+        // The client's end is not seen here: once the backend has closed, the client may open another.
+        if !is_same && !held.state().may_be_over() && !held.age(now, settings).is_expired() {
+            return Err(Reason::ReplyClash);
+        }
+        give_way_egress::<F>(&reply, found);
+    }
+    let new = NewEntry { kind: EgressKind::DirectReply, end: vip, client_port: Port::default(), service, state, now };
+    let entry = new_entry::<F>(&new).ok_or(Reason::TableRefused)?;
+    F::maps().egress_brief.insert(&reply, entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
+}
