@@ -7,6 +7,7 @@ mod change;
 mod cleanup;
 mod cluster;
 mod commands;
+mod direct;
 mod fast_path;
 mod hints;
 mod host_network;

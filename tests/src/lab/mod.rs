@@ -160,6 +160,11 @@ impl Lab {
         self.node(side).add_pod(self.name, wiring, role)
     }
 
+    /// Gives node B a way of its own to the host outside; once.
+    pub fn add_way_out(&self, outside: &Outside) -> Result<(), LabError> {
+        node::add_way_out(outside, self.node(Side::B))
+    }
+
     /// Adds a host outside the cluster; once.
     pub fn add_outside(&self) -> Result<Outside, LabError> {
         let [a, b] = &self.nodes;

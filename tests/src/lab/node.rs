@@ -300,6 +300,30 @@ pub(crate) fn add_outside(lab: LabName, a: &Node, b: &Node) -> Result<Outside, L
     Ok(outside)
 }
 
+/// Gives node B a way of its own to the host outside, past node A. What A sends on with the host's address does not come to B the way
+/// that leads back to it, so B is not strict about that.
+pub(crate) fn add_way_out(outside: &Outside, b: &Node) -> Result<(), LabError> {
+    const DEVICE: &str = Outside::GATEWAY_INTERFACE;
+    const OWN: &str = "eth1";
+    const MAC: &str = "02:00:00:00:09:01";
+
+    let (network, addresses) = (DualStack::outside(0), outside.addresses);
+    iproute::batch(
+        b.namespace.name(),
+        &[
+            format!("link add {DEVICE} type veth peer name {OWN} address {MAC} netns {}", outside.namespace.name()),
+            format!("link set {DEVICE} up"),
+            format!("route replace {}/24 dev {DEVICE}", network.v4),
+            format!("route del {}/64", network.v6),
+            format!("route add {}/64 dev {DEVICE}", network.v6),
+            format!("neigh add {} lladdr {MAC} dev {DEVICE} nud permanent", addresses.v4),
+            format!("neigh add {} lladdr {MAC} dev {DEVICE} nud permanent", addresses.v6),
+        ],
+    )?;
+    iproute::batch(outside.namespace.name(), &[format!("link set {OWN} up")])?;
+    b.namespace.set_sysctls(&[("net/ipv4/conf/all/rp_filter", "2")])
+}
+
 fn connect_routed(node: &str, pod: &Pod, mtu: u16) -> Result<(), LabError> {
     let Pod { namespace, addresses, host_interface } = pod;
     add_link(node, pod, mtu)?;
