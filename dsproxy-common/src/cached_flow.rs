@@ -1,7 +1,8 @@
 //! Flows as XDP remembers them: what becomes of a packet, ready to be written, found by one look into a table of the CPU's own.
 //!
 //! The connection table says what is so; this only spares most packets the search. A flow is remembered for some seconds; it
-//! is looked up anew when its backend or the kernel's routing has changed. Where two flows fall on one place, the later has it.
+//! is looked up anew when its backend or the kernel's routing has changed. Two flows have room where a hash leads to; of more, the
+//! later have it.
 //!
 //! XDP takes what has settled alone, and of that what says no more than that there is one more packet: the stack sees connections
 //! begin and end, and now and then a packet in between (`next_hop::TURN`). With a packet that begins or ends one, what was
@@ -49,6 +50,22 @@ pub struct CachedFlow<A> {
     pub reserved: u16,
 }
 
+/// How many flows have room in a set.
+pub const WAYS: u32 = 2;
+
+/// The flows that a hash leads to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowSet<A> {
+    /// In any order.
+    pub ways: [CachedFlow<A>; WAYS as usize],
+}
+
+/// How many sets a table for `flows` has, a power of two.
+pub const fn sets(flows: u32) -> u32 {
+    if flows < WAYS { 1 } else { 1 << (flows / WAYS).ilog2() }
+}
+
 /// In place of a backend's id.
 pub const TO_CLIENT: u32 = u32::MAX;
 
@@ -89,9 +106,9 @@ const MULTIPLIERS: [u64; 10] = {
     multipliers
 };
 
-/// The place of a flow in a table with `mask` + 1 places, a power of two.
+/// The set of a flow in a table with `mask` + 1 sets, a power of two.
 #[inline(always)]
-pub fn place<A: Address>(key: &FlowKey<A>, mask: u32) -> u32 {
+pub fn set<A: Address>(key: &FlowKey<A>, mask: u32) -> u32 {
     // Multilinear, as `filter`: a sum of products. What counts up makes a pattern of it, which one more product breaks.
     let ports = u64::from(key.source_port.wire()) << 16 | u64::from(key.destination_port.wire());
     let mut hash =
@@ -107,16 +124,45 @@ pub fn place<A: Address>(key: &FlowKey<A>, mask: u32) -> u32 {
     ((hash ^ hash >> 29).wrapping_mul(MULTIPLIERS[1]) >> 32) as u32 & mask
 }
 
+impl<A: Copy + Eq> FlowSet<A> {
+    /// Where the flow of `key` stands, if it is remembered.
+    #[inline(always)]
+    pub fn find(&self, key: &FlowKey<A>) -> Option<u32> {
+        let [first, second] = &self.ways;
+        if first.key == *key {
+            Some(0)
+        } else if second.key == *key {
+            Some(1)
+        } else {
+            None
+        }
+    }
+
+    /// Where a flow is best remembered that is not yet: in place of one that is good no more, else of either. Which is left to the clock, for
+    /// where three flows take turns, the one that was used longest ago is always the next.
+    #[inline(always)]
+    pub fn victim(&self, epoch: u32, now: u32) -> u32 {
+        let [first, second] = &self.ways;
+        match (first.is_good(epoch, now), second.is_good(epoch, now)) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => now % WAYS,
+        }
+    }
+}
+
 impl<A: Copy + Eq> CachedFlow<A> {
-    /// Whether a packet of `key` that came by `device` to the address `arrival` may go on by this, as far as time and routing are
+    /// Whether a packet of this flow that came by `device` to the address `arrival` may go on by this, as far as time and routing are
     /// concerned.
     #[inline(always)]
-    pub fn is_current(&self, key: &FlowKey<A>, (device, arrival): (u32, Mac), epoch: u32, now: u32) -> bool {
-        self.next_hop.epoch == epoch
-            && self.next_hop.ingress == device
-            && self.good_until.wrapping_sub(now) <= u32::MAX / 2
-            && self.key == *key
-            && self.arrival == arrival
+    pub fn is_current(&self, (device, arrival): (u32, Mac), epoch: u32, now: u32) -> bool {
+        self.next_hop.ingress == device && self.is_good(epoch, now) && self.arrival == arrival
+    }
+
+    /// Whether it is good for any packet of it.
+    #[inline(always)]
+    fn is_good(&self, epoch: u32, now: u32) -> bool {
+        self.next_hop.epoch == epoch && self.good_until.wrapping_sub(now) <= u32::MAX / 2
     }
 
     /// Whether its backend, of which the array holds `generation` and `state` now, is still the same and there.
@@ -125,17 +171,16 @@ impl<A: Copy + Eq> CachedFlow<A> {
         self.generation == generation && !matches!(state, BackendState::Gone)
     }
 
-    /// Forgets the flow of `key`. What is another's stays.
+    /// Forgets it.
     #[inline(always)]
-    pub fn forget(&mut self, key: &FlowKey<A>) {
-        if self.key == *key {
-            self.next_hop.epoch = 0;
-        }
+    pub fn forget(&mut self) {
+        self.next_hop.epoch = 0;
     }
 }
 
 family_record! {
     CachedFlow = [4 addresses, 8, 28, 4, 2, 2, 4, 4, 4, 4, 6, 2];
+    FlowSet = [8 addresses, 136];
 }
 
 #[cfg(test)]
@@ -157,11 +202,10 @@ mod tests {
         let v4 = |number: u32| Addr4::from(Ipv4Addr::from(number));
         let v6 = |number: u128| Addr6::from(Ipv6Addr::from(0xfd00 << 112 | number));
         let vip = (v4(0x0a60_0001), v6(0x96));
-        let ports_v4: HashSet<u32> =
-            (0..=u16::MAX).map(|port| place(&key(v4(0xc000_0201), vip.0, port), MASK)).collect();
-        let ports_v6: HashSet<u32> = (0..=u16::MAX).map(|port| place(&key(v6(0x201), vip.1, port), MASK)).collect();
-        let clients_v4: HashSet<u32> = (0..65_536).map(|client| place(&key(v4(client), vip.0, 7), MASK)).collect();
-        let clients_v6: HashSet<u32> = (0..65_536).map(|client| place(&key(v6(client), vip.1, 7), MASK)).collect();
+        let ports_v4: HashSet<u32> = (0..=u16::MAX).map(|port| set(&key(v4(0xc000_0201), vip.0, port), MASK)).collect();
+        let ports_v6: HashSet<u32> = (0..=u16::MAX).map(|port| set(&key(v6(0x201), vip.1, port), MASK)).collect();
+        let clients_v4: HashSet<u32> = (0..65_536).map(|client| set(&key(v4(client), vip.0, 7), MASK)).collect();
+        let clients_v6: HashSet<u32> = (0..65_536).map(|client| set(&key(v6(client), vip.1, 7), MASK)).collect();
         for places in [ports_v4, ports_v6, clients_v4, clients_v6] {
             // Thrown at random, as many keys as places hit 63 % of them.
             assert!(places.len() > 38_000, "{}", places.len());
@@ -203,19 +247,27 @@ mod tests {
             arrival: [2, 0, 1],
             reserved: 0,
         };
-        let current =
-            |flow: &CachedFlow<_>, port, arrival, epoch, now| flow.is_current(&of(port), (4, arrival), epoch, now);
-        assert!(current(&flow, 1, [2, 0, 1], 3, u32::MAX) && current(&flow, 1, [2, 0, 1], 3, 200));
-        assert!(!current(&flow, 1, [2, 0, 1], 3, 241), "too late");
-        assert!(!current(&flow, 1, [2, 0, 1], 4, 0), "routing has changed");
-        assert!(!current(&flow, 2, [2, 0, 1], 3, 0), "another flow");
-        assert!(!current(&flow, 1, [2, 0, 2], 3, 0), "for another host");
-        assert!(!flow.is_current(&of(1), (5, [2, 0, 1]), 3, 0), "by another device");
+        let current = |flow: &CachedFlow<_>, arrival, epoch, now| flow.is_current((4, arrival), epoch, now);
+        assert!(current(&flow, [2, 0, 1], 3, u32::MAX) && current(&flow, [2, 0, 1], 3, 200));
+        assert!(!current(&flow, [2, 0, 1], 3, 241), "too late");
+        assert!(!current(&flow, [2, 0, 1], 4, 0), "routing has changed");
+        assert!(!current(&flow, [2, 0, 2], 3, 0), "for another host");
+        assert!(!flow.is_current((5, [2, 0, 1]), 3, 0), "by another device");
         assert!(flow.leads_to(5, BackendState::Active) && flow.leads_to(5, BackendState::Draining));
         assert!(!flow.leads_to(5, BackendState::Gone) && !flow.leads_to(6, BackendState::Active));
-        flow.forget(&of(2));
-        assert!(current(&flow, 1, [2, 0, 1], 3, 0), "another was forgotten");
-        flow.forget(&of(1));
-        assert!(!current(&flow, 1, [2, 0, 1], 3, 0), "forgotten");
+        let other = CachedFlow { key: of(2), ..flow };
+        let mut set = FlowSet { ways: [flow, other] };
+        assert_eq!([1, 2, 3].map(|port| set.find(&of(port))), [Some(0), Some(1), None]);
+        assert_eq!([set.victim(3, 10), set.victim(3, 11)], [0, 1], "both are good");
+        set.ways[1].forget();
+        assert_eq!([set.victim(3, 10), set.victim(3, 11)], [1, 1]);
+        assert_eq!([set.victim(4, 10), set.victim(3, 241)], [0, 0], "none is");
+        flow.forget();
+        assert!(!current(&flow, [2, 0, 1], 3, 0), "forgotten");
+    }
+
+    #[test]
+    fn a_table_has_room_for_at_most_as_many_as_it_is_to() {
+        assert_eq!([1, 2, 3, 4, 7, 16_384].map(sets), [1, 1, 1, 2, 2, 8_192]);
     }
 }

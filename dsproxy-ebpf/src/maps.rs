@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use dsproxy_common::{
     Addr4, Addr6,
-    cached_flow::CachedFlow,
+    cached_flow::{FlowSet, sets},
     count::{COUNTERS as COUNTER_COUNT, ServiceCounters},
     filter,
     flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
@@ -40,7 +40,7 @@ const FRAGMENTS: usize = capacity::FRAGMENTS as usize;
 const SOCKETS: usize = capacity::SOCKETS as usize;
 const SERVICES: usize = capacity::SERVICES as usize;
 const XDP_DEVICE_COUNT: usize = capacity::XDP_DEVICES as usize;
-const CACHED_FLOWS: usize = capacity::CACHED_FLOWS as usize;
+const FLOW_SETS: usize = sets(capacity::CACHED_FLOWS) as usize;
 
 /// The types of the maps that exist once for each family.
 pub(crate) type Frontends<A> = HashMap<FrontendKey<A>, Frontend, FRONTENDS, NO_PREALLOC>;
@@ -59,7 +59,7 @@ pub(crate) type NodeAddresses<A> = HashMap<u32, A, DEVICES, NO_PREALLOC>;
 pub(crate) type Scratch<A> = PerCpuArray<Connection<A>, 1>;
 /// Entries are put together there: the stack has no room for them.
 pub(crate) type NewEntry<A> = PerCpuArray<EgressEntry<A>, 1>;
-pub(crate) type Flows<A> = PerCpuArray<CachedFlow<A>, CACHED_FLOWS>;
+pub(crate) type Flows<A> = PerCpuArray<FlowSet<A>, FLOW_SETS>;
 pub(crate) type Sockets<A> = LruHashMap<SocketKey<A>, SocketEntry<A>, SOCKETS>;
 pub(crate) type Fragments<A> = LruHashMap<FragmentKey<A>, Fragment, FRAGMENTS>;
 

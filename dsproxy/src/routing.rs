@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use dsproxy_common::next_hop::{Routing, TURN};
+use dsproxy_common::{
+    cached_flow,
+    next_hop::{Routing, TURN},
+};
 use thiserror::Error;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{info, warn};
@@ -109,7 +112,8 @@ impl Word {
     pub fn new(maps: NextHopMaps, cached_flows: u32) -> Result<Self, RoutingError> {
         // The count goes on, so that nothing noted in one life is good in another.
         let Routing { epoch, .. } = maps.routing()?;
-        let told = Told { maps, per_second: jiffies::per_second()?, flow_mask: cached_flows - 1, epoch };
+        let told =
+            Told { maps, per_second: jiffies::per_second()?, flow_mask: cached_flow::sets(cached_flows) - 1, epoch };
         Ok(Self(Arc::new(Mutex::new(told))))
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use dsproxy_common::{
-    IpFamily, Protocol,
+    IpFamily, Protocol, cached_flow,
     count::{Reason, ServiceCounters},
     flow::FlowState,
     layout::capacity,
@@ -26,7 +26,7 @@ use crate::world::{Expected, Flow, Served, World, endpoint, node, on_ethernet, o
 const KEPT: u16 = 50_000;
 
 /// As many flows are remembered as by default.
-const FLOW_MASK: u32 = capacity::CACHED_FLOWS - 1;
+const FLOW_MASK: u32 = cached_flow::sets(capacity::CACHED_FLOWS) - 1;
 
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
@@ -335,21 +335,28 @@ fn a_flow_that_is_not_remembered_is_looked_up_in_the_state_it_is_in() {
     });
 }
 
-/// Where two flows fall on one place, the stack's turn with one is not the other's way.
+/// Where more flows fall on one set than have room there, the stack's turn with one is not another's way.
 #[test]
 fn what_is_remembered_of_one_flow_is_not_mixed_with_another() {
     on_ethernet(|world| {
         let first = Crossing::open(world, Protocol::Tcp, KEPT);
         let second = Crossing::open(world, Protocol::Tcp, KEPT + 1);
-        let (epoch, lease) = (second.site.first_epoch + 1, world.now().wrapping_add(100_000));
-        let one_place = Routing { epoch, lease, flow_mask: 0 };
-        world.datapath.next_hops().set_routing(one_place).expect("written");
+        let ending = Crossing::open(world, Protocol::Tcp, KEPT + 2);
+        let (epoch, lease) = (ending.site.first_epoch + 1, world.now().wrapping_add(100_000));
+        let one_set = Routing { epoch, lease, flow_mask: 0 };
+        world.datapath.next_hops().set_routing(one_set).expect("written");
         first.enters(world, flags::ACK, false);
-        second.enters(world, flags::FIN | flags::ACK, false);
-        second.leads_to(world, FAR);
-        for _ in 0..2 {
+        first.answers(world, flags::ACK);
+        second.enters(world, flags::ACK, false);
+        ending.enters(world, flags::FIN | flags::ACK, false);
+        ending.leads_to(world, FAR);
+        for _ in 0..4 {
             first.crosses(world, &first.request(flags::ACK), Verdict::Transmit);
-            second.site.leaves_alone(world, "it is ending", &second.request(flags::ACK));
+            second.crosses(world, &second.request(flags::ACK), Verdict::Transmit);
+            ending.site.leaves_alone(world, "it is ending", &ending.request(flags::ACK));
+            first.crosses_back(world, &first.answer(flags::ACK), Verdict::Transmit);
+            // Another clock tick, another victim.
+            std::thread::sleep(std::time::Duration::from_millis(5));
         }
     });
 }

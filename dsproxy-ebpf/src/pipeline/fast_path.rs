@@ -26,6 +26,7 @@ use crate::{
     parse::{self, Packet, link::ETHERNET_HEADER},
     rewrite,
     track::{self, Entry, Found, masquerade},
+    verifier,
 };
 
 /// A packet whose flow is looked up.
@@ -52,19 +53,27 @@ pub(super) fn cross<F: Family, C: FrameContext>(context: &C, routing: &Routing) 
     if !routing.holds(now) {
         return None;
     }
-    let flow = F::maps().flows.get_ptr_mut(cached_flow::place(packet.key, routing.flow_mask))?;
+    let set = F::maps().flows.get_ptr_mut(cached_flow::set(packet.key, routing.flow_mask))?;
     // SAFETY: this CPU's own value, and frames are taken one after the other on each; see `track::connection::scratch`.
-    let flow = unsafe { &mut *flow };
+    let set = unsafe { &mut *set };
+    let found = set.find(packet.key);
+    let way = found.unwrap_or_else(|| set.victim(routing.epoch, now));
+    let flow = &mut set.ways[verifier::blurred(way, context.length()) as usize % cached_flow::WAYS as usize];
+    let is_known = found.is_some();
     if !packet.segment.is_plain() {
         cold_path();
-        flow.forget(packet.key);
+        if is_known {
+            flow.forget();
+        }
         return None;
     }
     let arrival = forward::arrival(context.linear()).ok()?;
     let came = (context.device(), arrival);
-    if !flow.is_current(packet.key, came, routing.epoch, now) || !is_led_on::<F>(flow) {
+    if !is_known || !flow.is_current(came, routing.epoch, now) || !is_led_on::<F>(flow) {
         cold_path();
-        flow.forget(packet.key);
+        if is_known {
+            flow.forget();
+        }
         let search = Search::<F> { packet: &packet, arrival, epoch: routing.epoch, now, settings };
         look_up::<F, C>(context, &search, flow)?;
     }

@@ -14,7 +14,7 @@ use aya::{
     programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp},
 };
 use dsproxy_common::{
-    IpFamily,
+    IpFamily, cached_flow,
     flow::FlowState,
     layout::{self, family_maps},
     settings::Settings,
@@ -203,7 +203,7 @@ pub fn load_maps(
         loader.map_max_entries(name, entries);
     }
     for family in IpFamily::ALL {
-        loader.map_max_entries(layout::cached_flows(family), wanted.cached_flows);
+        loader.map_max_entries(layout::cached_flows(family), cached_flow::sets(wanted.cached_flows));
     }
     if let Some(directory) = &directory {
         for name in map_names() {

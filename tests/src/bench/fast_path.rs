@@ -6,7 +6,7 @@ use dsproxy::{
     maps::{Capacities, Write},
 };
 use dsproxy_common::{
-    IpFamily, Protocol,
+    IpFamily, Protocol, cached_flow,
     count::Reason,
     layout::capacity,
     next_hop::{Routing, XdpDevice, XdpDeviceFlags},
@@ -227,5 +227,5 @@ fn site(datapath: &mut Datapath, cached_flows: u32) -> Result<(), BenchError> {
     let second = dsproxy::jiffies::per_second().map_err(BenchError::Clock)?;
     // Long enough for one size of tables at the usual ticks.
     let lease = dsproxy::jiffies::now(second).map_err(BenchError::Clock)?.wrapping_add(Routing::LONGEST_LEASE - second);
-    Ok(next_hops.set_routing(Routing { epoch: 1, lease, flow_mask: cached_flows - 1 })?)
+    Ok(next_hops.set_routing(Routing { epoch: 1, lease, flow_mask: cached_flow::sets(cached_flows) - 1 })?)
 }
