@@ -155,8 +155,7 @@ impl<'lab> Scene<'lab> {
 fn perform(soak: &Soak, streams: &[Stream], lab: &Lab, plane: &Plane) -> anyhow::Result<(Report, String)> {
     let stage = Stage::set(lab, plane)?;
     let arguments = ["--cluster-cidr", "10.244.0.0/16,fd00:10:244::/48", "--hostname-override", Side::A.role()];
-    let options =
-        DaemonOptions { arguments: arguments.map(str::to_owned).to_vec(), ..DaemonOptions::default() };
+    let options = DaemonOptions { arguments: arguments.map(str::to_owned).to_vec(), ..DaemonOptions::default() };
     let daemon = Daemon::start_by_kubeconfig(lab, plane.kubeconfig(), options)?;
     stage.await_service()?;
     let clients = stage.clients();

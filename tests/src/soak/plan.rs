@@ -83,8 +83,12 @@ impl fmt::Display for Act {
             Self::Api { outage, length } => match outage {
                 Outage::Gone => write!(f, "the API server is gone for {length:.1?}"),
                 Outage::Compacted => write!(f, "the API server is gone for {length:.1?}, and its history for ever"),
-                Outage::OtherHistory => write!(f, "the API server is gone for {length:.1?}, and has another history then"),
-                Outage::Refuses(status) => write!(f, "the API server refuses everything with {status} for {length:.1?}"),
+                Outage::OtherHistory => {
+                    write!(f, "the API server is gone for {length:.1?}, and has another history then")
+                }
+                Outage::Refuses(status) => {
+                    write!(f, "the API server refuses everything with {status} for {length:.1?}")
+                }
             },
             Self::Endpoint { number, state } => write!(f, "endpoint {number} is {state:?}"),
             Self::PodComes => f.write_str("a pod comes"),
@@ -107,7 +111,8 @@ pub(super) const PODS: usize = 4;
 pub(super) fn plan(seed: u64, length: Duration) -> Vec<Stream> {
     let mut random = fastrand::Rng::with_seed(seed);
     let until = length.saturating_sub(CALM);
-    let seconds = |random: &mut fastrand::Rng, from: f64, to: f64| Duration::from_secs_f64(from + random.f64() * (to - from));
+    let seconds =
+        |random: &mut fastrand::Rng, from: f64, to: f64| Duration::from_secs_f64(from + random.f64() * (to - from));
     // Of a short run every kind has to have its part.
     let scale = (length.as_secs_f64() / 300.0).clamp(0.2, 1.0);
     let mut stream = |name, (from, to): (f64, f64), until: Duration, act: &mut dyn FnMut(&mut fastrand::Rng) -> Act| {
@@ -145,7 +150,11 @@ pub(super) fn plan(seed: u64, length: Duration) -> Vec<Stream> {
         }),
         stream("pods", (0.5, 4.0), until, &mut |random| {
             let comes = pods == 0 || (pods < PODS && random.bool());
-            if comes { pods += 1 } else { pods -= 1 }
+            if comes {
+                pods += 1
+            } else {
+                pods -= 1
+            }
             if comes { Act::PodComes } else { Act::PodGoes }
         }),
         stream("services", (0.1, 1.0), until, &mut |random| Act::Service { number: random.u16(0..SERVICES) }),

@@ -80,7 +80,8 @@ impl fmt::Display for Report {
             "", "FAMILY", "PROTOCOL", "USE", "CONNECTIONS", "EXCHANGES", "FAILED", "P50 µs", "P99 µs", "SLOWEST µs"
         )?;
         for outcome in &self.traffic {
-            let Outcome { way, family, protocol, usage, connections, exchanges, failed, p50, p99, slowest, .. } = outcome;
+            let Outcome { way, family, protocol, usage, connections, exchanges, failed, p50, p99, slowest, .. } =
+                outcome;
             let usage = format!("{usage:?}").to_lowercase();
             writeln!(
                 f,
@@ -141,8 +142,7 @@ mod tests {
     }
 
     fn report() -> Report {
-        let growth =
-            Growth { process: 1, seconds: 20, resident_kib: [1, 1], descriptors: [1, 1], is_flat: true };
+        let growth = Growth { process: 1, seconds: 20, resident_kib: [1, 1], descriptors: [1, 1], is_flat: true };
         Report {
             seed: 1,
             seconds: 60,

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -17,7 +17,9 @@ use super::{
     plane::{NAMESPACE, Plane},
     traffic::{Client, Use},
 };
-use crate::lab::{Backend, DualStack, EchoServer, Lab, Outside, Pod, ServiceManifest, Side, TcpSession, Wiring, eventually};
+use crate::lab::{
+    Backend, DualStack, EchoServer, Lab, Outside, Pod, ServiceManifest, Side, TcpSession, Wiring, eventually,
+};
 
 /// The port of the VIPs, that of the backends, and that of the nodes.
 const PORT: u16 = 80;
@@ -53,7 +55,7 @@ pub(super) struct Stage<'lab> {
     outside: Outside,
     client: Pod,
     bridged_client: Pod,
-    endpoints: Vec<(Server, Mutex<Listed>)>,
+    endpoints: Mutex<Vec<(Server, Listed)>>,
     fleeting: Mutex<Fleeting>,
     marked: AtomicBool,
 }
@@ -76,10 +78,9 @@ impl<'lab> Stage<'lab> {
             ("bridged", Side::A, Wiring::Bridged),
             ("distant", Side::B, Wiring::Bridged),
         ];
-        let endpoints = places.into_iter().map(|(role, side, wiring)| {
-            Ok((serve(lab, side, wiring, role)?, Mutex::new(Listed::Ready)))
-        });
-        let endpoints = endpoints.collect::<anyhow::Result<_>>()?;
+        let endpoints =
+            places.into_iter().map(|(role, side, wiring)| Ok((serve(lab, side, wiring, role)?, Listed::Ready)));
+        let endpoints = Mutex::new(endpoints.collect::<anyhow::Result<_>>()?);
         let stage = Self {
             lab,
             plane,
@@ -92,11 +93,14 @@ impl<'lab> Stage<'lab> {
         };
         stage.list_steady()?;
         stage.list_fleeting(&stage.fleeting())?;
-        let remote = stage.endpoints.iter().filter(|(server, _)| server.side == Side::B);
-        let remote = remote.map(|(server, _)| listed(server, Listed::Ready));
+        let remote: Vec<Backend> = {
+            let endpoints = stage.endpoints();
+            let remote = endpoints.iter().filter(|(server, _)| server.side == Side::B);
+            remote.filter_map(|(server, _)| listed(server, Listed::Ready)).collect()
+        };
         let exposed = ServiceManifest::new(NAMESPACE, "exposed").dual_stack(EXPOSED);
         let exposed = exposed.port(Protocol::Tcp, PORT, TARGET).node_port(NODE_PORT);
-        plane.apply(&exposed.port(Protocol::Udp, PORT, TARGET).node_port(NODE_PORT).backends(remote.flatten()))?;
+        plane.apply(&exposed.port(Protocol::Udp, PORT, TARGET).node_port(NODE_PORT).backends(remote))?;
         stage.mark()?;
         Ok(stage)
     }
@@ -118,7 +122,14 @@ impl<'lab> Stage<'lab> {
         let ways = [
             ("pod to ClusterIP", self.client.namespace(), None, STEADY, PORT, &[Use::New, Use::Kept][..]),
             ("pod to endpoints that come and go", self.bridged_client.namespace(), None, FLEETING, PORT, &[Use::New]),
-            ("outside to NodePort", self.outside.namespace(), None, node.addresses(), NODE_PORT, &[Use::New, Use::Kept]),
+            (
+                "outside to NodePort",
+                self.outside.namespace(),
+                None,
+                node.addresses(),
+                NODE_PORT,
+                &[Use::New, Use::Kept],
+            ),
             ("host to ClusterIP", node.namespace(), host, STEADY, PORT, &[Use::New, Use::Kept]),
         ];
         for (way, namespace, cgroup, address, port, uses) in ways {
@@ -138,27 +149,30 @@ impl<'lab> Stage<'lab> {
         clients
     }
 
-    fn fleeting(&self) -> std::sync::MutexGuard<'_, Fleeting> {
+    fn endpoints(&self) -> MutexGuard<'_, Vec<(Server, Listed)>> {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fleeting(&self) -> MutexGuard<'_, Fleeting> {
         self.fleeting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the place of an endpoint that runs on.
     pub(super) fn list(&self, number: usize, state: Listed) -> anyhow::Result<()> {
-        let (_, listed) = self.endpoints.get(number).context("a planned endpoint exists")?;
-        *listed.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.endpoints().get_mut(number).context("a planned endpoint exists")?.1 = state;
         self.list_steady()
     }
 
     fn list_steady(&self) -> anyhow::Result<()> {
-        let backends = self.endpoints.iter().filter_map(|(server, state)| {
-            listed(server, *state.lock().unwrap_or_else(PoisonError::into_inner))
-        });
+        let endpoints = self.endpoints();
+        let backends = endpoints.iter().filter_map(|(server, state)| listed(server, *state));
         self.plane.apply(&service("steady", STEADY, backends))
     }
 
     fn list_fleeting(&self, fleeting: &Fleeting) -> anyhow::Result<()> {
         // The first endpoint is always there: without any, a refusal would be right.
-        let backends = self.endpoints.iter().take(1).map(|(server, _)| (server, Listed::Ready));
+        let endpoints = self.endpoints();
+        let backends = endpoints.iter().take(1).map(|(server, _)| (server, Listed::Ready));
         let backends = backends.chain(fleeting.servers.iter().map(|(server, state)| (server, *state)));
         self.plane.apply(&service("fleeting", FLEETING, backends.filter_map(|(server, state)| listed(server, state))))
     }
@@ -202,16 +216,18 @@ impl<'lab> Stage<'lab> {
             return Ok(());
         }
         fleeting.unused.insert(number);
-        let backends = self.endpoints.iter().filter_map(|(server, _)| listed(server, Listed::Ready));
+        let endpoints = self.endpoints();
+        let backends = endpoints.iter().filter_map(|(server, _)| listed(server, Listed::Ready));
         self.plane.apply(&service(&name, DualStack::cluster_ip(UNUSED + number), backends))
     }
 
     /// Gives the Service that marks the other one of its endpoints; the name of that.
-    fn mark(&self) -> anyhow::Result<&str> {
+    fn mark(&self) -> anyhow::Result<String> {
         let number = usize::from(self.marked.fetch_xor(true, Ordering::Relaxed));
-        let (server, _) = &self.endpoints[number];
+        let endpoints = self.endpoints();
+        let (server, _) = endpoints.get(number).context("two endpoints stay")?;
         self.plane.apply(&service("marker", MARKER, listed(server, Listed::Ready)))?;
-        Ok(server.echo.name())
+        Ok(server.echo.name().to_owned())
     }
 
     /// Waits until the daemon has heard of everything up to now: changes of one kind are told in their order, so that what is told

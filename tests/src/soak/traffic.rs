@@ -64,10 +64,13 @@ pub(super) struct Outcome {
     pub(super) slowest: u32,
 }
 
+/// The outer failure is the namespace's, the inner one the cgroup's.
+type Worker = JoinHandle<Result<Result<Outcome, LabError>, LabError>>;
+
 /// Clients at work.
 pub(super) struct Traffic {
     stop: Arc<AtomicBool>,
-    workers: Vec<JoinHandle<Result<Outcome, LabError>>>,
+    workers: Vec<Worker>,
 }
 
 impl Traffic {
@@ -92,9 +95,7 @@ impl Traffic {
     /// Stops the clients after their current exchange.
     pub(super) fn finish(self) -> Result<Vec<Outcome>, LabError> {
         self.stop.store(true, Ordering::Relaxed);
-        let join = |worker: JoinHandle<Result<Result<Outcome, LabError>, LabError>>| {
-            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?
-        };
+        let join = |worker: Worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         self.workers.into_iter().map(join).collect()
     }
 }

@@ -43,7 +43,9 @@ pub(super) fn sample(daemon: &Daemon<'_>, at: Duration) -> Option<Sample> {
 /// Notes how full maps are in `fill`, from the text of /metrics.
 pub(super) fn note_fill(metrics: &str, fill: &mut Fill) {
     for line in metrics.lines() {
-        let Some((name, value)) = line.strip_prefix("dsproxy_map_").and_then(|rest| rest.rsplit_once(' ')) else { continue };
+        let Some((name, value)) = line.strip_prefix("dsproxy_map_").and_then(|rest| rest.rsplit_once(' ')) else {
+            continue;
+        };
         let Some(labels) = name.strip_prefix("entries").or_else(|| name.strip_prefix("capacity")) else { continue };
         let Ok(value) = value.parse::<f64>() else { continue };
         let kind = if name.starts_with("entries") { "entries" } else { "capacity" };
@@ -76,7 +78,8 @@ pub(super) fn growth(samples: &[Sample]) -> Option<Growth> {
         return None;
     }
     let (first, last) = (&lived[..quarter], &lived[lived.len() - quarter..]);
-    let medians = |of: fn(&Sample) -> u64| [first, last].map(|part| median(part.iter().map(|sample| of(sample)).collect()));
+    let medians =
+        |of: fn(&Sample) -> u64| [first, last].map(|part| median(part.iter().map(|sample| of(sample)).collect()));
     let resident_kib = medians(|sample| sample.resident_kib);
     let descriptors = medians(|sample| sample.descriptors);
     let allowed = (resident_kib[0] as f64 * GROWTH) as u64 + ALLOCATOR_KIB;
