@@ -23,6 +23,7 @@ use crate::{
             cgroup::{self, Cgroup, SocketPrograms},
         },
         bpffs::Bpffs,
+        charge::{InCharge, Other},
         load::{self, Loaded},
     },
     health::{self, Health},
@@ -44,6 +45,12 @@ const CLIENT: &str = "kube_client";
 
 /// How many events a source may be ahead of the reconciler.
 const EVENT_BACKLOG: usize = 1024;
+
+/// How long another daemon may take to end: what the DaemonSet gives a pod, and some. A pod that is replaced is gone by then.
+const PATIENCE_WITH_ANOTHER: Duration = Duration::from_secs(15);
+
+/// How often it is looked whether it has.
+const LOOK_AT_ANOTHER: Duration = Duration::from_millis(200);
 
 /// Runs the daemon until it is told to end. The data path goes on without it.
 ///
@@ -127,12 +134,18 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     refuse_missing_devices(&config.node_devices)?;
     let cgroup = cgroup_of(&config)?;
 
+    let bpffs = Bpffs::ensure(&config.bpffs)?;
+    tokio::select! {
+        // The kernel takes it back when the process has ended, and with it the last task that may write to the maps.
+        in_charge = take_charge(&bpffs) => std::mem::forget(in_charge?),
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
     for failure in host_settings::apply(&host_settings::plan(&config, cpus()), Path::new("/")) {
         warn!("{failure}");
     }
     // A large iptables takes a while to list.
     tokio::task::spawn_blocking(warn_of_leftovers);
-    let bpffs = Bpffs::ensure(&config.bpffs)?;
     let Loaded { mut object, maps, found } = load::load(Some(&bpffs), &config.capacities, &config.datapath_settings())?;
     let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
     info!(found, frontends = contents.frontends.len(), backends = contents.backends.len(), "maps ready");
@@ -220,6 +233,35 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
         ended = &mut source => bail!("the source ended ({ended:?}); the data path goes on as it is"),
     }
     Ok(())
+}
+
+/// Takes charge of `bpffs`. Another daemon that is about to end is waited for.
+async fn take_charge(bpffs: &Bpffs) -> anyhow::Result<InCharge> {
+    let started = time::Instant::now();
+    let mut told: Option<Other> = None;
+    loop {
+        let other = match InCharge::take(bpffs)? {
+            Ok(in_charge) => return Ok(in_charge),
+            Err(other) => other,
+        };
+        let directory = bpffs.ours();
+        if started.elapsed() > PATIENCE_WITH_ANOTHER {
+            bail!(
+                "another dsproxy ({other}) is in charge of {}, and {} s were not enough for it to end; one daemon runs on a node: \
+                 end that one, or give this one a --bpffs of its own",
+                directory.display(),
+                PATIENCE_WITH_ANOTHER.as_secs()
+            );
+        }
+        if told != Some(other) {
+            warn!(
+                directory = %directory.display(), %other, patience = ?PATIENCE_WITH_ANOTHER,
+                "another dsproxy is in charge here; waiting for it to end"
+            );
+            told = Some(other);
+        }
+        time::sleep(LOOK_AT_ANOTHER).await;
+    }
 }
 
 /// The cgroup whose sockets are led to backends; none when nobody's are.

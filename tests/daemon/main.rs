@@ -14,6 +14,7 @@ mod process;
 mod rbac;
 mod refusals;
 mod serve;
+mod two_daemons;
 
 // The small cluster of pods, which the tests of traffic start from as well.
 #[allow(dead_code, reason = "what the tests of traffic alone need of it")]

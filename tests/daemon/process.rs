@@ -174,6 +174,18 @@ impl<'lab> Daemon<'lab> {
         child.wait().expect("it ends");
     }
 
+    /// Tells it to end, with SIGTERM, and waits until it has.
+    pub(crate) fn terminate(&mut self) {
+        kill(Pid::from_raw(self.id().cast_signed()), Signal::SIGTERM).expect("it can be told");
+        let status = self.end();
+        assert!(status.success(), "{status}:\n{}", self.log());
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
     /// Runs another command of the binary and reads the JSON it prints.
     pub(crate) fn json(&self, command: &str) -> Value {
         let mut process = Command::new(daemon_binary().expect("the daemon is built"));

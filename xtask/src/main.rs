@@ -7,6 +7,7 @@ mod deploy_tools;
 mod lint;
 mod run;
 mod setup;
+mod soak;
 mod test;
 mod vm;
 
@@ -35,6 +36,8 @@ enum Task {
     Lint,
     /// Run all tests. Needs root.
     Test(test::Options),
+    /// Load, churn, restarts and outages, all at once, for half an hour. Needs root.
+    Soak(soak::Options),
     /// Run tests on Debian's kernels 6.1 and 6.12, in an emulated machine.
     Vm(vm::Options),
     /// Measure; everything after `bench` goes to dsproxy-bench. Needs root.
@@ -64,6 +67,7 @@ fn perform(task: Task) -> anyhow::Result<()> {
         Task::Demo(options) => demo::run(&options),
         Task::Lint => lint::run(),
         Task::Test(options) => test::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Bench { arguments } => bench::run(&arguments),
     }

@@ -107,6 +107,12 @@ impl Bpffs {
         }
     }
 
+    /// The bpffs at `directory`, which is not looked at.
+    #[cfg(test)]
+    pub(super) fn at(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
     /// The directory of everything that is ours, whatever its layout.
     pub fn ours(&self) -> PathBuf {
         self.directory.join(NAME)
@@ -209,7 +215,7 @@ mod tests {
 
     #[test]
     fn everything_lives_below_one_directory() {
-        let bpffs = Bpffs { directory: PathBuf::from("/b") };
+        let bpffs = Bpffs::at(Path::new("/b"));
         assert_eq!(bpffs.links(), Path::new(&format!("/b/dsproxy/v{LAYOUT_VERSION}/links")));
         assert!(bpffs.links().starts_with(bpffs.ours()));
     }

@@ -2,4 +2,5 @@
 
 pub mod attach;
 pub mod bpffs;
+pub mod charge;
 pub mod load;

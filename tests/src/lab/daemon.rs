@@ -66,7 +66,8 @@ pub struct Daemon<'lab> {
     lab: &'lab Lab,
     namespace: Namespace,
     binary: PathBuf,
-    manifests: PathBuf,
+    /// What it is led to, by which flag.
+    source: (&'static str, PathBuf),
     bpffs: PathBuf,
     log: PathBuf,
     options: DaemonOptions,
@@ -81,6 +82,19 @@ impl<'lab> Daemon<'lab> {
 
     /// The same with any directory of manifests.
     pub fn start_on(lab: &'lab Lab, manifests: &Path, options: DaemonOptions) -> Result<Self, LabError> {
+        Self::start_with(lab, ("--manifests", manifests), options)
+    }
+
+    /// The same with the API server that a kubeconfig leads to.
+    pub fn start_by_kubeconfig(lab: &'lab Lab, kubeconfig: &Path, options: DaemonOptions) -> Result<Self, LabError> {
+        Self::start_with(lab, ("--kubeconfig", kubeconfig), options)
+    }
+
+    fn start_with(
+        lab: &'lab Lab,
+        (flag, path): (&'static str, &Path),
+        options: DaemonOptions,
+    ) -> Result<Self, LabError> {
         let side = options.side.unwrap_or(Side::A);
         let bpffs = lab.directory().join(format!("bpffs-{}", side.role()));
         fs::create_dir_all(&bpffs).map_err(|source| LabError::file("create", &bpffs, source))?;
@@ -88,7 +102,7 @@ impl<'lab> Daemon<'lab> {
             lab,
             namespace: lab.node(side).namespace().clone(),
             binary: daemon_binary()?,
-            manifests: manifests.to_owned(),
+            source: (flag, path.to_owned()),
             bpffs,
             log: lab.directory().join(format!("dsproxy-{}.log", side.role())),
             options,
@@ -115,8 +129,8 @@ impl<'lab> Daemon<'lab> {
         let mut command = Command::new(&self.binary);
         command
             .arg("run")
-            .arg("--manifests")
-            .arg(&self.manifests)
+            .arg(self.source.0)
+            .arg(&self.source.1)
             .arg("--bpffs")
             .arg(&self.bpffs)
             .arg("--cgroup")

@@ -39,6 +39,12 @@ pub enum LabError {
         /// Why it failed.
         source: io::Error,
     },
+    /// A node has as many pods as its network has addresses.
+    #[error("{node} has no room for another pod")]
+    NoRoom {
+        /// The node.
+        node: &'static str,
+    },
     /// A process could not be started.
     #[error("cannot start {program} in {namespace}: {source}")]
     Spawn {

@@ -45,6 +45,7 @@ pub use error::LabError;
 pub use http::{HttpAnswer, http_get};
 pub use iproute::{LinkCounters, add_address, like_hardware, link_address, link_counters, set_mtu, tc};
 pub use leftovers::{Extent, Leftover, find as find_leftovers, remove as remove_leftovers};
+pub(crate) use load::exchange_once;
 pub use load::{Load, LoadReport, Steady, SteadyReport};
 pub use manifests::Manifests;
 pub use name::LabName;
@@ -163,6 +164,16 @@ impl Lab {
     /// Gives node B a way of its own to the host outside; once.
     pub fn add_way_out(&self, outside: &Outside) -> Result<(), LabError> {
         node::add_way_out(outside, self.node(Side::B))
+    }
+
+    /// Takes a pod away, its interfaces and all; its address and the names of its interfaces go to the next that comes. What
+    /// runs in it has to have ended.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn remove_pod(&self, side: Side, pod: Pod) -> Result<(), LabError> {
+        self.node(side).remove_pod(pod)
     }
 
     /// Adds a host outside the cluster; once.

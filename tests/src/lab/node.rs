@@ -1,8 +1,8 @@
 //! Nodes, their pods, and how these are wired. It knows addresses and interfaces, not Services.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU8, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
 };
 
 use super::{DualStack, LabError, LabName, Namespace, Side, iproute};
@@ -32,7 +32,8 @@ pub struct Node {
     namespace: Namespace,
     side: Side,
     addresses: DualStack,
-    pods: AtomicU8,
+    /// The numbers of its pods, from zero.
+    pods: Mutex<BTreeSet<u8>>,
     bridged: Mutex<bool>,
     /// Of its pods' interfaces.
     pod_mtu: u16,
@@ -44,6 +45,7 @@ pub struct Pod {
     namespace: Namespace,
     addresses: DualStack,
     host_interface: String,
+    number: u8,
 }
 
 impl Side {
@@ -85,7 +87,7 @@ impl Node {
             namespace,
             side,
             addresses: DualStack::node(side.number()),
-            pods: AtomicU8::new(0),
+            pods: Mutex::default(),
             bridged: Mutex::new(false),
             pod_mtu,
         })
@@ -139,10 +141,13 @@ impl Node {
     }
 
     pub(crate) fn add_pod(&self, lab: LabName, wiring: Wiring, role: &str) -> Result<Pod, LabError> {
-        let index = self.pods.fetch_add(1, Ordering::Relaxed);
-        let addresses = DualStack::pod(self.side.subnet(wiring), FIRST_POD + index);
-        let pod =
-            Pod { namespace: Namespace::create(lab, role)?, addresses, host_interface: format!("pod{}", index + 1) };
+        let number = self.take_number()?;
+        let pod = Pod {
+            namespace: Namespace::create(lab, role)?,
+            addresses: DualStack::pod(self.side.subnet(wiring), FIRST_POD + number),
+            host_interface: format!("pod{}", number + 1),
+            number,
+        };
         let node = self.namespace.name();
         match wiring {
             Wiring::Routed => connect_routed(node, &pod, self.pod_mtu)?,
@@ -152,6 +157,22 @@ impl Node {
             }
         }
         Ok(pod)
+    }
+
+    fn take_number(&self) -> Result<u8, LabError> {
+        let mut taken = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = (0..=u8::MAX - 1 - FIRST_POD).find(|number| !taken.contains(number));
+        let number = number.ok_or_else(|| LabError::NoRoom { node: self.side.role() })?;
+        taken.insert(number);
+        Ok(number)
+    }
+
+    pub(crate) fn remove_pod(&self, pod: Pod) -> Result<(), LabError> {
+        // Whoever still has the namespace open keeps it: the interfaces are taken away by themselves.
+        iproute::batch(self.namespace.name(), &[format!("link del {}", pod.host_interface)])?;
+        iproute::ip(&["netns", "del", pod.namespace.name()])?;
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(&pod.number);
+        Ok(())
     }
 
     /// The address with the host part `host` on the network of the bridged pods; the bridge's own is 1.
@@ -325,7 +346,7 @@ pub(crate) fn add_way_out(outside: &Outside, b: &Node) -> Result<(), LabError> {
 }
 
 fn connect_routed(node: &str, pod: &Pod, mtu: u16) -> Result<(), LabError> {
-    let Pod { namespace, addresses, host_interface } = pod;
+    let Pod { namespace, addresses, host_interface, number: _ } = pod;
     add_link(node, pod, mtu)?;
     iproute::batch(
         node,
@@ -351,7 +372,7 @@ fn connect_routed(node: &str, pod: &Pod, mtu: u16) -> Result<(), LabError> {
 }
 
 fn connect_bridged(node: &str, pod: &Pod, gateway: DualStack, mtu: u16) -> Result<(), LabError> {
-    let Pod { namespace, addresses, host_interface } = pod;
+    let Pod { namespace, addresses, host_interface, number: _ } = pod;
     add_link(node, pod, mtu)?;
     iproute::batch(
         node,
@@ -370,7 +391,7 @@ fn connect_bridged(node: &str, pod: &Pod, gateway: DualStack, mtu: u16) -> Resul
 }
 
 fn add_link(node: &str, pod: &Pod, mtu: u16) -> Result<(), LabError> {
-    let Pod { namespace, addresses: _, host_interface } = pod;
+    let Pod { namespace, addresses: _, host_interface, number: _ } = pod;
     iproute::batch(
         node,
         &[format!("link add {host_interface} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", namespace.name())],

@@ -222,6 +222,16 @@ impl ServiceManifest {
         Ok(String::from_utf8_lossy(&yaml).into_owned())
     }
 
+    /// The Service and its slices, as an API server would hand them out.
+    ///
+    /// # Errors
+    ///
+    /// When an object cannot be written as JSON.
+    pub fn objects(&self) -> Result<Vec<serde_json::Value>, serde_json::Error> {
+        let slices = self.cluster_ips.iter().map(|address| serde_json::to_value(self.slice(IpFamily::of(*address))));
+        std::iter::once(serde_json::to_value(self.service())).chain(slices).collect()
+    }
+
     fn service(&self) -> Service {
         let reach = &self.reach;
         let policy = |local: bool| if local { "Local" } else { "Cluster" }.to_owned();
