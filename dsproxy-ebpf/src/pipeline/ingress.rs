@@ -212,8 +212,10 @@ fn open<F: Family, C: BufferContext>(
     let hash = frontend.spread(packet.key);
     let mut failure = Reason::NoEndpoint;
     let mut attempt = 0;
-    // The last attempt is made with another port for the client, when its own is taken with all the others.
-    while attempt <= SLOT_TRIES {
+    // The last attempt is made with another port for the client, when its own is taken with all the others. SCTP has none, for its
+    // checksum covers the whole packet.
+    let attempts = if packet.content == Content::Sctp { SLOT_TRIES } else { SLOT_TRIES + 1 };
+    while attempt < attempts {
         let takes_other_port = attempt == SLOT_TRIES;
         let slot = if takes_other_port { 0 } else { attempt };
         attempt += 1;
@@ -231,7 +233,7 @@ fn open<F: Family, C: BufferContext>(
                     pick::remember::<F>(client, frontend.service, id, backend.generation, now);
                 }
                 if settings.masquerades(frontend, backend.flags, side == Side::Node, address == client) {
-                    masquerade::request::<F>(&connection.leaving, frontend.service, packet.segment, now)?;
+                    masquerade::request::<F>(&connection.leaving, frontend.service, packet.segment, now, settings)?;
                 }
                 to_backend::<F, C>(context, packet, address, port, source_port)?;
                 count::forward(frontend.service, context.length(), true);
