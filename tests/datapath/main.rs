@@ -9,6 +9,7 @@ mod clash;
 mod connections;
 mod fast_path;
 mod fragments;
+mod fuzz;
 mod icmp_errors;
 mod load;
 mod malformed;
