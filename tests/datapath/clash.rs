@@ -8,7 +8,7 @@ use dsproxy_tests::{
     prog::{Entry, Hook},
 };
 
-use crate::world::{Expected, Flow, Served, World, everywhere, packet};
+use crate::world::{Expected, Flow, PORT, Served, World, everywhere, packet};
 
 /// The client's port, the same for all.
 const CLIENT: u16 = 40_000;
@@ -142,6 +142,36 @@ fn what_comes_late_of_a_connection_that_gave_way_does_not_touch_the_other() {
         // Were the second taken for reset, the backend would seem to accept a connection that is not through a VIP.
         second.replies(world, flags::SYN | flags::ACK, backend);
         second.goes_on(world, flags::ACK, backend);
+    });
+}
+
+/// Not even with what would confirm it, were it still its own.
+#[test]
+fn a_late_acknowledgement_does_not_take_the_packets_of_the_other_back() {
+    everywhere(|world| {
+        let first = world.flow(&Served::new(1, Protocol::Tcp).active([1]), CLIENT);
+        let second = world.flow(&Served::new(2, Protocol::Tcp).active([1]), CLIENT);
+        let backend = world.endpoint(1);
+        first.opens(world, flags::SYN, backend);
+        first.replies(world, flags::RST, backend);
+        second.opens(world, flags::SYN, backend);
+        first.goes_on(world, flags::ACK, backend);
+        second.replies(world, flags::SYN | flags::ACK, backend);
+        second.goes_on(world, flags::ACK, backend);
+        second.replies(world, flags::ACK, backend);
+    });
+}
+
+/// SCTP's checksum covers the whole packet: another port could be entered, and would not be written.
+#[test]
+fn sctp_has_no_other_port_and_the_second_connection_is_dropped() {
+    everywhere(|world| {
+        let first = world.flow(&Served::new(1, Protocol::Sctp).target_port(PORT).active([1]), CLIENT);
+        let second = world.flow(&Served::new(2, Protocol::Sctp).target_port(PORT).active([1]), CLIENT);
+        let backend = SocketAddr::new(world.endpoint(1).ip(), PORT);
+        first.opens(world, 0, backend);
+        second.meets(world, 0, &Expected::Dropped(Reason::ReplyClash));
+        first.replies(world, 0, backend);
     });
 }
 

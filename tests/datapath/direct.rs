@@ -276,7 +276,7 @@ fn nobody_gives_a_backend_a_name_that_is_none() {
         let nowhere = Flow { vip: SocketAddr::new(flow.vip.ip(), 81), ..flow };
         arrives(world, &nowhere, flags::SYN, backend, Reason::NotService);
         arrives(world, &flow, flags::ACK, backend, Reason::NotService);
-        arrives(world, &flow, flags::SYN, world.endpoint(9), Reason::NotService);
+        arrives(world, &flow, flags::SYN, world.endpoint(59_999), Reason::NotService);
         let by_pod = packet(Protocol::Tcp, flow.client, backend, flags::SYN).saying(flow.vip);
         world.send("a pod says a VIP", Hook::Ingress, &by_pod, &Expected::Passed(Reason::NotService));
         answers_by_itself(world, &flow, flags::SYN | flags::ACK, backend);

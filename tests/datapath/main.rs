@@ -10,6 +10,7 @@ mod connections;
 mod direct;
 mod fast_path;
 mod fragments;
+mod fuzz;
 mod icmp_errors;
 mod load;
 mod malformed;

@@ -275,6 +275,57 @@ fn a_ping_that_leaves_the_cluster_is_masqueraded_and_answered() {
     });
 }
 
+/// Nobody has sent for longer than connections count.
+fn let_it_grow_old(world: &mut World) {
+    let settings = world.datapath.maps().settings().expect("settings");
+    let longest = settings.lifetimes.into_iter().max().expect("lifetimes");
+    world.datapath.connections().grow_older(longest + settings.jiffies_per_second).expect("tables");
+}
+
+#[test]
+fn a_client_that_was_silent_for_long_is_masqueraded_again() {
+    everywhere(|world| {
+        for protocol in BOTH {
+            let served = node_port(protocol).active([1]);
+            let flow = from_outside(world, &served, KEPT);
+            let backend = world.endpoint(1);
+            for _ in 0..2 {
+                sends(world, &flow, flags::SYN, true, backend, KEPT);
+                answers(world, &flow, flags::SYN | flags::ACK, backend, KEPT);
+                sends(world, &flow, flags::ACK, false, backend, KEPT);
+                let_it_grow_old(world);
+            }
+            world.withdraw(&served);
+        }
+    });
+}
+
+#[test]
+fn a_pod_that_was_silent_for_long_leaves_the_cluster_masqueraded_again() {
+    everywhere(|world| {
+        let (pod, family) = (world.client(KEPT), world.family);
+        let far = SocketAddr::new(outsider(family, 0).ip(), 443);
+        let pods = ipnet::IpNet::new(pod.ip(), if pod.is_ipv4() { 16 } else { 64 }).expect("a prefix").trunc();
+        world.datapath.write(&[Write::Network { network: pods, flags: NetworkFlags::POD }]).expect("a network");
+        world.configure(|settings| settings.flags |= SettingFlags::MASQUERADE_EGRESS);
+        let node = SocketAddr::new(node(family), KEPT);
+        for protocol in BOTH {
+            for _ in 0..2 {
+                for flags in [flags::SYN, flags::ACK] {
+                    let sent = packet(protocol, pod, far, flags);
+                    let leaves = Expected::Rewritten(Reason::Masqueraded, sent.clone().from(node));
+                    world.send("it leaves", Hook::NodeEgress, &sent, &leaves);
+                    let answer = packet(protocol, far, node, flags::SYN | flags::ACK);
+                    let enters = Expected::Rewritten(Reason::Unmasqueraded, answer.clone().to(pod));
+                    world.send("it is answered", Hook::NodeIngress, &answer, &enters);
+                }
+                let_it_grow_old(world);
+            }
+        }
+        world.datapath.write(&[Write::RemoveNetwork { network: pods }]).expect("a network that can be removed");
+    });
+}
+
 #[test]
 fn without_an_address_nothing_is_masqueraded_wrongly() {
     everywhere(|world| {

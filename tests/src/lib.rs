@@ -4,7 +4,9 @@
 
 pub mod apiserver;
 pub mod bench;
+pub mod fuzz;
 pub mod lab;
+pub mod model;
 pub mod packet;
 pub mod prog;
 pub mod rules;

@@ -4,6 +4,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod deploy_tools;
+mod fuzz;
 mod lint;
 mod run;
 mod setup;
@@ -47,6 +48,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Throw packets by the million; everything after `fuzz` goes to dsproxy-fuzz. Needs root.
+    #[command(disable_help_flag = true)]
+    Fuzz {
+        /// Arguments of dsproxy-fuzz; --help lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -70,5 +78,6 @@ fn perform(task: Task) -> anyhow::Result<()> {
         Task::Soak(options) => soak::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Bench { arguments } => bench::run(&arguments),
+        Task::Fuzz { arguments } => fuzz::run(&arguments),
     }
 }

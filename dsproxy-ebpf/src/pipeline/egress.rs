@@ -54,18 +54,19 @@ fn translate<F: Family, C: BufferContext>(
         return Err(Reason::NotReply);
     }
     let now = clock::now();
-    let service = match track::egress::<F>(packet.key) {
-        Some(found) => {
-            // Before the entry may move. What leaves by a pod's device is nothing that XDP could send on.
-            if side == Side::Node {
-                forward::note(context, packet.l3, found);
-            }
-            let held = found.read();
-            let age = held.age(now, settings);
-            if age.is_expired() {
-                cold_path();
-                return Err(Reason::NotReply);
-            }
+    let mut unsettled = None;
+    if let Some(found) = track::egress::<F>(packet.key) {
+        // Before the entry may move. What leaves by a pod's device is nothing that XDP could send on.
+        if side == Side::Node {
+            forward::note(context, packet.l3, found);
+        }
+        let held = found.read();
+        let age = held.age(now, settings);
+        if age.is_expired() {
+            cold_path();
+            // As good as none; but one that both sides had confirmed would be found before what may follow.
+            track::give_way_egress::<F>(packet.key, found);
+        } else {
             match EgressKind::from_number(held.kind) {
                 EgressKind::Reply | EgressKind::DirectReply => {
                     return to_vip::<F, C>(context, packet, (found, &held), age, now);
@@ -81,9 +82,12 @@ fn translate<F: Family, C: BufferContext>(
                     return direct::send::<F, C>(context, packet, held.address, held.port);
                 }
                 EgressKind::Direct => return Err(Reason::NotReply),
-                EgressKind::Unsettled => held.service,
+                EgressKind::Unsettled => unsettled = Some(held.service),
             }
         }
+    }
+    let service = match unsettled {
+        Some(service) => service,
         None if masquerades && leaves_cluster::<F>(packet) => NO_SERVICE,
         None => return Err(Reason::NotReply),
     };

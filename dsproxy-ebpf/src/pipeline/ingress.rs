@@ -224,8 +224,10 @@ fn open<F: Family, C: BufferContext>(
     let hash = frontend.spread(packet.key);
     let mut failure = Reason::NoEndpoint;
     let mut attempt = 0;
-    // The last attempt is made with another port for the client, when its own is taken with all the others.
-    while attempt <= SLOT_TRIES {
+    // The last attempt is made with another port for the client, when its own is taken with all the others. SCTP has none, for its
+    // checksum covers the whole packet.
+    let attempts = if packet.content == Content::Sctp { SLOT_TRIES } else { SLOT_TRIES + 1 };
+    while attempt < attempts {
         let takes_other_port = attempt == SLOT_TRIES;
         let slot = if takes_other_port { 0 } else { attempt };
         attempt += 1;
@@ -248,10 +250,10 @@ fn open<F: Family, C: BufferContext>(
                     // The client would not know an answer to a port that is not its own.
                     Passage::Direct if !takes_other_port && direct::has_room::<F, C>(context, packet) => {
                         cold_path();
-                        track::direct::request::<F>(connection, packet.segment, now)?;
+                        track::direct::request::<F>(connection, packet.segment, now, settings)?;
                     }
                     Passage::Masqueraded | Passage::Direct => {
-                        masquerade::request::<F>(&connection.leaving, frontend.service, packet.segment, now)?;
+                        masquerade::request::<F>(&connection.leaving, frontend.service, packet.segment, now, settings)?;
                     }
                 }
                 to_backend::<F, C>(context, packet, address, port, source_port)?;

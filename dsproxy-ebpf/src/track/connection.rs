@@ -163,6 +163,11 @@ pub(crate) fn seen_forward<F: Family>(
     connection.set_backend(key, address, port, held.source_port, held.service);
     let Some(wanted) = new_entry::<F>(&connection.egress_entry(next, now)) else { return };
     let maps = F::maps();
+    let reply = egress::<F>(&connection.reply);
+    // Another connection may have taken the backend's packets over.
+    if reply.is_some_and(|reply| !is_same(&reply.read(), wanted)) {
+        return;
+    }
     if found.is_brief && matches!(next, FlowState::Established) {
         let moved = maps.egress.insert(&connection.reply, wanted, BPF_ANY.into()).is_ok()
             && maps.forward.insert(&connection.forward, found.value(), BPF_ANY.into()).is_ok();
@@ -172,13 +177,8 @@ pub(crate) fn seen_forward<F: Family>(
         }
         return;
     }
-    match egress::<F>(&connection.reply) {
-        Some(reply) => {
-            // Another connection may have taken the backend's packets over.
-            if is_same(&reply.read(), wanted) {
-                reply.write(next, now);
-            }
-        }
+    match reply {
+        Some(reply) => reply.write(next, now),
         // Evicted while nothing came back: without it the next reply would keep the backend's address.
         None => {
             let _ = if found.is_brief {

@@ -26,6 +26,7 @@ pub(crate) fn request<F: Family>(
     connection: &Connection<F::Address>,
     segment: Segment,
     now: u32,
+    settings: &Settings,
 ) -> Result<(), Reason> {
     let state = FlowState::first_direct(segment);
     if let Some(entered) = forward::<F>(&connection.forward) {
@@ -35,7 +36,7 @@ pub(crate) fn request<F: Family>(
     if let Some(found) = egress::<F>(key) {
         let held = found.read();
         // As it was settled, so it goes on, unless the client has begun anew.
-        if !held.state().is_over() {
+        if !held.state().is_over() && !held.age(now, settings).is_expired() {
             if held.kind == EgressKind::Direct.number() && segment.opens() {
                 found.write(state, now);
             }

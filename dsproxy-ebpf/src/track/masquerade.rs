@@ -77,10 +77,12 @@ pub(crate) fn request<F: Family>(
     service: u32,
     segment: Segment,
     now: u32,
+    settings: &Settings,
 ) -> Result<(), Reason> {
     if let Some(found) = egress::<F>(key) {
+        let held = found.read();
         // Masqueraded before, and its backend has not forgotten: it goes on with the port it has.
-        if !found.read().state().is_over() {
+        if !held.state().is_over() && !held.age(now, settings).is_expired() {
             return Ok(());
         }
         give_way_egress::<F>(key, found);

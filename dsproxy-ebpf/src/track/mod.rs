@@ -209,7 +209,7 @@ pub(crate) fn give_way<F: Family>(key: &FlowKey<F::Address>, found: Found<Forwar
 
 /// As `give_way`, for packets that leave.
 #[inline(always)]
-fn give_way_egress<F: Family>(key: &FlowKey<F::Address>, found: Found<EgressEntry<F::Address>>) {
+pub(crate) fn give_way_egress<F: Family>(key: &FlowKey<F::Address>, found: Found<EgressEntry<F::Address>>) {
     if !found.is_brief {
         let _ = F::maps().egress.remove(key);
     }

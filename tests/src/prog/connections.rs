@@ -13,6 +13,7 @@ use dsproxy_common::{
     fragment::{Fragment, FragmentKey},
     layout::family_maps,
     next_hop::NextHop,
+    service::{Affinity, AffinityKey},
 };
 
 use super::ProgError;
@@ -30,6 +31,7 @@ struct Tables<A: Address + Pod> {
     egress_brief: Table<FlowKey<A>, EgressEntry<A>>,
     snat: Table<FlowKey<A>, SnatEntry<A>>,
     fragments: Table<FragmentKey<A>, Fragment>,
+    affinity: Table<AffinityKey<A>, Affinity>,
 }
 
 struct Table<K: Pod, E: Pod> {
@@ -86,6 +88,26 @@ impl Connections {
     pub fn clear(&mut self) -> Result<(), ProgError> {
         self.v4.clear()?;
         self.v6.clear()
+    }
+
+    /// Forgets which endpoints clients stay with.
+    ///
+    /// # Errors
+    ///
+    /// When the table cannot be read or written.
+    pub fn forget_affinities(&mut self) -> Result<(), ProgError> {
+        self.v4.affinity.clear()?;
+        self.v6.affinity.clear()
+    }
+
+    /// Makes everything that is remembered, clients' endpoints as well, so many jiffies older.
+    ///
+    /// # Errors
+    ///
+    /// When the table cannot be read or written.
+    pub fn grow_older(&mut self, jiffies: u32) -> Result<(), ProgError> {
+        self.v4.grow_older(jiffies)?;
+        self.v6.grow_older(jiffies)
     }
 
     /// Removes the entry for packets like these, and says whether there was one.
@@ -157,6 +179,7 @@ impl<A: Address + Pod> Tables<A> {
             egress_brief: Table::open(ids, names.egress_brief)?,
             snat: Table::open(ids, names.snat)?,
             fragments: Table::open(ids, names.fragments)?,
+            affinity: Table::open(ids, names.affinity)?,
         })
     }
 
@@ -168,13 +191,24 @@ impl<A: Address + Pod> Tables<A> {
     }
 
     fn clear(&mut self) -> Result<(), ProgError> {
-        let Self { forward, forward_brief, egress, egress_brief, snat, fragments } = self;
+        let Self { forward, forward_brief, egress, egress_brief, snat, fragments, affinity: _ } = self;
         forward.clear()?;
         forward_brief.clear()?;
         egress.clear()?;
         egress_brief.clear()?;
         snat.clear()?;
         fragments.clear()
+    }
+
+    fn grow_older(&mut self, jiffies: u32) -> Result<(), ProgError> {
+        let older = |time: &mut u32| *time = time.wrapping_sub(jiffies);
+        self.forward.change(|entry| older(&mut entry.last_seen))?;
+        self.forward_brief.change(|entry| older(&mut entry.last_seen))?;
+        self.egress.change(|entry| older(&mut entry.last_seen))?;
+        self.egress_brief.change(|entry| older(&mut entry.last_seen))?;
+        self.snat.change(|entry| older(&mut entry.last_seen))?;
+        self.fragments.change(|entry| older(&mut entry.seen))?;
+        self.affinity.change(|entry| older(&mut entry.last_opened))
     }
 
     fn remove(
@@ -208,6 +242,17 @@ impl<K: Pod, E: Pod> Table<K, E> {
     fn keys(&self) -> Result<Vec<K>, ProgError> {
         let failed = |source| ProgError::Connections { operation: "read", name: self.name, source };
         self.map.keys().collect::<Result<_, _>>().map_err(failed)
+    }
+
+    /// Changes every entry.
+    fn change(&mut self, change: impl Fn(&mut E)) -> Result<(), ProgError> {
+        let failed = |source| ProgError::Connections { operation: "change", name: self.name, source };
+        let entries = self.map.iter().collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        for (key, mut entry) in entries {
+            change(&mut entry);
+            self.map.insert(key, entry, 0).map_err(failed)?;
+        }
+        Ok(())
     }
 
     fn clear(&mut self) -> Result<(), ProgError> {

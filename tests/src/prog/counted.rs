@@ -35,6 +35,15 @@ impl Counted {
         self
     }
 
+    /// And so much more for the service port `service`.
+    pub fn more_of_service(mut self, service: u32, counters: &ServiceCounters) -> Self {
+        let held = self.services.entry(service).or_default();
+        for (held, more) in held.iter_mut().zip(array(counters)) {
+            *held += more;
+        }
+        self
+    }
+
     /// How many packets were counted for `reason`.
     pub fn of(&self, reason: Reason, family: Option<IpFamily>) -> u64 {
         self.packets.get(&(reason, family)).copied().unwrap_or_default()

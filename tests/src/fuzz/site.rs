@@ -1,0 +1,406 @@
+//! The programs and the model side by side, in one scene.
+
+use std::collections::BTreeMap;
+
+use dsproxy::{
+    maps::{Capacities, Write},
+    resolve::ResolvedPort,
+};
+use dsproxy_common::{
+    IpFamily, Protocol, cached_flow,
+    count::Reason,
+    flow::FlowState,
+    layout,
+    next_hop::{Routing, XdpDevice, XdpDeviceFlags},
+    settings::{SettingFlags, Settings},
+};
+use ipnet::IpNet;
+
+use super::{
+    scene::{AddressOf, Scene},
+    step::{Change, Place, Step},
+};
+use crate::{
+    model::{Arrival, Device, Fate, Model, Node, Objection, SIXTEENTHS, Seen, Served, State},
+    packet::{difference, show},
+    prog::{Counted, Datapath, Entry, Hook, LOOPBACK, ProgError, TestRun, repeat, repeat_frame},
+};
+
+/// Far more than a scene needs, for tables of the kernel evict before they are full.
+const CAPACITIES: Capacities = Capacities {
+    services: 16,
+    frontends: 64,
+    backends: 4096,
+    slots: 262_144,
+    connections: 16_384,
+    brief_connections: 16_384,
+    affinities: 16_384,
+    source_ranges: 256,
+};
+
+/// How many ticks a second is said to have: more than pass in a scene, so that time passes only when entries are made older.
+const SECOND: u32 = 1 << 13;
+
+/// Counters are read once in so many packets: that takes longer than a packet.
+const BATCH: u32 = 16;
+
+pub(super) struct Site {
+    datapath: Datapath,
+    /// How many ticks a second of the kernel's clock has.
+    hertz: u32,
+    told: Settings,
+    stage: Option<Stage>,
+    epoch: u32,
+    /// Counters are compared after so many packets.
+    batch: u32,
+}
+
+/// What stands now.
+struct Stage {
+    scene: Scene,
+    model: Model,
+    ports: Vec<ResolvedPort>,
+    before: Counted,
+    expected: Counted,
+    pending: u32,
+    reasons: BTreeMap<Reason, u64>,
+    left_by_xdp: u64,
+}
+
+/// What came of a step.
+pub(super) enum Outcome {
+    /// What should; with it what was seen of a packet.
+    Right(Option<TestRun>),
+    /// The kernel does not run a program on such a packet.
+    NotTaken,
+    /// It cannot be told.
+    Unknowable,
+    /// Something else, and what.
+    Wrong(String),
+}
+
+impl Site {
+    pub(super) fn load() -> Result<Self, ProgError> {
+        let datapath = Datapath::load(&CAPACITIES)?;
+        let told = datapath.maps().settings()?;
+        let hertz = told.jiffies_per_second;
+        Ok(Self { datapath, hertz, told, stage: None, epoch: 0, batch: BATCH })
+    }
+
+    /// Compares counters after each packet from now on.
+    pub(super) fn compare_each(&mut self) {
+        self.batch = 1;
+    }
+
+    pub(super) fn model(&self) -> &Model {
+        &self.stage.as_ref().expect("a scene").model
+    }
+
+    pub(super) fn reasons(&self) -> BTreeMap<Reason, u64> {
+        self.stage.as_ref().map(|stage| stage.reasons.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn left_by_xdp(&self) -> u64 {
+        self.stage.as_ref().map_or(0, |stage| stage.left_by_xdp)
+    }
+
+    /// Takes down what stands, and puts `scene` up.
+    pub(super) fn prepare(&mut self, scene: &Scene) -> Result<(), ProgError> {
+        self.take_down()?;
+        let mut writes = Vec::new();
+        for (network, flags) in &scene.networks {
+            writes.push(Write::Network { network: *network, flags: *flags });
+        }
+        for (family, places) in &scene.places {
+            let everything: IpNet = match family {
+                IpFamily::V4 => "0.0.0.0/0".parse().expect("a network"),
+                IpFamily::V6 => "::/0".parse().expect("a network"),
+            };
+            writes.push(Write::ServiceNetwork { family: *family, network: Some(everything) });
+            if let Some(of) = scene.has_address {
+                let device = if of == AddressOf::Device { LOOPBACK } else { 0 };
+                writes.push(Write::Masquerade { device, address: places.node });
+            }
+        }
+        self.datapath.write(&writes)?;
+        // Where ClusterIPs are is told with the rules.
+        self.told = self.datapath.maps().settings()?;
+        let mut served = Vec::new();
+        for port in &scene.ports {
+            let id = self.datapath.serve(port)?;
+            served.push(Served { id, port: port.clone(), local: Scene::local(port) });
+        }
+        self.tell(scene)?;
+        self.vouch(scene.xdp.is_some())?;
+        if let Some(mtu) = scene.xdp {
+            let flags = XdpDeviceFlags::TRANSMITS | XdpDeviceFlags::TAKES_REDIRECTED;
+            let device = XdpDevice { address: [0x0200u16.to_be(), 0, 0x0002u16.to_be()], flags, mtu: mtu.into() };
+            self.datapath.next_hops().set_device(LOOPBACK, device)?;
+        }
+        let node = Node {
+            served,
+            networks: scene.networks.clone(),
+            addresses: match scene.has_address {
+                Some(_) => scene.places.iter().map(|(family, places)| (*family, places.node)).collect(),
+                None => BTreeMap::new(),
+            },
+            rules: scene.rules.clone(),
+            xdp: scene.xdp.map(|mtu| (self.epoch, mtu)),
+        };
+        self.stage = Some(Stage {
+            scene: scene.clone(),
+            model: Model::new(node),
+            ports: scene.ports.clone(),
+            before: self.datapath.counted()?,
+            expected: Counted::nothing(),
+            pending: 0,
+            reasons: BTreeMap::new(),
+            left_by_xdp: 0,
+        });
+        Ok(())
+    }
+
+    fn take_down(&mut self) -> Result<(), ProgError> {
+        self.datapath.connections().clear()?;
+        self.datapath.connections().forget_affinities()?;
+        let Some(stage) = self.stage.take() else { return Ok(()) };
+        for port in stage.ports {
+            self.datapath.withdraw(&port)?;
+        }
+        let mut writes: Vec<Write> =
+            stage.scene.networks.iter().map(|(network, _)| Write::RemoveNetwork { network: *network }).collect();
+        if let Some(of) = stage.scene.has_address {
+            let device = if of == AddressOf::Device { LOOPBACK } else { 0 };
+            writes.extend(IpFamily::ALL.map(|family| Write::RemoveMasquerade { family, device }));
+        }
+        self.datapath.write(&writes)
+    }
+
+    /// Tells the programs the rules.
+    fn tell(&mut self, scene: &Scene) -> Result<(), ProgError> {
+        let rules = &scene.rules;
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let mut lifetimes = [0; FlowState::COUNT];
+        for state in State::ALL {
+            lifetimes[usize::from(number(state).number())] = state.lifetime() * SECOND;
+        }
+        let wanted = Settings {
+            jiffies_per_second: SECOND,
+            lifetimes,
+            flags: flag(rules.masquerade_all, SettingFlags::MASQUERADE_ALL)
+                | flag(rules.masquerade_egress, SettingFlags::MASQUERADE_EGRESS)
+                | flag(rules.reset_gone, SettingFlags::RESET_GONE)
+                | flag(rules.inside_by_network, SettingFlags::INSIDE_BY_NETWORK),
+            snat_ports: [*rules.snat_ports.start(), *rules.snat_ports.end()],
+            refusals_per_second: if rules.answers { u32::MAX } else { 0 },
+            ..self.told
+        };
+        if wanted != self.told {
+            self.datapath.set_settings(&wanted)?;
+            self.told = wanted;
+        }
+        Ok(())
+    }
+
+    /// Has the kernel's routing change.
+    fn vouch(&mut self, is_used: bool) -> Result<(), ProgError> {
+        self.epoch += 1;
+        let now = dsproxy::jiffies::now(self.hertz).expect("a clock");
+        let routing = Routing {
+            epoch: if is_used { self.epoch } else { 0 },
+            lease: now.wrapping_add(100_000),
+            flow_mask: cached_flow::sets(layout::capacity::CACHED_FLOWS) - 1,
+        };
+        Ok(self.datapath.next_hops().set_routing(routing)?)
+    }
+
+    /// Has `step` happen to both.
+    pub(super) fn take(&mut self, step: &Step) -> Result<Outcome, ProgError> {
+        match step {
+            Step::Packet { place, bytes } => self.throw(*place, bytes),
+            Step::Pass(sixteenths) => {
+                let ticks = *sixteenths as u32 * (SECOND / SIXTEENTHS as u32);
+                self.datapath.connections().grow_older(ticks)?;
+                self.stage().model.pass(*sixteenths);
+                // What XDP remembers is not to be got at; as after some seconds, the stack has its turn.
+                self.change(Change::Routing)?;
+                Ok(Outcome::Right(None))
+            }
+            Step::Evict { leaves, protocol, source, destination } => {
+                let Some(named) = Protocol::from_number(*protocol) else { return Ok(Outcome::Right(None)) };
+                let entry = if *leaves { Entry::Reply } else { Entry::Forward };
+                self.datapath.connections().remove(entry, named, *source, *destination)?;
+                self.stage().model.forget(*leaves, *protocol, *source, *destination);
+                Ok(Outcome::Right(None))
+            }
+            Step::Change(change) => {
+                self.change(*change)?;
+                Ok(Outcome::Right(None))
+            }
+        }
+    }
+
+    fn stage(&mut self) -> &mut Stage {
+        self.stage.as_mut().expect("a scene")
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), ProgError> {
+        let number = match change {
+            Change::Routing => {
+                let is_used = self.stage().scene.xdp.is_some();
+                self.vouch(is_used)?;
+                let epoch = self.epoch;
+                self.stage().model.change(|node| node.xdp = node.xdp.map(|(_, mtu)| (epoch, mtu)));
+                return Ok(());
+            }
+            Change::Drains(number, ..)
+            | Change::Goes(number, ..)
+            | Change::Closes(number, ..)
+            | Change::Ends(number) => number,
+        };
+        let Some(before) = self.stage().ports.get(number).cloned() else { return Ok(()) };
+        if before.families.iter().all(|family| family.frontends.is_empty() && family.endpoints.is_empty()) {
+            // It has ended.
+            return Ok(());
+        }
+        let mut port = before.clone();
+        let mut in_family = |wanted: IpFamily, change: &dyn Fn(&mut dsproxy::resolve::ResolvedFamily)| {
+            port.families.iter_mut().filter(|family| family.family == wanted).for_each(change);
+        };
+        match change {
+            Change::Drains(_, family, index) => in_family(family, &|family| {
+                if let Some(endpoint) = family.endpoints.get_mut(index) {
+                    (endpoint.in_cluster_list, endpoint.in_local_list) = (false, false);
+                }
+            }),
+            Change::Goes(_, family, index) => in_family(family, &|family| {
+                if index < family.endpoints.len() {
+                    family.endpoints.remove(index);
+                }
+            }),
+            Change::Closes(_, family, index) => in_family(family, &|family| {
+                if index < family.frontends.len() {
+                    family.frontends.remove(index);
+                }
+            }),
+            Change::Ends(_) => {
+                for family in &mut port.families {
+                    family.endpoints.clear();
+                    family.frontends.clear();
+                }
+            }
+            Change::Routing => {}
+        }
+        if let Change::Ends(_) = change {
+            self.datapath.withdraw(&before)?;
+        } else {
+            self.datapath.serve(&port)?;
+        }
+        self.stage().ports[number].clone_from(&port);
+        self.stage().model.change(|node| node.served[number].port = port);
+        Ok(())
+    }
+
+    fn throw(&mut self, place: Place, bytes: &[u8]) -> Result<Outcome, ProgError> {
+        let ran = match place {
+            Place::Tc(hook, link) => repeat(self.datapath.program(hook, link)?, bytes, 1),
+            Place::Xdp => repeat_frame(self.datapath.xdp_program()?, bytes, 1),
+        };
+        let run = match ran {
+            Err(ProgError::Run(error)) if error.raw_os_error() == Some(libc::EINVAL) && is_too_short(bytes) => {
+                return Ok(Outcome::NotTaken);
+            }
+            ran => ran?,
+        };
+        let (hook, device) = match place {
+            Place::Tc(hook @ (Hook::Ingress | Hook::Egress), _) => (Some(hook), Device::Pod),
+            Place::Tc(hook, _) => (Some(hook), Device::Node),
+            Place::Xdp => (None, Device::Node),
+        };
+        let at = Arrival { bytes, link: place.link(), device };
+        let seen = Seen { verdict: run.verdict, packet: &run.packet };
+        let stage = self.stage();
+        let judged = match hook {
+            Some(Hook::Ingress | Hook::NodeIngress) => stage.model.ingress(&at, &seen),
+            Some(Hook::Egress | Hook::NodeEgress) => stage.model.egress(&at, &seen),
+            None => stage.model.xdp(&at, &seen),
+        };
+        let fate = match judged {
+            Ok(fate) => fate,
+            Err(Objection::Unknowable) => return Ok(Outcome::Unknowable),
+            Err(Objection::Wrong(why)) => {
+                let shown = show(at.link, &run.packet);
+                return Ok(Outcome::Wrong(format!("{why}\nfound {:?}\n{shown}", run.verdict)));
+            }
+        };
+        if !fate.is(&seen) {
+            let what = difference(at.link, &fate.packet, &run.packet).unwrap_or_default();
+            let Fate { verdict, reason, .. } = fate;
+            let why = format!("expected {verdict:?} ({reason:?}), found {:?}\n{what}", run.verdict);
+            return Ok(Outcome::Wrong(why));
+        }
+        stage.expect(&fate);
+        if stage.pending >= self.batch
+            && let Some(why) = self.check_counters()?
+        {
+            return Ok(Outcome::Wrong(why));
+        }
+        Ok(Outcome::Right(Some(run)))
+    }
+
+    /// Holds what was counted since the last time against what should have been.
+    pub(super) fn check_counters(&mut self) -> Result<Option<String>, ProgError> {
+        let now = self.datapath.counted()?;
+        let stage = self.stage();
+        let counted = now.since(&stage.before);
+        let expected = std::mem::replace(&mut stage.expected, Counted::nothing());
+        (stage.before, stage.pending) = (now, 0);
+        Ok((counted != expected).then(|| format!("expected to be counted\n  {expected:?}\nfound\n  {counted:?}")))
+    }
+}
+
+impl Stage {
+    fn expect(&mut self, fate: &Fate) {
+        self.pending += 1;
+        let expected = std::mem::replace(&mut self.expected, Counted::nothing());
+        let expected = match fate.reason {
+            Some((reason, family)) => {
+                *self.reasons.entry(reason).or_default() += 1;
+                expected.packets(reason, family, 1)
+            }
+            None => {
+                self.left_by_xdp += 1;
+                expected
+            }
+        };
+        self.expected = match fate.service {
+            Some((service, counters)) => expected.more_of_service(service, &counters),
+            None => expected,
+        };
+    }
+}
+
+/// Whether the kernel's test refuses a frame: one shorter than a link-layer header, or that bears the `EtherType` of IP in the usual
+/// place and less than an IP header behind.
+fn is_too_short(bytes: &[u8]) -> bool {
+    match bytes.get(12..14) {
+        Some([0x08, 0x00]) => bytes.len() < 14 + 20,
+        Some([0x86, 0xdd]) => bytes.len() < 14 + 40,
+        Some(_) => bytes.len() < 14,
+        None => true,
+    }
+}
+
+/// What the model calls a state, as it is numbered in the maps.
+fn number(state: State) -> FlowState {
+    match state {
+        State::Opening => FlowState::Opening,
+        State::Answered => FlowState::Answered,
+        State::Established => FlowState::Established,
+        State::ClientClosed => FlowState::ClientClosed,
+        State::BackendClosed => FlowState::BackendClosed,
+        State::Closing => FlowState::Closing,
+        State::Reset => FlowState::Reset,
+        State::Stateless => FlowState::Stateless,
+    }
+}
