@@ -81,6 +81,8 @@ reasons! {
     NoLocalEndpoint = "no-local-endpoint",
     /// Dropped: the client is not within the Service's source ranges.
     SourceRange = "source-range",
+    /// Dropped: a client's packet to a Service says a VIP, as only nodes say it to each other.
+    Pretended = "pretended",
     /// Dropped: an address of a range of ClusterIPs that no Service has.
     Unallocated = "unallocated",
     /// Dropped and answered with a reset: the endpoint of a TCP connection has left its Service.
@@ -117,6 +119,7 @@ impl Reason {
             | Self::Unanswerable
             | Self::NoLocalEndpoint
             | Self::SourceRange
+            | Self::Pretended
             | Self::Unallocated
             | Self::BackendGone
             | Self::ReplyClash

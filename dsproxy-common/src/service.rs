@@ -210,6 +210,8 @@ impl BackendFlags {
     pub const IN_CLUSTER_LIST: u8 = 1 << 1;
     /// It is one of this node's endpoints that take new connections.
     pub const IN_LOCAL_LIST: u8 = 1 << 2;
+    /// The endpoint is on a node, which may answer its clients directly.
+    pub const ON_NODE: u8 = 1 << 3;
 }
 
 /// What a client's endpoint is remembered by where a service port has session affinity.

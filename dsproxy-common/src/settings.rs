@@ -80,7 +80,7 @@ impl Settings {
             Passage::Masqueraded
         } else if !passes_by {
             Passage::Plain
-        } else if !is_of_cluster_ip && self.goes_directly(protocol) {
+        } else if !is_of_cluster_ip && backend & BackendFlags::ON_NODE != 0 && self.goes_directly(protocol) {
             Passage::Direct
         } else {
             Passage::Masqueraded
@@ -109,6 +109,17 @@ pub enum Passage {
     Masqueraded,
     /// With the client's address, and those that open with the VIP: the backend's node answers the client by that.
     Direct,
+}
+
+impl Passage {
+    /// The next best, where the client is not to be answered directly.
+    #[must_use]
+    pub const fn without_direct(self) -> Self {
+        match self {
+            Self::Direct => Self::Masqueraded,
+            passage => passage,
+        }
+    }
 }
 
 /// Bits of [`Settings::flags`].

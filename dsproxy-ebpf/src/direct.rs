@@ -10,7 +10,7 @@ use dsproxy_common::{
     count::Reason,
     flow::{FlowKey, NO_SERVICE, Segment},
     service::{Frontend, FrontendKey, FrontendKind},
-    settings::{SettingFlags, Settings},
+    settings::{NetworkFlags, SettingFlags, Settings},
 };
 
 use crate::{
@@ -32,13 +32,20 @@ fn says_vip(segment: Segment) -> bool {
     segment.opens() || segment == Segment::NOT_TCP
 }
 
-/// Whether `packet`, the first of its connection, has room for the VIP on every way that it may take: it is whole, short enough, and
-/// without options.
+/// Whether `packet`, the first of its connection, may go directly: it comes from outside the cluster, and has room for the VIP on every
+/// way that it may take, if it has to say that. For that it is whole, short enough, one packet, and without options.
+///
+/// What pods send to another node may have to come back to their own, which would not take it in with an address of its own
+/// as the source.
 #[inline(always)]
-pub(crate) fn has_room<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
-    packet.piece.is_whole()
-        && packet.l4 == packet.l3 + F::HEADER
-        && context.length() as usize <= packet.l3 + LONGEST_FIRST - F::VIP_OPTION
+pub(crate) fn is_possible<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
+    let has_room = || {
+        packet.piece.is_whole()
+            && !context.is_aggregate()
+            && !packet.has_options::<F>(context.length())
+            && context.length() as usize <= packet.l3 + LONGEST_FIRST - F::VIP_OPTION
+    };
+    (!says_vip(packet.segment) || has_room()) && lookup::network::<F>(packet.key.source) & NetworkFlags::POD == 0
 }
 
 /// Sends a packet that leaves on to its backend, with the VIP `address` and `port` in it if it has to say that.
@@ -52,7 +59,7 @@ pub(crate) fn send<F: Family, C: BufferContext>(
     address: F::Address,
     port: Port,
 ) -> Result<Reason, Reason> {
-    if says_vip(packet.segment) && packet.piece.is_whole() && packet.l4 == packet.l3 + F::HEADER {
+    if says_vip(packet.segment) && packet.piece.is_whole() && !packet.has_options::<F>(context.length()) {
         match context.make_room(F::VIP_OPTION as u32) {
             Ok(()) => F::write_vip(context.linear(), packet.l3, address, port)
                 .map_err(|Short { .. }| Reason::RewriteFailed)?,
@@ -71,16 +78,31 @@ pub(crate) fn arrive<F: Family, C: BufferContext>(
     packet: &Packet<'_, F::Address>,
     settings: &Settings,
 ) -> Option<Reason> {
-    let is_meant = settings.flags & SettingFlags::ACCEPT_DIRECT != 0
-        && says_vip(packet.segment)
-        && lookup::may_be_for_backend::<F>(packet.key);
+    let is_meant = settings.flags & SettingFlags::ACCEPT_DIRECT != 0 && lookup::may_be_for_backend::<F>(packet.key);
     if !is_meant {
+        return None;
+    }
+    if !says_vip(packet.segment) {
+        direct::seen_end::<F>(packet.key, packet.segment, clock::now());
         return None;
     }
     let (address, port) = F::read_vip(context.linear(), packet.l3)?;
     let service = service::<F>(packet.key, address, port)?;
     let entered = direct::enter::<F>(packet.key, (address, port), service, packet.segment, clock::now(), settings);
     Some(entered.err().unwrap_or(Reason::DirectArrived))
+}
+
+/// Whether a packet of a client's is one that may say a VIP to this node, or end a connection that did.
+#[inline(always)]
+pub(crate) fn is_of_interest<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
+    packet.has_options::<F>(context.length()) || packet.segment.resets() || packet.segment.finishes()
+}
+
+/// Whether a client's packet to a frontend says a VIP. Only nodes do that, and towards backends: it would go on with the packet, and the
+/// backend's node believe it.
+#[inline(always)]
+pub(crate) fn pretends<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
+    packet.has_options::<F>(context.length()) && F::read_vip(context.linear(), packet.l3).is_some()
 }
 
 /// The service port that is reached at `address` and `port`: a frontend of this node's, or a NodePort, which is at an address of the node

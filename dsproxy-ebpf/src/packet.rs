@@ -55,6 +55,8 @@ pub(crate) trait BufferContext: PacketContext {
     fn update_transport_checksum(&self, offset: usize, change: &TransportChange) -> Result<(), Refused>;
     /// The index of the device that the packet came by, where it goes through the node.
     fn ingress_device(&self) -> u32;
+    /// Whether it is an aggregate of several packets.
+    fn is_aggregate(&self) -> bool;
     /// Whether the link layer brought the packet to more than one host.
     fn was_sent_to_many(&self) -> bool;
     /// Makes the packet `length` bytes long at its end, all of it linear. It is no aggregate of segments any more.

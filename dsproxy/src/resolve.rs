@@ -187,6 +187,8 @@ pub struct ResolvedEndpoint {
     pub port: u16,
     /// Whether it is on this node.
     pub is_local: bool,
+    /// Whether it is on any node: what is not may be anything, and knows nothing of dsproxy.
+    pub is_on_node: bool,
     /// Whether it takes new connections as one of the whole cluster's.
     pub in_cluster_list: bool,
     /// Whether it takes new connections as one of this node's.
@@ -196,7 +198,7 @@ pub struct ResolvedEndpoint {
 impl ResolvedEndpoint {
     /// An endpoint on another node that takes new connections, or just keeps those it has.
     pub const fn remote((address, port): (IpAddr, u16), in_cluster_list: bool) -> Self {
-        Self { address, port, is_local: false, in_cluster_list, in_local_list: false }
+        Self { address, port, is_local: false, is_on_node: true, in_cluster_list, in_local_list: false }
     }
 
     /// Whether it takes new connections as one that `reach` names.

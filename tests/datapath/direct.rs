@@ -5,11 +5,18 @@
 
 use std::net::SocketAddr;
 
-use dsproxy_common::{IpFamily, Protocol, count::Reason, service::FrontendKind, settings::SettingFlags};
+use dsproxy::maps::Write;
+use dsproxy_common::{
+    IpFamily, Protocol,
+    count::Reason,
+    service::FrontendKind,
+    settings::{NetworkFlags, SettingFlags},
+};
 use dsproxy_tests::{
     packet::{Extension, Message, Packet, flags},
     prog::{Entry, Hook},
 };
+use ipnet::IpNet;
 
 use crate::world::{Expected, Flow, PORT, Served, World, everywhere, node, on_ethernet, outsider, packet};
 
@@ -186,6 +193,66 @@ fn answers_come_by_this_node_where_they_have_to() {
     });
 }
 
+/// What is on no node does not know of VIPs, and what pods send may have to come back to their own node.
+#[test]
+fn endpoints_on_no_node_and_clients_inside_are_masqueraded() {
+    on_ethernet(|world| {
+        allow_all(world);
+        let served = node_port(Protocol::Tcp).active([1]);
+        let nowhere = served.clone().nowhere();
+        let (flow, backend) = (from_outside(world, &nowhere), world.endpoint(1));
+        let masqueraded = |inside: &Packet, family| {
+            let outside = inside.clone().from(SocketAddr::new(node(family), CLIENT));
+            Expected::Rewritten(Reason::Masqueraded, outside)
+        };
+        let inside = enters(world, &flow, flags::SYN, true, backend);
+        world.send("to no node", Hook::NodeEgress, &inside, &masqueraded(&inside, world.family));
+        world.withdraw(&nowhere);
+        world.datapath.connections().clear().expect("a table that can be cleared");
+
+        let network = IpNet::from(outsider(world.family, 0).ip());
+        world.datapath.write(&[Write::Network { network, flags: NetworkFlags::POD }]).expect("a network");
+        let flow = from_outside(world, &served);
+        let inside = enters(world, &flow, flags::SYN, true, backend);
+        world.send("from a pod elsewhere", Hook::NodeEgress, &inside, &masqueraded(&inside, world.family));
+        world.datapath.write(&[Write::RemoveNetwork { network }]).expect("a network that can be removed");
+    });
+}
+
+/// Met in the middle, a segment says nothing and needs no room for it.
+#[test]
+fn a_long_segment_of_a_connection_that_came_by_another_node_goes_on() {
+    on_ethernet(|world| {
+        allow_all(world);
+        let served = node_port(Protocol::Tcp).active([1]);
+        let (flow, backend) = (from_outside(world, &served), world.endpoint(1));
+        for is_first in [true, false] {
+            let input = packet(flow.protocol, flow.client, flow.vip, flags::ACK).payload(&[0xa5; 1400]);
+            let inside = input.clone().to(backend);
+            let entered = if is_first { Expected::Opened } else { Expected::Forwarded };
+            world.send("it enters", Hook::NodeIngress, &input, &entered(flow.service, inside.clone()));
+            world.send("it leaves", Hook::NodeEgress, &inside, &as_it_is(&inside));
+        }
+    });
+}
+
+/// A client's own option would go on to the backend's node, which takes it for this node's.
+#[test]
+fn clients_do_not_say_vips() {
+    everywhere(|world| {
+        for protocol in BOTH {
+            let served = node_port(protocol).active([1, 2]);
+            let flow = from_outside(world, &served);
+            let other = SocketAddr::new(flow.vip.ip(), 81);
+            let input = packet(protocol, flow.client, flow.vip, flags::SYN).saying(other);
+            for hook in [Hook::NodeIngress, Hook::Ingress] {
+                world.send("it says one", hook, &input, &Expected::Dropped(Reason::Pretended));
+            }
+            world.withdraw(&served);
+        }
+    });
+}
+
 /// What another node has sent arrives at its backend's node.
 #[track_caller]
 fn arrives(world: &World, flow: &Flow, wanted: u8, backend: SocketAddr, expected: Reason) {
@@ -304,6 +371,55 @@ fn two_vips_of_one_client_port_and_backend_do_not_mix() {
             }
             world.withdraw(&served);
             world.withdraw(&other);
+        }
+    });
+}
+
+/// A connection may come by one node and then by another, of which one is the backend's.
+#[test]
+fn one_connection_by_two_nodes_is_one() {
+    on_ethernet(|world| {
+        allow_all(world);
+        for protocol in BOTH {
+            let served = node_port(protocol).active([2]);
+            let (flow, backend) = (from_outside(world, &served), world.endpoint(2));
+            enters(world, &flow, flags::SYN, true, backend);
+            answers(world, &flow, flags::SYN | flags::ACK, backend);
+            arrives(world, &flow, flags::SYN, backend, Reason::DirectArrived);
+            enters(world, &flow, flags::ACK, false, backend);
+            answers(world, &flow, flags::ACK, backend);
+            world.datapath.connections().clear().expect("a table that can be cleared");
+
+            arrives(world, &flow, flags::SYN, backend, Reason::DirectArrived);
+            answers(world, &flow, flags::SYN | flags::ACK, backend);
+            enters(world, &flow, flags::ACK, true, backend);
+            answers(world, &flow, flags::ACK, backend);
+            enters(world, &flow, flags::ACK, false, backend);
+            world.withdraw(&served);
+            world.datapath.connections().clear().expect("a table that can be cleared");
+        }
+    });
+}
+
+/// The client's packets are not followed at the backend's node, but that they end a connection is seen.
+#[test]
+fn a_client_that_has_ended_one_may_open_another_through_another_vip() {
+    on_ethernet(|world| {
+        allow_all(world);
+        let served = node_port(Protocol::Tcp).active([2]);
+        let other = Served::new(2, Protocol::Tcp).kind(FrontendKind::LoadBalancer).active([2]).local([2]);
+        let (flow, backend) = (from_outside(world, &served), world.endpoint(2));
+        let second = from_outside(world, &other);
+        for end in [flags::RST, flags::RST | flags::ACK, flags::FIN | flags::ACK] {
+            arrives(world, &flow, flags::SYN, backend, Reason::DirectArrived);
+            answers(world, &flow, flags::SYN | flags::ACK, backend);
+            answers(world, &flow, flags::ACK, backend);
+            arrives(world, &second, flags::SYN, backend, Reason::ReplyClash);
+            let last = packet(Protocol::Tcp, flow.client, backend, end);
+            world.send("the client ends it", Hook::NodeIngress, &last, &Expected::Passed(Reason::NotService));
+            arrives(world, &second, flags::SYN, backend, Reason::DirectArrived);
+            answers(world, &second, flags::SYN | flags::ACK, backend);
+            world.datapath.connections().clear().expect("a table that can be cleared");
         }
     });
 }

@@ -111,6 +111,7 @@ impl Sample {
                     address: self.backend.ip(),
                     port: self.backend.port(),
                     is_local: false,
+                    is_on_node: true,
                     in_cluster_list: true,
                     in_local_list: false,
                 }],

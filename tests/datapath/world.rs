@@ -109,6 +109,7 @@ pub(crate) struct Served {
     affinity: Option<u32>,
     source_ranges: Option<Vec<IpNet>>,
     is_at_node: bool,
+    is_nowhere: bool,
 }
 
 impl Served {
@@ -127,7 +128,13 @@ impl Served {
             affinity: None,
             source_ranges: None,
             is_at_node: false,
+            is_nowhere: false,
         }
+    }
+
+    /// Its endpoints are on no node.
+    pub(crate) fn nowhere(self) -> Self {
+        Self { is_nowhere: true, ..self }
     }
 
     /// Its frontend stands at the node's address.
@@ -196,6 +203,7 @@ impl Served {
             affinity,
             source_ranges,
             is_at_node: _,
+            is_nowhere: _,
         } = self;
         let endpoints = |family| {
             let numbers =
@@ -207,6 +215,7 @@ impl Served {
                         address: endpoint(family, *number).ip(),
                         port: *target_port,
                         is_local,
+                        is_on_node: !self.is_nowhere,
                         in_cluster_list: takes_new,
                         in_local_list: takes_new && is_local,
                     }

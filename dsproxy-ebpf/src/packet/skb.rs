@@ -91,6 +91,12 @@ impl BufferContext for TcContext {
     }
 
     #[inline(always)]
+    fn is_aggregate(&self) -> bool {
+        // SAFETY: the context that the kernel gave us.
+        unsafe { (*self.skb.skb).gso_size != 0 }
+    }
+
+    #[inline(always)]
     fn was_sent_to_many(&self) -> bool {
         // PACKET_BROADCAST and PACKET_MULTICAST (include/uapi/linux/if_packet.h).
         // SAFETY: the context that the kernel gave us.

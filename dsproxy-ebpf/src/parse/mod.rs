@@ -82,6 +82,17 @@ pub(crate) struct Packet<'k, A> {
     pub(crate) segment: Segment,
 }
 
+impl<A> Packet<'_, A> {
+    /// Whether its IP header of family `F` has options or extensions behind it.
+    ///
+    /// The difference is hidden from the verifier, which in 6.12 mixes numbers up that are compared with sums of each other. `noise` is as
+    /// for [`verifier::forget`].
+    #[inline(always)]
+    pub(crate) fn has_options<F: Family>(&self, noise: u32) -> bool {
+        verifier::blurred((self.l4 - self.l3) as u32, noise) != F::HEADER as u32
+    }
+}
+
 /// Parses a plain packet, and fills `key`: TCP or UDP, whole, right behind an Ethernet header without tags and an IP header
 /// without options or extensions. None if it is another.
 #[inline(always)]

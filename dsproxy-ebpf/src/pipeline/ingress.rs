@@ -70,6 +70,10 @@ fn translate<F: Family, C: BufferContext>(
     if !lookup::may_be_frontend::<F>(packet.key) {
         return Err(bypass::<F, C>(context, packet, side, settings));
     }
+    if direct::pretends::<F, C>(context, packet) {
+        cold_path();
+        return Err(Reason::Pretended);
+    }
     let now = clock::now();
     if let Some(found) = track::forward::<F>(packet.key) {
         if let Some(outcome) = follow::<F, C>(context, packet, found, now, settings) {
@@ -91,8 +95,7 @@ fn bypass<F: Family, C: BufferContext>(
     side: Side,
     settings: &Settings,
 ) -> Reason {
-    // A header longer than most have.
-    if side == Side::Node && packet.l4 != packet.l3 + F::HEADER {
+    if side == Side::Node && direct::is_of_interest::<F, C>(context, packet) {
         cold_path();
         if let Some(reason) = direct::arrive::<F, C>(context, packet, settings) {
             return reason;
@@ -226,12 +229,12 @@ fn open<F: Family, C: BufferContext>(
     let mut attempt = 0;
     // The last attempt is made with another port for the client, when its own is taken with all the others. SCTP has none, for its
     // checksum covers the whole packet.
-    let attempts = if packet.content == Content::Sctp { SLOT_TRIES } else { SLOT_TRIES + 1 };
-    while attempt < attempts {
+    while attempt <= SLOT_TRIES {
         let takes_other_port = attempt == SLOT_TRIES;
         let slot = if takes_other_port { 0 } else { attempt };
         attempt += 1;
-        if slot >= candidates.count() || (takes_other_port && failure != Reason::ReplyClash) {
+        let is_in_vain = takes_other_port && (failure != Reason::ReplyClash || packet.content == Content::Sctp);
+        if slot >= candidates.count() || is_in_vain {
             continue;
         }
         let Some((id, backend)) = remembered.or_else(|| candidates.pick::<F>(hash, slot)) else { continue };
@@ -248,7 +251,7 @@ fn open<F: Family, C: BufferContext>(
                 match settings.passage(frontend, backend.flags, protocol, by_node_device, address == client) {
                     Passage::Plain => (),
                     // The client would not know an answer to a port that is not its own.
-                    Passage::Direct if !takes_other_port && direct::has_room::<F, C>(context, packet) => {
+                    Passage::Direct if !takes_other_port && direct::is_possible::<F, C>(context, packet) => {
                         cold_path();
                         track::direct::request::<F>(connection, packet.segment, now, settings)?;
                     }

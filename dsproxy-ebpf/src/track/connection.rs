@@ -15,7 +15,9 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::{Entry as _, Found, NewEntry, egress, forget_egress, forward, give_way_egress, new_entry, to_write};
+use super::{
+    Entry as _, Found, NewEntry, direct, egress, forget_egress, forward, give_way_egress, new_entry, to_write,
+};
 use crate::family::Family;
 
 /// A connection: what its packets look like on both sides of the translation.
@@ -131,13 +133,13 @@ fn may_be_taken_over<A: Eq + Copy>(
     now: u32,
     settings: &Settings,
 ) -> bool {
-    is_same(held, wanted) || held.state().is_over() || held.age(now, settings).is_expired()
+    is_same(held, wanted) || direct::may_follow(held) || held.age(now, settings).is_expired()
 }
 
 /// Whether two entries for the same packets say the same.
 #[inline(always)]
 fn is_same<A: Eq>(held: &EgressEntry<A>, wanted: &EgressEntry<A>) -> bool {
-    held.kind == wanted.kind
+    EgressKind::from_number(held.kind).is_of_backend() == EgressKind::from_number(wanted.kind).is_of_backend()
         && held.port == wanted.port
         && held.client_port == wanted.client_port
         && held.address == wanted.address

@@ -36,10 +36,7 @@ pub(crate) fn request<F: Family>(
     if let Some(found) = egress::<F>(key) {
         let held = found.read();
         // As it was settled, so it goes on, unless the client has begun anew.
-        if !held.state().is_over() && !held.age(now, settings).is_expired() {
-            if held.kind == EgressKind::Direct.number() && segment.opens() {
-                found.write(state, now);
-            }
+        if !may_follow(&held) && !held.age(now, settings).is_expired() {
             return Ok(());
         }
         give_way_egress::<F>(key, found);
@@ -96,6 +93,39 @@ fn confirm<F: Family>(key: &FlowKey<F::Address>, found: Found<EgressEntry<F::Add
     }
 }
 
+/// Records that a client ends its connection by a segment of `key`, if the backend answers it directly.
+#[inline(always)]
+pub(crate) fn seen_end<F: Family>(key: &FlowKey<F::Address>, segment: Segment, now: u32) {
+    if let Some(found) = egress::<F>(&answer_to(key)) {
+        let held = found.read();
+        if held.kind == EgressKind::DirectReply.number() {
+            found.write(held.state().after_forward(segment), now);
+        }
+    }
+}
+
+/// What the backend answers to packets of `key`.
+#[inline(always)]
+fn answer_to<A: Copy>(key: &FlowKey<A>) -> FlowKey<A> {
+    FlowKey {
+        source: key.destination,
+        destination: key.source,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
+        protocol: key.protocol,
+    }
+}
+
+/// Whether another connection may take the place of the one that `held` is of, as far as its state says. Not all is seen of one that is
+/// answered directly: of what may be over, it is taken for that.
+#[inline(always)]
+pub(super) fn may_follow<A: Copy>(held: &EgressEntry<A>) -> bool {
+    match EgressKind::from_number(held.kind) {
+        EgressKind::Direct | EgressKind::DirectReply => held.state().may_be_over(),
+        EgressKind::Reply | EgressKind::Unsettled | EgressKind::Masquerade => held.state().is_over(),
+    }
+}
+
 /// Enters that what the backend answers to a packet of `key` goes to the client from `vip`.
 ///
 /// # Errors
@@ -111,24 +141,21 @@ pub(crate) fn enter<F: Family>(
     now: u32,
     settings: &Settings,
 ) -> Result<(), Reason> {
-    let reply = FlowKey {
-        source: key.destination,
-        destination: key.source,
-        source_port: key.destination_port,
-        destination_port: key.source_port,
-        protocol: key.protocol,
-    };
+    let reply = answer_to(key);
     let state = FlowState::first(segment);
     if let Some(found) = egress::<F>(&reply) {
         let held = found.read();
-        let is_same = held.kind == EgressKind::DirectReply.number() && held.port == vip.1 && held.address == vip.0;
-        if is_same && state.number() == held.state().number() {
-            found.touch(now);
-            return Ok(());
-        }
-        // The client's end is not seen here: once the backend has closed, the client may open another.
-        if !is_same && !held.state().may_be_over() && !held.age(now, settings).is_expired() {
-            return Err(Reason::ReplyClash);
+        let is_same = held.port == vip.1 && held.address == vip.0 && held.client_port == Port::default();
+        let is_alive = !may_follow(&held) && !held.age(now, settings).is_expired();
+        if EgressKind::from_number(held.kind).is_of_backend() && is_alive {
+            if !is_same {
+                return Err(Reason::ReplyClash);
+            }
+            // Sent again, or the connection came by this node before: both lead to the same.
+            if held.kind == EgressKind::Reply.number() || state.number() == held.state().number() {
+                found.touch(now);
+                return Ok(());
+            }
         }
         give_way_egress::<F>(&reply, found);
     }

@@ -21,7 +21,7 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::{Entry as _, Found, NewEntry, egress, give_way_egress, new_entry, snat, to_write};
+use super::{Entry as _, Found, NewEntry, direct, egress, give_way_egress, new_entry, snat, to_write};
 use crate::family::Family;
 
 /// How many ports are tried. With half of the range in use by connections to one backend, all of them are taken one time in
@@ -82,7 +82,7 @@ pub(crate) fn request<F: Family>(
     if let Some(found) = egress::<F>(key) {
         let held = found.read();
         // Masqueraded before, and its backend has not forgotten: it goes on with the port it has.
-        if !held.state().is_over() && !held.age(now, settings).is_expired() {
+        if !direct::may_follow(&held) && !held.age(now, settings).is_expired() {
             return Ok(());
         }
         give_way_egress::<F>(key, found);

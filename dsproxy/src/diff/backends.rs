@@ -39,6 +39,7 @@ impl Standing {
         Self {
             state: if endpoint.is_active() { BackendState::Active } else { BackendState::Draining },
             flags: flag(endpoint.is_local, BackendFlags::LOCAL)
+                | flag(endpoint.is_on_node, BackendFlags::ON_NODE)
                 | flag(endpoint.in_cluster_list, BackendFlags::IN_CLUSTER_LIST)
                 | flag(endpoint.in_local_list, BackendFlags::IN_LOCAL_LIST),
         }

@@ -115,7 +115,7 @@ fn resolved(number: u8, wanted: &Wanted) -> ResolvedPort {
         let endpoints = wanted.endpoints.iter().map(|(number, standing)| {
             let (address, port) = endpoint(*family, *number);
             let Standing { is_local, in_cluster_list, in_local_list } = *standing;
-            ResolvedEndpoint { address, port, is_local, in_cluster_list, in_local_list }
+            ResolvedEndpoint { address, port, is_local, is_on_node: true, in_cluster_list, in_local_list }
         });
         ResolvedFamily {
             family: *family,

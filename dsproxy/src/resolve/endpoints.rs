@@ -68,6 +68,7 @@ pub(super) fn choose(found: &Found<'_>, wanted: Wanted, node: &NodeView) -> Vec<
             address,
             port,
             is_local: is_local(endpoint),
+            is_on_node: endpoint.node.is_some(),
             in_cluster_list: if any_ready {
                 ready(endpoint) && mode.admits(endpoint, node)
             } else {

@@ -336,7 +336,7 @@ fn describe_family(resolved: &ResolvedFamily, f: &mut fmt::Formatter<'_>) -> fmt
     source_ranges.iter().try_for_each(|range| writeln!(f, "    from {range}"))?;
     for (state, is_active) in [("active", true), ("draining", false)] {
         for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_active() == is_active) {
-            let ResolvedEndpoint { address, port, is_local, in_cluster_list, in_local_list } = *endpoint;
+            let ResolvedEndpoint { address, port, is_local, is_on_node: _, in_cluster_list, in_local_list } = *endpoint;
             let here = if is_local { " here" } else { "" };
             let lists = match (in_cluster_list, in_local_list) {
                 (true, true) => ", for the cluster and locally",

@@ -200,6 +200,7 @@ fn endpoints(port: u16, places: &Places, random: &mut Rng) -> Vec<ResolvedEndpoi
             address,
             port,
             is_local,
+            is_on_node: true,
             in_cluster_list: takes_new && random.u8(..8) != 0,
             in_local_list: takes_new && is_local,
         })

@@ -181,6 +181,7 @@ fn open(
     let by_node_device = question.from == From::Node;
     let (protocol, is_hairpin) = (question.protocol.number().into(), backend.address == client);
     let passage = picture.settings.passage(frontend, backend.flags, protocol, by_node_device, is_hairpin);
+    let passage = if source_network & NetworkFlags::POD == 0 { passage } else { passage.without_direct() };
     Outcome::Sent { endpoint: SocketAddr::new(backend.address, backend.port), passage }
 }
 

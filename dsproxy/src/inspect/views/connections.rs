@@ -71,6 +71,8 @@ pub fn connections(live: &Live, filter: &FlowFilter) -> anyhow::Result<Connectio
             direct: connection.is_direct,
             state: match connection.state {
                 FlowState::Opening => "opening",
+                // Nobody has: answers to this do not come by this node.
+                FlowState::Answered if connection.is_direct => "opening",
                 FlowState::Answered => "answered",
                 FlowState::Established => "established",
                 FlowState::ClientClosed => "client-closed",
