@@ -188,7 +188,8 @@ impl Node {
             iproute::batch(
                 self.namespace.name(),
                 &[
-                    format!("link add {BRIDGE} type bridge"),
+                    // Of its own: without one it has that of one of its ports, and another when that goes.
+                    format!("link add {BRIDGE} address 02:64:73:00:00:0{} type bridge", self.side.number()),
                     format!("link set {BRIDGE} up"),
                     format!("addr add {}/24 dev {BRIDGE}", gateway.v4),
                     format!("addr add {}/64 dev {BRIDGE} nodad", gateway.v6),

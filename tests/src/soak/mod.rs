@@ -33,8 +33,9 @@ use self::{
 };
 use crate::lab::{Daemon, DaemonOptions, Extent, Lab, Side, attachments, find_leftovers};
 
-/// How often the daemon is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the daemon is looked at, and every how manieth time its metrics: what it does for these is work as well.
+const LOOK: Duration = Duration::from_millis(500);
+const LOOKS_AT_METRICS: usize = 10;
 
 /// What a soak is to be.
 #[derive(Clone, Debug)]
@@ -69,7 +70,7 @@ pub fn run(soak: &Soak) -> anyhow::Result<bool> {
     print!("{report}");
     let is_well = report.faults().is_empty();
     if !is_well {
-        println!("The end of dsproxy's log:\n{log}");
+        println!("dsproxy's log:\n{log}");
     }
     Ok(is_well)
 }
@@ -124,7 +125,10 @@ impl<'lab> Scene<'lab> {
         for (time, act) in &stream.acts {
             thread::sleep(time.saturating_sub(self.started.elapsed()));
             match self.act(*act) {
-                Ok(()) => acts.done += 1,
+                Ok(()) => {
+                    println!("{:>9.1} s  done: {act}", self.started.elapsed().as_secs_f64());
+                    acts.done += 1;
+                }
                 Err(error) => {
                     let trouble = format!("{:.1?} after the start, {act}: {error:#}", self.started.elapsed());
                     println!("TROUBLE: {trouble}");
@@ -138,11 +142,16 @@ impl<'lab> Scene<'lab> {
 
     fn watch(&self) -> (Vec<Sample>, Fill) {
         let (mut samples, mut fill) = (Vec::new(), Fill::new());
-        while !self.is_over.load(Ordering::Relaxed) {
+        for look in 0.. {
+            if self.is_over.load(Ordering::Relaxed) {
+                break;
+            }
             // While it is ended and started there is nothing to look at.
             if let Ok(daemon) = self.daemon.try_lock() {
                 samples.extend(watch::sample(&daemon, self.started.elapsed()));
-                if let Ok(metrics) = daemon.metrics() {
+                if look % LOOKS_AT_METRICS == 0
+                    && let Ok(metrics) = daemon.metrics()
+                {
                     watch::note_fill(&metrics.body, &mut fill);
                 }
             }
@@ -176,7 +185,6 @@ fn perform(soak: &Soak, streams: &[Stream], lab: &Lab, plane: &Plane) -> anyhow:
         let mut left = soak.length.saturating_sub(started.elapsed());
         while !left.is_zero() {
             thread::sleep(left.min(Duration::from_secs(60)));
-            println!("{} s", started.elapsed().as_secs());
             left = soak.length.saturating_sub(started.elapsed());
         }
         let acts: Vec<Acts> = players.into_iter().map(joined).collect();
@@ -191,7 +199,7 @@ fn perform(soak: &Soak, streams: &[Stream], lab: &Lab, plane: &Plane) -> anyhow:
     }
     let traffic = traffic.finish()?;
     let seconds = started.elapsed().as_secs();
-    let log = scene.daemon().end_of_log();
+    let log = scene.daemon().whole_log();
     let left_behind = clean_up(lab, &mut scene.daemon())?;
     let growth = watch::growth(&samples);
     let report = Report { seed: soak.seed, seconds, acts, traffic, growth, fill, samples, left_behind, troubles };

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 /// How much of a run the daemon is ended and started in. Afterwards one process lives to the end, so that it can be seen whether it
 /// grows.
-const RESTARTS: f64 = 0.6;
+const RESTARTS: f64 = 0.5;
 
 /// How long before the end the last thing happens: everything has to have settled when it is looked at.
 const CALM: Duration = Duration::from_secs(8);

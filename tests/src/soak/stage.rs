@@ -108,8 +108,8 @@ impl<'lab> Stage<'lab> {
     /// Waits until everything is served.
     pub(super) fn await_service(&self) -> anyhow::Result<()> {
         for client in self.clients() {
-            let ask = || client.namespace.run(|| TcpSession::open_here(client.target).map(drop))?;
-            eventually(&format!("waiting for {}", client.target), PATIENCE, ask)?;
+            let what = format!("waiting for {} over {}", client.target, client.protocol);
+            eventually(&what, PATIENCE, || client.namespace.run(|| client.ask_once())?)?;
         }
         Ok(())
     }

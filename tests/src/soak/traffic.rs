@@ -44,6 +44,18 @@ pub(super) struct Client {
     pub(super) cgroup: Option<Cgroup>,
 }
 
+impl Client {
+    /// Asks once over a new connection, on a thread of the client's namespace.
+    pub(super) fn ask_once(&self) -> Result<(), ExchangeError> {
+        self.enter_cgroup()?;
+        exchange_once(self.protocol, self.target).map(drop)
+    }
+
+    fn enter_cgroup(&self) -> Result<(), LabError> {
+        self.cgroup.as_ref().map_or(Ok(()), Cgroup::enter)
+    }
+}
+
 /// What became of a client's exchanges.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Outcome {
@@ -82,9 +94,7 @@ impl Traffic {
                 let stop = Arc::clone(&stop);
                 let namespace = client.namespace.clone();
                 namespace.spawn_thread(move || {
-                    if let Some(cgroup) = &client.cgroup {
-                        cgroup.enter()?;
-                    }
+                    client.enter_cgroup()?;
                     Ok(Record::new(started).of(&client, &stop))
                 })
             })
