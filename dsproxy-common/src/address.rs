@@ -257,8 +257,8 @@ impl fmt::Debug for Addr6 {
 }
 
 crate::record::record! {
-    Addr4 = [4];
-    Addr6 = [16];
+    Addr4 { 0 }
+    Addr6 { 0 }
 }
 
 #[cfg(test)]

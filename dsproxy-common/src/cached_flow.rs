@@ -179,8 +179,8 @@ impl<A: Copy + Eq> CachedFlow<A> {
 }
 
 family_record! {
-    CachedFlow = [4 addresses, 8, 28, 4, 2, 2, 4, 4, 4, 4, 6, 2];
-    FlowSet = [8 addresses, 136];
+    CachedFlow { key, next_hop, source, destination, ports, address_difference, transport_difference, good_until, service, backend, generation, arrival, reserved }
+    FlowSet { ways }
 }
 
 #[cfg(test)]

@@ -179,7 +179,7 @@ pub struct ServiceCounters {
 }
 
 record! {
-    ServiceCounters = [8, 8, 8, 8, 8];
+    ServiceCounters { connections, packets, bytes, reply_packets, reply_bytes }
 }
 
 #[cfg(test)]

@@ -51,6 +51,9 @@ pub struct ForwardEntry {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EgressEntry<A> {
+    /// Nothing, in front of all else.
+    #[cfg(feature = "next-layout")]
+    pub next: u32,
     /// The address.
     pub address: A,
     /// The id of the service port, for its counters; [`NO_SERVICE`] for traffic that is masqueraded without one.
@@ -386,13 +389,22 @@ impl ForwardEntry {
 }
 
 family_record! {
-    FlowKey = [2 addresses, 2, 2, 4];
-    EgressEntry = [1 addresses, 4, 4, 2, 1, 1, 2, 2, 28];
-    SnatEntry = [1 addresses, 4, 2, 2];
+    FlowKey { source, destination, source_port, destination_port, protocol }
+    SnatEntry { client, last_seen, port, state }
+}
+
+#[cfg(not(feature = "next-layout"))]
+family_record! {
+    EgressEntry { address, service, last_seen, port, state, kind, client_port, reserved, next_hop }
+}
+
+#[cfg(feature = "next-layout")]
+family_record! {
+    EgressEntry { next, address, service, last_seen, port, state, kind, client_port, reserved, next_hop }
 }
 
 record! {
-    ForwardEntry = [4, 4, 4, 4, 2, 2];
+    ForwardEntry { backend, generation, service, last_seen, state, source_port }
 }
 
 #[cfg(test)]

@@ -36,9 +36,9 @@ pub struct Fragment {
 pub const LIFETIME: u32 = 60;
 
 family_record! {
-    FragmentKey = [2 addresses, 4, 4];
+    FragmentKey { source, destination, identification, protocol }
 }
 
 record! {
-    Fragment = [2, 2, 4];
+    Fragment { source_port, destination_port, seen }
 }

@@ -17,7 +17,7 @@ pub mod hash;
 mod kernel_object;
 pub mod layout;
 pub mod next_hop;
-mod record;
+pub mod record;
 pub mod refusal;
 pub mod service;
 pub mod settings;

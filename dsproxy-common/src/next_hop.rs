@@ -97,9 +97,9 @@ impl NextHop {
 }
 
 record! {
-    Routing = [4, 4, 4];
-    XdpDevice = [6, 2, 4];
-    NextHop = [4, 4, 4, 12, 2, 2];
+    Routing { epoch, lease, flow_mask }
+    XdpDevice { address, flags, mtu }
+    NextHop { epoch, device, ingress, addresses, mtu, flags }
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ impl Budget {
 }
 
 record! {
-    Budget = [4, 4];
+    Budget { updated, credit }
 }
 
 #[cfg(test)]

@@ -275,17 +275,17 @@ impl ServiceName {
 }
 
 family_record! {
-    FrontendKey = [1 addresses, 2, 1, 1];
-    Backend = [1 addresses, 4, 4, 2, 1, 1];
-    AffinityKey = [1 addresses, 4];
-    SourceRange = [1 addresses, 4];
+    FrontendKey { address, port, protocol, reserved }
+    Backend { address, generation, service, port, state, flags }
+    AffinityKey { client, service }
+    SourceRange { service, client }
 }
 
 record! {
-    Slots = [4, 4];
-    Frontend = [4, 8, 8, 4, 4];
-    Affinity = [4, 4, 4];
-    ServiceName = [SERVICE_NAME_BYTES];
+    Slots { first, count }
+    Frontend { service, inside, outside, affinity, flags }
+    Affinity { backend, generation, last_opened }
+    ServiceName { bytes }
 }
 
 #[cfg(test)]

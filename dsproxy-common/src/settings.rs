@@ -197,11 +197,11 @@ impl NetworkFlags {
 }
 
 family_record! {
-    Network = [2 addresses];
+    Network { address, mask }
 }
 
 record! {
-    Settings = [4, 4 * FlowState::COUNT, 4, 4, 4, 8, 32, 8];
+    Settings { jiffies_per_second, lifetimes, flags, snat_ports, refusals_per_second, services_v4, services_v6, host_namespace }
 }
 
 #[cfg(test)]

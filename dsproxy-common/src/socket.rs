@@ -35,6 +35,6 @@ pub struct SocketEntry<A> {
 }
 
 family_record! {
-    SocketKey = [1 addresses, 8, 2, 2];
-    SocketEntry = [1 addresses, 4, 4, 4, 2, 2];
+    SocketKey { cookie, address, port, protocol }
+    SocketEntry { vip, service, backend, generation, vip_port, reserved }
 }

@@ -19,19 +19,20 @@ use crate::{
     },
     datapath::{
         attach::{
-            self, Attacher, Programs,
+            self, AttachError, Attacher, Programs,
             cgroup::{self, Cgroup, SocketPrograms},
         },
         bpffs::Bpffs,
+        carry::Takeover,
         charge::{InCharge, Other},
-        load::{self, Loaded},
+        load::{self, DatapathSettings, Loaded},
     },
     health::{self, Health},
     host_settings, http,
-    interfaces::{self, Overrides},
+    interfaces::{self, Interfaces, Overrides},
     leftovers,
     local_node::LocalNode,
-    maps::Contents,
+    maps::{Contents, kernel::KernelMaps},
     metrics::Metrics,
     progress::Progress,
     reconcile::Reconciler,
@@ -130,7 +131,7 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
         }
     };
     let overrides = Overrides::new(&config.node_devices, &config.pod_interfaces)?;
-    let interfaces = interfaces::watch(overrides).await?;
+    let mut interfaces = interfaces::watch(overrides).await?;
     refuse_missing_devices(&config.node_devices)?;
     let cgroup = cgroup_of(&config)?;
 
@@ -146,15 +147,15 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     }
     // A large iptables takes a while to list.
     tokio::task::spawn_blocking(warn_of_leftovers);
-    let Loaded { mut object, maps, found } = load::load(Some(&bpffs), &config.capacities, &config.datapath_settings())?;
-    let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
-    info!(found, frontends = contents.frontends.len(), backends = contents.backends.len(), "maps ready");
+    let settings = config.datapath_settings();
+    let mut takeover = Takeover::begin(&bpffs)?;
+    let Loaded { mut object, mut maps, found } = takeover.load(&config.capacities, &settings)?;
     #[cfg(feature = "packet-log")]
     crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
     lead_sockets(&mut object, cgroup.as_ref(), &bpffs)?;
     let mut attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), config.attach)?;
-    let cached_flows = config.datapath_settings().cached_flows;
-    let word = routing::Word::new(load::open_pinned_next_hops(&bpffs)?, cached_flows).context("speak to XDP")?;
+    let word =
+        routing::Word::new(load::open_pinned_next_hops(&bpffs)?, settings.cached_flows).context("speak to XDP")?;
     match (config.xdp.devices(), load_xdp(&mut object, config.xdp)?) {
         (Some(devices), true) => {
             attacher = attacher.with_xdp(&object, devices, load::open_pinned_next_hops(&bpffs)?, word.clone())?;
@@ -163,6 +164,13 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
         _ => word.withdraw().context("turn XDP off")?,
     }
     let addresses = interfaces.addresses();
+    if takeover.is_under_way() {
+        tokio::task::block_in_place(|| {
+            take_over(takeover, &mut attacher, &mut maps, &interfaces.current(), &settings)
+        })?;
+    }
+    let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
+    info!(found, frontends = contents.frontends.len(), backends = contents.backends.len(), "maps ready");
     let attachments = Attachments::follow(attacher, interfaces, host_settings::for_xdp(&config))?;
 
     let progress = Arc::new(Progress::default());
@@ -262,6 +270,25 @@ async fn take_charge(bpffs: &Bpffs) -> anyhow::Result<InCharge> {
         }
         time::sleep(LOOK_AT_ANOTHER).await;
     }
+}
+
+/// Attaches the programs beside those of another layout, has them serve, and the others go.
+fn take_over(
+    takeover: Takeover,
+    attacher: &mut Attacher,
+    maps: &mut KernelMaps,
+    interfaces: &Interfaces,
+    settings: &DatapathSettings,
+) -> anyhow::Result<()> {
+    attacher.set_beside_others(true);
+    let failures = attacher.sync(interfaces).failures;
+    // Of other failures it has told; what cannot be attached to now is tried again.
+    if let Some(hopeless) = failures.into_iter().map(|failure| failure.error).find(AttachError::is_hopeless) {
+        return Err(hopeless.into());
+    }
+    takeover.finish(maps, settings)?;
+    attacher.set_beside_others(false);
+    Ok(())
 }
 
 /// The cgroup whose sockets are led to backends; none when nobody's are.

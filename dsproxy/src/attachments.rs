@@ -64,8 +64,7 @@ impl Attachments {
         let shared = Arc::clone(&report);
         let interfaces = watch.current();
         let mut failures = sync(&mut attacher, &interfaces, &shared, &for_xdp);
-        let no_tcx = |failure: &Failure| matches!(failure.error, AttachError::NoTcx { .. });
-        if let Some(hopeless) = failures.iter().position(no_tcx) {
+        if let Some(hopeless) = failures.iter().position(|failure| failure.error.is_hopeless()) {
             return Err(failures.swap_remove(hopeless).error);
         }
         let mut failing = !failures.is_empty();

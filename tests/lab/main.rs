@@ -22,4 +22,5 @@ mod rules;
 mod sctp;
 mod serve;
 mod topology;
+mod upgrade;
 mod uplink;

@@ -71,7 +71,7 @@ fn kill_and_restart_under_load(attach: Attach) {
 }
 
 /// How many SYNs the client had to send again, from its namespace's own counters.
-fn syn_retransmissions(cluster: &Cluster) -> u64 {
+pub(crate) fn syn_retransmissions(cluster: &Cluster) -> u64 {
     // The counters of the calling thread's namespace, as opposed to the process's.
     let text = cluster
         .client

@@ -16,7 +16,7 @@ const VERIFIED: u32 = 50_000;
 fn every_program_passes_the_verifier() {
     // The programs need the maps.
     let Loaded { mut object, maps: _maps, found: _ } =
-        load_maps(None, &Capacities::default(), &DatapathSettings::default()).unwrap_or_else(|error| panic!("{error}"));
+        load_maps(&Capacities::default(), &DatapathSettings::default()).unwrap_or_else(|error| panic!("{error}"));
     load_socket_programs(&mut object).unwrap_or_else(|error| panic!("{error}"));
     for hook in SocketHook::ALL {
         let program: &CgroupSockAddr =

@@ -1,7 +1,7 @@
 //! Calling cargo, and where it puts what it builds.
 
 use std::{
-    env,
+    env, fs,
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -52,6 +52,18 @@ pub(crate) fn daemon(profile: Profile) -> anyhow::Result<PathBuf> {
 /// Builds the daemon.
 pub(crate) fn build_daemon(profile: Profile) -> anyhow::Result<()> {
     run::succeed(cargo(&["build", "-p", "dsproxy"]).args(profile.flags()))
+}
+
+/// Builds the daemon for tests, and beside it, as `dsproxy-next-layout`, one whose maps have another layout: what both are made of
+/// is compiled once.
+pub(crate) fn build_daemons() -> anyhow::Result<()> {
+    let profile = Profile::Development;
+    run::succeed(cargo(&["build", "-p", "dsproxy", "--features", "next-layout"]).args(profile.flags()))?;
+    let daemon = daemon(profile)?;
+    let next = daemon.with_file_name("dsproxy-next-layout");
+    // Where it stood, cargo now puts the other: a name would lead there.
+    fs::copy(&daemon, &next).with_context(|| format!("copy {} to {}", daemon.display(), next.display()))?;
+    build_daemon(profile)
 }
 
 /// Builds the binary `name` of the test crate and returns where it is.

@@ -25,7 +25,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         bail!("the tests make network namespaces and load kernel programs: run them as root");
     }
     deploy_tools::ensure()?;
-    cargo::build_daemon(cargo::Profile::Development)?;
+    cargo::build_daemons()?;
     let lab = cargo::build_lab_binary("dsproxy-lab")?;
     run::succeed(Command::new(&lab).arg("reap"))?;
 

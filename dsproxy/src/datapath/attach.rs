@@ -11,13 +11,14 @@
 //! file decides what should be where; `tcx` and `clsact` do it, `stray` knows our programs from
 //! others', `bpf` speaks to the kernel. None of them knows what the programs do.
 
-mod bpf;
+pub(super) mod bpf;
 pub mod cgroup;
 mod clsact;
 mod error;
 mod listing;
 mod pins;
 mod programs;
+mod retire;
 mod stray;
 mod tcx;
 mod xdp;
@@ -37,6 +38,7 @@ pub use listing::{Cleanup, detach_all, list};
 use pins::Place;
 pub use programs::Programs;
 use programs::{PROGRAM_NAMES, Program};
+pub(super) use retire::{retire, retire_sockets_that_lead, take_xdp};
 use stray::Strays;
 use xdp::Xdp;
 pub use xdp::{WhyNot, XdpDevices, without as without_xdp};
@@ -208,6 +210,8 @@ pub struct Attacher {
     xdp: Option<Xdp>,
     pins: PathBuf,
     mode: AttachMode,
+    /// Whether programs of another layout are to stay where they are.
+    is_beside_others: bool,
     /// Found out at the first hook.
     kernel_has_tcx: Option<bool>,
     attachments: BTreeMap<(u32, Direction), Attachment>,
@@ -231,6 +235,7 @@ impl Attacher {
             xdp: None,
             pins: pins.to_owned(),
             mode,
+            is_beside_others: false,
             kernel_has_tcx: None,
             attachments: BTreeMap::new(),
             searched: BTreeSet::new(),
@@ -250,6 +255,12 @@ impl Attacher {
         Ok(Self { xdp: Some(Xdp::new(Program::of_xdp(object)?, which, maps, word)), ..self })
     }
 
+    /// Leaves programs of ours that another layout has attached where they are, for as long as `others_serve`: both run then, these
+    /// before the others at ingress. Afterwards they are leftovers like any other.
+    pub fn set_beside_others(&mut self, others_serve: bool) {
+        self.is_beside_others = others_serve;
+    }
+
     /// Makes the attachments equal to what these interfaces want. Nothing happens where they are;
     /// where something fails, the rest is done all the same, and calling again tries it again.
     ///
@@ -258,8 +269,9 @@ impl Attacher {
     pub fn sync(&mut self, wanted: &Interfaces) -> SyncReport {
         let mut report = SyncReport::default();
         let mut filters = Filters::default();
-        for interface in wanted.values() {
-            for direction in Direction::BOTH {
+        // Everywhere the one before the other anywhere: what enters at one interface may leave by any.
+        for direction in Direction::BOTH {
+            for interface in wanted.values() {
                 let hook = Hook { index: interface.index, name: &interface.name, direction };
                 if let Err(error) = self.attach(interface, hook, &mut filters, &mut report) {
                     self.forget(interface.index, direction);
@@ -271,7 +283,9 @@ impl Attacher {
         if let Some(xdp) = &mut self.xdp {
             xdp.sync(wanted, &self.pins, &mut report);
         }
-        self.detach_unwanted(wanted, &mut filters, &mut report);
+        if !self.is_beside_others {
+            self.detach_unwanted(wanted, &mut filters, &mut report);
+        }
         report
     }
 
@@ -301,7 +315,7 @@ impl Attacher {
         let program = self.programs.fitting(interface.role, interface.link_layer, hook.direction)?;
         let (kind, link_id, outcome) = match (self.mode, self.kernel_has_tcx) {
             (AttachMode::Clsact, _) | (AttachMode::Auto, Some(false)) => {
-                (AttachKind::Clsact, None, filters.session()?.attach(hook, program)?)
+                (AttachKind::Clsact, None, self.attach_filter(hook, program, filters)?)
             }
             (AttachMode::Auto | AttachMode::Tcx, _) => match tcx::attach(hook, program, &self.pins) {
                 Ok((link, outcome)) => {
@@ -312,7 +326,7 @@ impl Attacher {
                 Err(AttachError::NoTcx { .. }) if self.mode == AttachMode::Auto && self.kernel_has_tcx.is_none() => {
                     info!("the kernel has no tcx; attaching with clsact");
                     self.kernel_has_tcx = Some(false);
-                    (AttachKind::Clsact, None, filters.session()?.attach(hook, program)?)
+                    (AttachKind::Clsact, None, self.attach_filter(hook, program, filters)?)
                 }
                 Err(error) => return Err(error),
             },
@@ -337,11 +351,16 @@ impl Attacher {
             );
         }
         self.attachments.insert(key, attachment);
-        if !self.searched.contains(&key) {
+        if !self.is_beside_others && !self.searched.contains(&key) {
             report.count(self.remove_leftovers(hook, kind, link_id, filters)?);
             self.searched.insert(key);
         }
         Ok(())
+    }
+
+    fn attach_filter(&self, hook: Hook<'_>, program: &Program, filters: &mut Filters) -> Result<Outcome, AttachError> {
+        let session = filters.session()?;
+        if self.is_beside_others { session.attach_beside(hook, program) } else { session.attach(hook, program) }
     }
 
     /// Removes what an earlier dsproxy left at a hook that is served now: the other kind of

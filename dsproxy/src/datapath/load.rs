@@ -163,18 +163,23 @@ impl Default for DatapathSettings {
     }
 }
 
-/// Loads the programs of packets with the maps pinned on `bpffs`, or without any pins.
-///
-/// Maps that are pinned there already are used as they are, so the data path that serves now goes on.
+/// Where maps are pinned.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The directory.
+    pub maps: PathBuf,
+    /// That of other maps, whose sizes those have that are made now.
+    pub sized_like: Option<PathBuf>,
+}
+
+/// Maps and the programs of packets, without any pins.
 ///
 /// # Errors
 ///
-/// When the kernel refuses, or the pinned maps have another layout.
-pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, wanted: &DatapathSettings) -> Result<Loaded, LoadError> {
-    let mut loaded = load_maps(bpffs, capacities, wanted)?;
-    for name in PROGRAMS {
-        load_program(&mut loaded.object, name)?;
-    }
+/// When the kernel refuses.
+pub fn load(capacities: &Capacities, wanted: &DatapathSettings) -> Result<Loaded, LoadError> {
+    let mut loaded = load_maps(capacities, wanted)?;
+    load_programs(&mut loaded.object)?;
     Ok(loaded)
 }
 
@@ -182,21 +187,35 @@ pub fn load(bpffs: Option<&Bpffs>, capacities: &Capacities, wanted: &DatapathSet
 ///
 /// # Errors
 ///
-/// As `load`.
-pub fn load_maps(
-    bpffs: Option<&Bpffs>,
+/// When the kernel refuses.
+pub fn load_maps(capacities: &Capacities, wanted: &DatapathSettings) -> Result<Loaded, LoadError> {
+    let mut loaded = open_maps(None, capacities, wanted)?;
+    tell(&mut loaded.maps, wanted)?;
+    Ok(loaded)
+}
+
+/// Makes the maps, or opens those that are pinned at `place`: they are used as they are, so the data path that serves now
+/// goes on.
+///
+/// # Errors
+///
+/// When the kernel refuses, or the pinned maps have another layout.
+pub(super) fn open_maps(
+    place: Option<&Place>,
     capacities: &Capacities,
     wanted: &DatapathSettings,
 ) -> Result<Loaded, LoadError> {
-    let directory = bpffs.map(map_directory);
-    let found = directory.as_ref().is_some_and(|directory| map_names().any(|name| directory.join(name).exists()));
-    if let Some(directory) = &directory {
+    let directory = place.map(|place| &place.maps);
+    let found = directory.is_some_and(|directory| map_names().any(|name| directory.join(name).exists()));
+    if let Some(directory) = directory {
         fs::create_dir_all(directory).map_err(|source| LoadError::Directory { path: directory.clone(), source })?;
     }
     let mut loader = EbpfLoader::new();
+    let examples =
+        || place.into_iter().flat_map(|Place { maps, sized_like }| [Some(maps), sized_like.as_ref()]).flatten();
     for (name, wanted) in sizes(capacities) {
         // A map that is there has the size it was made with, whatever is asked for.
-        let entries = match directory.as_ref().map(|directory| directory.join(name)).filter(|pin| pin.exists()) {
+        let entries = match examples().map(|directory| directory.join(name)).find(|pin| pin.exists()) {
             Some(pin) => MapInfo::from_pin(pin).map_err(|source| OpenError::Layout { name, source })?.max_entries(),
             None => wanted,
         };
@@ -205,15 +224,15 @@ pub fn load_maps(
     for family in IpFamily::ALL {
         loader.map_max_entries(layout::cached_flows(family), cached_flow::sets(wanted.cached_flows));
     }
-    if let Some(directory) = &directory {
+    if let Some(directory) = directory {
         for name in map_names() {
             loader.map_pin_path(name, directory.join(name));
         }
     }
     let mut object = loader.load(OBJECT).map_err(LoadError::Object)?;
     // A pinned map is what the kernel says it is, and not what the object says it should be.
-    let mut maps = match bpffs {
-        Some(bpffs) => open_pinned(bpffs)?,
+    let maps = match directory {
+        Some(directory) => KernelMaps::open(|name| pinned(directory, name).ok())?,
         None => KernelMaps::open(|name| object.take_map(name))?,
     };
     let actual = maps.capacities();
@@ -224,11 +243,28 @@ pub fn load_maps(
             "the maps keep the sizes they were made with; `dsproxy cleanup` before a start makes them anew"
         );
     }
+    Ok(Loaded { object, maps, found })
+}
+
+/// Tells the programs what they go by. Where ClusterIPs are stays as it was.
+///
+/// # Errors
+///
+/// When the kernel does not say what its clock and this network namespace are, or the map cannot be written.
+pub(super) fn tell(maps: &mut KernelMaps, wanted: &DatapathSettings) -> Result<(), LoadError> {
     let jiffies_per_second = jiffies::per_second().map_err(LoadError::Clock)?;
     let host_namespace = namespace_cookie().map_err(LoadError::Namespace)?;
     let before = Some(maps.settings()?).filter(|before| before.jiffies_per_second != 0);
-    maps.set_settings(&settings(wanted, jiffies_per_second, host_namespace, before.as_ref()))?;
-    Ok(Loaded { object, maps, found })
+    Ok(maps.set_settings(&settings(wanted, jiffies_per_second, host_namespace, before.as_ref()))?)
+}
+
+/// Loads the programs of packets.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub(super) fn load_programs(object: &mut Ebpf) -> Result<(), LoadError> {
+    PROGRAMS.into_iter().try_for_each(|name| load_program(object, name))
 }
 
 /// Loads one of `PROGRAMS`.
@@ -374,6 +410,12 @@ fn settings(
         settings.lifetimes[usize::from(state.number())] = jiffies(time);
     }
     settings
+}
+
+/// The settings that a map of this layout holds as these bytes.
+pub(super) fn settings_of(bytes: &[u8]) -> Option<Settings> {
+    // SAFETY: as many bytes as the type has, which is made of integers only (`dsproxy_common::record`).
+    (bytes.len() == size_of::<Settings>()).then(|| unsafe { bytes.as_ptr().cast::<Settings>().read_unaligned() })
 }
 
 /// The cookie of the network namespace that this process is in (`SO_NETNS_COOKIE`, since Linux 5.14).

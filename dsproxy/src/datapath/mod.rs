@@ -2,5 +2,7 @@
 
 pub mod attach;
 pub mod bpffs;
+pub mod carry;
 pub mod charge;
 pub mod load;
+mod raw_map;

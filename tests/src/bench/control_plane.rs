@@ -109,7 +109,7 @@ pub fn cold_start(services: u32, endpoints: u32) -> Result<ColdStart, BenchError
     let resident_before = resident()?;
 
     let started = Instant::now();
-    let Loaded { object, maps, found: _ } = load(None, &capacities(services, endpoints), &DatapathSettings::default())?;
+    let Loaded { object, maps, found: _ } = load(&capacities(services, endpoints), &DatapathSettings::default())?;
     let loaded = Instant::now();
     let progress = Arc::new(Progress::default());
     let mut reconciler =

@@ -251,14 +251,24 @@ impl<'lab> Daemon<'lab> {
         &self.binary
     }
 
+    /// Has another binary be started from the next time on.
+    pub fn set_binary(&mut self, binary: PathBuf) {
+        self.binary = binary;
+    }
+
     /// Where its log goes.
     pub fn log(&self) -> &Path {
         &self.log
     }
 
+    /// All of its log.
+    pub fn whole_log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// The end of its log.
     pub fn end_of_log(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let log = self.whole_log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
     }
@@ -288,6 +298,12 @@ impl Drop for Daemon<'_> {
             let _ = child.wait();
         }
     }
+}
+
+/// The binary that stands beside the one under test for a later version, whose maps have another layout. `cargo xtask test` builds it.
+pub fn later_daemon_binary() -> Result<PathBuf, LabError> {
+    let path = daemon_binary()?.with_file_name("dsproxy-next-layout");
+    if path.is_file() { Ok(path) } else { Err(LabError::NoDaemon { path }) }
 }
 
 /// The binary under test: `DSPROXY_BIN`, else the one that stands beside the running test or demo.

@@ -67,7 +67,7 @@ pub enum LabError {
     },
     /// The daemon's binary is not there.
     #[error(
-        "no dsproxy binary at {}: build it with `cargo xtask build`, or name one in DSPROXY_BIN", .path.display()
+        "no dsproxy binary at {}: `cargo xtask test` builds what tests run; DSPROXY_BIN names another", .path.display()
     )]
     NoDaemon {
         /// Where it was looked for.

@@ -39,7 +39,7 @@ pub use attachments::{Attachment, attachments};
 pub use bulk::{Bulk, BulkReport};
 pub use bystander::{Bystander, Order};
 pub use cgroup::Cgroup;
-pub use daemon::{Attach, Daemon, DaemonOptions, daemon_binary};
+pub use daemon::{Attach, Daemon, DaemonOptions, daemon_binary, later_daemon_binary};
 pub use echo::EchoServer;
 pub use error::LabError;
 pub use http::{HttpAnswer, http_get};

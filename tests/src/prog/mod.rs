@@ -108,7 +108,7 @@ impl Datapath {
     ///
     /// As `load`.
     pub fn load_with(capacities: &Capacities, settings: &DatapathSettings) -> Result<Self, ProgError> {
-        let mut loaded = load_maps(None, capacities, settings)?;
+        let mut loaded = load_maps(capacities, settings)?;
         let next_hops = NextHopMaps::open(|name| loaded.object.take_map(name)).map_err(LoadError::Maps)?;
         let known = Known::new(loaded.maps.capacities(), &Contents::default(), Instant::now());
         let programs = Programs::of(loaded.object);

@@ -62,10 +62,10 @@ fn attach_type(direction: Direction) -> u32 {
 /// # Safety
 ///
 /// The type is `repr(C)`, holds nothing but integers and has no padding.
-unsafe trait KernelStruct: Sized {}
+pub(in crate::datapath) unsafe trait KernelStruct: Sized {}
 
 /// Runs a command. The result is the kernel's: a descriptor for some commands, zero for others.
-fn run<T: KernelStruct>(command: libc::c_long, attribute: &mut T) -> io::Result<i64> {
+pub(in crate::datapath) fn run<T: KernelStruct>(command: libc::c_long, attribute: &mut T) -> io::Result<i64> {
     // SAFETY: the kernel reads and writes at most the given size, which is that of `attribute`.
     // The addresses within it are those of live buffers: each function below fills them in.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attribute, size_of::<T>()) };
@@ -73,17 +73,17 @@ fn run<T: KernelStruct>(command: libc::c_long, attribute: &mut T) -> io::Result<
 }
 
 /// Runs a command whose result is a descriptor.
-fn open<T: KernelStruct>(command: libc::c_long, attribute: &mut T) -> io::Result<OwnedFd> {
+pub(in crate::datapath) fn open<T: KernelStruct>(command: libc::c_long, attribute: &mut T) -> io::Result<OwnedFd> {
     let descriptor = run(command, attribute)?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor as i32) })
 }
 
-fn address_of<T: ?Sized>(buffer: &mut T) -> u64 {
+pub(in crate::datapath) fn address_of<T: ?Sized>(buffer: &mut T) -> u64 {
     (&raw mut *buffer).cast::<u8>() as u64
 }
 
-fn raw(descriptor: impl AsFd) -> u32 {
+pub(in crate::datapath) fn raw(descriptor: impl AsFd) -> u32 {
     // A valid descriptor is never negative.
     descriptor.as_fd().as_raw_fd() as u32
 }
@@ -96,9 +96,11 @@ macro_rules! kernel_struct {
         // Equal to the sum of the fields: no padding.
         const _: () = assert!(size_of::<$name>() == $size && $size == 0 $(+ size_of::<$type>())*);
         // SAFETY: only integers and arrays of integers, and the assertion above says no padding.
-        unsafe impl KernelStruct for $name {}
+        unsafe impl $crate::datapath::attach::bpf::KernelStruct for $name {}
     };
 }
+
+pub(in crate::datapath) use kernel_struct;
 
 kernel_struct!(LinkCreate, 32, {
     program: u32, interface: u32, attach_type: u32, flags: u32,
@@ -136,7 +138,7 @@ kernel_struct!(RawMapInfo, 40, {
 
 /// What a link to a network device is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LinkKind {
+pub(in crate::datapath) enum LinkKind {
     /// A tcx hook.
     Tcx,
     /// XDP.
@@ -145,52 +147,56 @@ pub(super) enum LinkKind {
 
 /// A link to a network device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LinkInfo {
+pub(in crate::datapath) struct LinkInfo {
     /// Its id, never used again.
-    pub(super) id: u32,
+    pub(in crate::datapath) id: u32,
     /// The program that it runs.
-    pub(super) program_id: u32,
+    pub(in crate::datapath) program_id: u32,
     /// The interface that it is attached to; zero once that is gone.
-    pub(super) interface: u32,
+    pub(in crate::datapath) interface: u32,
 }
 
 /// A link to a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CgroupLinkInfo {
+pub(in crate::datapath) struct CgroupLinkInfo {
     /// Its id, never used again.
-    pub(super) id: u32,
+    pub(in crate::datapath) id: u32,
     /// The program that it runs.
-    pub(super) program_id: u32,
+    pub(in crate::datapath) program_id: u32,
     /// The id of the cgroup that it is attached to; zero once that is gone.
-    pub(super) cgroup: u64,
+    pub(in crate::datapath) cgroup: u64,
     /// The hook.
-    pub(super) attach_type: u32,
+    pub(in crate::datapath) attach_type: u32,
 }
 
 /// A program, as the kernel remembers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ProgramInfo {
+pub(in crate::datapath) struct ProgramInfo {
     /// Its id.
-    pub(super) id: u32,
+    pub(in crate::datapath) id: u32,
     /// Its name, cut to 15 characters.
-    pub(super) name: String,
+    pub(in crate::datapath) name: String,
     /// The names of its maps, cut likewise.
-    pub(super) maps: Vec<String>,
+    pub(in crate::datapath) maps: Vec<String>,
 }
 
 /// One program at a tcx hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct HookEntry {
+pub(in crate::datapath) struct HookEntry {
     /// The program.
-    pub(super) program_id: u32,
+    pub(in crate::datapath) program_id: u32,
     /// The link that holds it; zero if it was attached without one.
-    pub(super) link_id: u32,
+    pub(in crate::datapath) link_id: u32,
 }
 
 /// Attaches a program: at ingress before all others, at egress after all others.
 ///
 /// Ours then is the outermost: the programs of others see packets as the host's stack does.
-pub(super) fn attach(program: BorrowedFd<'_>, interface: u32, direction: Direction) -> io::Result<OwnedFd> {
+pub(in crate::datapath) fn attach(
+    program: BorrowedFd<'_>,
+    interface: u32,
+    direction: Direction,
+) -> io::Result<OwnedFd> {
     let mut attribute = LinkCreate {
         program: raw(program),
         interface,
@@ -205,7 +211,7 @@ pub(super) fn attach(program: BorrowedFd<'_>, interface: u32, direction: Directi
 }
 
 /// Attaches a program to a device's driver.
-pub(super) fn attach_to_driver(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+pub(in crate::datapath) fn attach_to_driver(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
     let mut attribute = LinkCreate {
         program: raw(program),
         interface,
@@ -217,7 +223,7 @@ pub(super) fn attach_to_driver(program: BorrowedFd<'_>, interface: u32) -> io::R
 }
 
 /// Attaches a program to a hook of a cgroup, beside those of others.
-pub(super) fn attach_to_cgroup(
+pub(in crate::datapath) fn attach_to_cgroup(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
     attach_type: u32,
@@ -228,18 +234,22 @@ pub(super) fn attach_to_cgroup(
 }
 
 /// Replaces the program of a link, atomically and in its place.
-pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+pub(in crate::datapath) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attribute = LinkUpdate { link: raw(link), program: raw(program), ..LinkUpdate::default() };
     run(command::LINK_UPDATE, &mut attribute).map(drop)
 }
 
 /// Detaches a link at once, whoever else holds it.
-pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+pub(in crate::datapath) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     run(command::LINK_DETACH, &mut LinkDetach { link: raw(link) }).map(drop)
 }
 
 /// Detaches a program that was attached without a link.
-pub(super) fn detach_program(program: BorrowedFd<'_>, interface: u32, direction: Direction) -> io::Result<()> {
+pub(in crate::datapath) fn detach_program(
+    program: BorrowedFd<'_>,
+    interface: u32,
+    direction: Direction,
+) -> io::Result<()> {
     let mut attribute = ProgramDetach {
         interface,
         program: raw(program),
@@ -250,7 +260,7 @@ pub(super) fn detach_program(program: BorrowedFd<'_>, interface: u32, direction:
 }
 
 /// The programs at a hook, in the order in which they run.
-pub(super) fn programs_at(interface: u32, direction: Direction) -> io::Result<Vec<HookEntry>> {
+pub(in crate::datapath) fn programs_at(interface: u32, direction: Direction) -> io::Result<Vec<HookEntry>> {
     let mut program_ids = [0u32; PROGRAMS_AT_HOOK];
     let mut link_ids = [0u32; PROGRAMS_AT_HOOK];
     let mut attribute = Query {
@@ -267,24 +277,24 @@ pub(super) fn programs_at(interface: u32, direction: Direction) -> io::Result<Ve
 }
 
 /// Opens a link.
-pub(super) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+pub(in crate::datapath) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
     open(command::LINK_GET_FD_BY_ID, &mut ById { id, ..ById::default() })
 }
 
 /// Opens a program.
-pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+pub(in crate::datapath) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     open(command::PROG_GET_FD_BY_ID, &mut ById { id, ..ById::default() })
 }
 
 /// Pins an object. The path must be free.
-pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+pub(in crate::datapath) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     let mut attribute = Pin { path: path.as_ptr() as u64, object: raw(object), flags: 0 };
     run(command::OBJ_PIN, &mut attribute).map(drop)
 }
 
 /// Opens a pinned object.
-pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
+pub(in crate::datapath) fn pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     open(command::OBJ_GET, &mut Pin { path: path.as_ptr() as u64, ..Pin::default() })
 }
@@ -299,7 +309,7 @@ fn info<T: KernelStruct>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()>
 }
 
 /// What the kernel knows of a link; nothing if it is not one of this kind.
-pub(super) fn device_link_info(link: BorrowedFd<'_>, wanted: LinkKind) -> io::Result<Option<LinkInfo>> {
+pub(in crate::datapath) fn device_link_info(link: BorrowedFd<'_>, wanted: LinkKind) -> io::Result<Option<LinkInfo>> {
     let mut raw = DeviceLinkInfo::default();
     info(link, &mut raw)?;
     // An XDP link has no attach type.
@@ -312,22 +322,41 @@ pub(super) fn device_link_info(link: BorrowedFd<'_>, wanted: LinkKind) -> io::Re
 }
 
 /// What the kernel knows of a link; nothing if it is not one to a cgroup.
-pub(super) fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<Option<CgroupLinkInfo>> {
+pub(in crate::datapath) fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<Option<CgroupLinkInfo>> {
     let mut raw = RawCgroupLinkInfo::default();
     info(link, &mut raw)?;
     let RawCgroupLinkInfo { kind, id, program_id, unused: _, cgroup, attach_type, unused_at_end: _ } = raw;
     Ok((kind == BPF_LINK_TYPE_CGROUP).then_some(CgroupLinkInfo { id, program_id, cgroup, attach_type }))
 }
 
+/// What a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::datapath) struct MapInfo {
+    /// Its kind (`enum bpf_map_type`).
+    pub(in crate::datapath) kind: u32,
+    /// The bytes of a key.
+    pub(in crate::datapath) key_size: u32,
+    /// The bytes of a value.
+    pub(in crate::datapath) value_size: u32,
+}
+
+/// What the kernel knows of a map.
+pub(in crate::datapath) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let mut raw = RawMapInfo::default();
+    info(map, &mut raw)?;
+    let RawMapInfo { kind, id: _, key_size, value_size, max_entries: _, flags: _, name: _ } = raw;
+    Ok(MapInfo { kind, key_size, value_size })
+}
+
 /// The id of a program. Unlike [`program_info`] it opens nothing by an id, which takes `CAP_SYS_ADMIN`.
-pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+pub(in crate::datapath) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     let mut raw = RawProgramInfo::default();
     info(program, &mut raw)?;
     Ok(raw.id)
 }
 
 /// What the kernel knows of a program.
-pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+pub(in crate::datapath) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     let mut map_ids = [0u32; MAPS_OF_PROGRAM];
     let mut raw = RawProgramInfo {
         map_count: MAPS_OF_PROGRAM as u32,

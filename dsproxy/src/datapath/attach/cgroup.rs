@@ -55,6 +55,14 @@ impl SocketHook {
         Self::Connect6,
     ];
 
+    /// Whether it is where sockets are led to a backend; the others tell who has answered.
+    pub const fn leads(self) -> bool {
+        match self {
+            Self::Sendmsg4 | Self::Sendmsg6 | Self::Connect4 | Self::Connect6 => true,
+            Self::Recvmsg4 | Self::Recvmsg6 | Self::Getpeername4 | Self::Getpeername6 => false,
+        }
+    }
+
     /// The name of the hook.
     pub const fn name(self) -> &'static str {
         match self {

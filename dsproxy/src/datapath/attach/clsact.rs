@@ -150,11 +150,27 @@ impl Session {
         self.qdiscs.iter().filter(|(_, kind)| *kind == CLSACT).map(|(index, _)| *index).collect()
     }
 
+    /// Sees to it that a hook runs the program beside those of ours that are there, before them if there is room.
+    pub(super) fn attach_beside(&mut self, hook: Hook<'_>, program: &Program) -> Result<Outcome, AttachError> {
+        self.ensure_qdisc(hook)?;
+        let filters = self.filters(hook, hook.direction)?;
+        let mut ours = filters.iter().filter(|filter| filter.is_in_place(hook.direction));
+        if ours.clone().any(|filter| filter.program_id == program.id) {
+            return Ok(Outcome::Unchanged);
+        }
+        let before = ours.next().and_then(|first| priority_before(&filters, first.priority, hook.direction));
+        let priority = before.map_or_else(|| free_priority(&filters, hook), Ok)?;
+        self.set(hook, program, priority, NLM_F_CREATE | NLM_F_EXCL)?;
+        Ok(Outcome::Attached)
+    }
+
     /// Sees to it that a hook runs the program, and no other filter of ours.
     pub(super) fn attach(&mut self, hook: Hook<'_>, program: &Program) -> Result<Outcome, AttachError> {
         self.ensure_qdisc(hook)?;
         let filters = self.filters(hook, hook.direction)?;
-        let present = filters.iter().find(|filter| filter.is_in_place(hook.direction));
+        let in_place = || filters.iter().filter(|filter| filter.is_in_place(hook.direction));
+        // Of two, the program has just been put beside the other: that one's is the place to keep.
+        let present = in_place().find(|filter| filter.program_id != program.id).or_else(|| in_place().next());
         let outcome = match present {
             Some(filter) if filter.program_id == program.id => Outcome::Unchanged,
             Some(filter) => {
@@ -310,13 +326,23 @@ fn qdisc(message: &Message<'_>) -> Option<(u32, String)> {
     (parent == TC_H_CLSACT).then(|| (index, text(kind)))
 }
 
+fn is_free(filters: &[Filter], priority: u16) -> bool {
+    filters.iter().all(|filter| filter.priority != priority)
+}
+
 fn free_priority(filters: &[Filter], hook: Hook<'_>) -> Result<u16, AttachError> {
     let range = priorities(hook.direction);
     let (from, to) = (*range.start(), *range.end());
-    range
-        .into_iter()
-        .find(|priority| filters.iter().all(|filter| filter.priority != *priority))
+    // The first is kept for what has to come before ours.
+    (from + 1..=to)
+        .chain([from])
+        .find(|priority| is_free(filters, *priority))
         .ok_or_else(|| AttachError::PrioritiesTaken { hook: hook.to_string(), from, to })
+}
+
+/// The free priority of ours nearest before `priority`.
+fn priority_before(filters: &[Filter], priority: u16, direction: Direction) -> Option<u16> {
+    (*priorities(direction).start()..priority).rev().find(|priority| is_free(filters, *priority))
 }
 
 #[cfg(test)]
@@ -342,9 +368,13 @@ mod tests {
     #[test]
     fn a_priority_in_use_is_left_to_its_user() {
         let hook = Hook { index: 1, name: "x", direction: Direction::Ingress };
-        assert_eq!(free_priority(&[], hook).expect("free"), 2);
+        assert_eq!(free_priority(&[], hook).expect("free"), 3);
         let taken: Vec<_> = (1..=4).map(|priority| filter(priority, 0, "u32", "")).collect();
         assert_eq!(free_priority(&taken, hook).expect("free"), 5);
+        let most: Vec<_> = (3..=20).map(|priority| filter(priority, 0, BPF, "")).collect();
+        assert_eq!(free_priority(&most, hook).expect("free"), 2, "the first is taken last");
+        assert_eq!(priority_before(&[], 3, Direction::Ingress), Some(2));
+        assert_eq!(priority_before(&taken, 5, Direction::Ingress), None);
         let all: Vec<_> = (1..=20).map(|priority| filter(priority, 0, BPF, "")).collect();
         assert!(matches!(free_priority(&all, hook), Err(AttachError::PrioritiesTaken { .. })));
     }

@@ -133,6 +133,11 @@ impl AttachError {
         };
         errno == Some(libc::ENODEV)
     }
+
+    /// Whether the kernel lacks the only way to attach that is allowed: trying again would not help.
+    pub fn is_hopeless(&self) -> bool {
+        matches!(self, Self::NoTcx { .. })
+    }
 }
 
 /// An error of a bpf(2) command, to be mapped over.

@@ -1,0 +1,146 @@
+//! What one version's maps hold, put into another's.
+
+use std::{
+    collections::HashSet,
+    io,
+    path::{Path, PathBuf},
+};
+
+use dsproxy_common::flow::{EgressKind, jiffies_since};
+use tracing::{debug, warn};
+
+use super::{
+    CarryError,
+    convert::{Conversion, Misfit},
+    description::{Content, Description, Held, maps},
+};
+use crate::datapath::raw_map::RawMap;
+
+/// A map of another version, how it is read, and the one of this version that takes its content.
+pub(super) struct Pair {
+    pub(super) held: Held,
+    pub(super) from: RawMap,
+    pub(super) to: RawMap,
+    keys: Conversion,
+    values: Conversion,
+    path: PathBuf,
+}
+
+/// The maps of `from` that can be read, each with the one of this version in `to`. What cannot be carried over is said.
+pub(super) fn pairs(from: &Path, to: &Path) -> Result<Vec<Pair>, CarryError> {
+    let Some(description) =
+        Description::pinned(from).map_err(CarryError::on("read the description of the maps in", from))?
+    else {
+        return Ok(Vec::new());
+    };
+    let mut pairs = Vec::new();
+    for held in maps() {
+        if held.content == Content::Anew {
+            continue;
+        }
+        let path = from.join(held.name);
+        let open = |directory: &Path| {
+            let path = directory.join(held.name);
+            RawMap::pinned(&path).map_err(CarryError::on("open the map", &path))
+        };
+        let (Some(old), Some(new), Some(entry)) = (open(from)?, open(to)?, description.maps.get(held.name)) else {
+            // A map that another version does not have is empty there.
+            debug!(map = held.name, "not in the other layout");
+            continue;
+        };
+        let conversion = || -> Result<(Conversion, Conversion), Misfit> {
+            Ok((
+                Conversion::of_keys((&entry.key, old.key_size()), (&held.entry.key, new.key_size()))?,
+                Conversion::of_values((&entry.value, old.value_size()), (&held.entry.value, new.value_size()))?,
+            ))
+        };
+        match conversion() {
+            Ok((keys, values)) => pairs.push(Pair { held, from: old, to: new, keys, values, path }),
+            Err(why) => {
+                warn!(map = held.name, layout = description.layout, %why, "a map cannot be carried over, and begins empty");
+            }
+        }
+    }
+    Ok(pairs)
+}
+
+impl Pair {
+    /// What the other version's map holds, as this version has it.
+    pub(super) fn converted(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, CarryError> {
+        let entries = self.from.entries().map_err(CarryError::on("read the map", &self.path))?;
+        let convert = |(key, value): (Vec<u8>, Vec<u8>)| (self.keys.convert(&key), self.values.convert(&value));
+        Ok(entries.into_iter().map(convert).collect())
+    }
+
+    fn failed(&self) -> impl Fn(io::Error) -> CarryError {
+        CarryError::on("carry over the map", &self.path)
+    }
+
+    /// Puts everything there. Returns how many entries those are.
+    pub(super) fn fill(&self) -> Result<usize, CarryError> {
+        let entries = self.converted()?;
+        for (key, value) in &entries {
+            self.to.set(key, value).map_err(self.failed())?;
+        }
+        Ok(entries.len())
+    }
+
+    /// Makes this version's map equal to the other's, while nothing but this writes to it.
+    pub(super) fn mirror(&self) -> Result<usize, CarryError> {
+        let entries = self.converted()?;
+        for (key, value) in &entries {
+            self.to.set(key, value).map_err(self.failed())?;
+        }
+        let wanted: HashSet<&[u8]> = entries.iter().map(|(key, _)| key.as_slice()).collect();
+        for (key, _) in self.to.entries().map_err(self.failed())? {
+            if !wanted.contains(key.as_slice()) {
+                self.to.remove(&key).map_err(self.failed())?;
+            }
+        }
+        Ok(entries.len())
+    }
+
+    /// Adds what this version's map, which its own programs write to as well, does not know, or knows less well.
+    pub(super) fn merge(&self) -> Result<usize, CarryError> {
+        let field = |name: &str| {
+            let field = self.held.entry.value.iter().find(|field| field.name == name)?;
+            Some(field.offset..field.offset + field.size)
+        };
+        let (last_seen, kind) = (field("last_seen"), field("kind"));
+        let read = |value: &[u8], range: &Option<std::ops::Range<usize>>| value.get(range.clone()?).map(<[u8]>::to_vec);
+        let time = |value: &[u8]| Some(u32::from_ne_bytes(read(value, &last_seen)?.try_into().ok()?));
+        let unsettled = [EgressKind::Unsettled.number()];
+        let is_unsettled = |value: &[u8]| read(value, &kind).is_some_and(|kind| kind == unsettled);
+        let mut merged = 0;
+        for (key, value) in self.converted()? {
+            if self.to.add(&key, &value).map_err(self.failed())? {
+                merged += 1;
+                continue;
+            }
+            let Some(held) = self.to.get(&key).map_err(self.failed())? else { continue };
+            let is_newer = time(&value).zip(time(&held)).is_some_and(|(theirs, ours)| is_later(theirs, ours));
+            // What has an address and port already goes before what is still to get one.
+            if (is_newer || is_unsettled(&held)) && !is_unsettled(&value) && held != value {
+                self.to.set(&key, &value).map_err(self.failed())?;
+                merged += 1;
+            }
+        }
+        Ok(merged)
+    }
+}
+
+/// Whether `time` is later than `than`, of the low half of the jiffies.
+fn is_later(time: u32, than: u32) -> bool {
+    jiffies_since(than, time) > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_compared_across_the_end_of_the_clock() {
+        assert!(is_later(5, 4) && !is_later(4, 5) && !is_later(4, 4));
+        assert!(is_later(3, u32::MAX) && !is_later(u32::MAX, 3));
+    }
+}

@@ -1,0 +1,340 @@
+//! One version's data path in the place of another's, whose maps have another layout, newer or older, without a packet that is not
+//! served.
+//!
+//! Programs of two layouts cannot share connections, and hooks cannot all be changed at one moment. So both sets of programs are
+//! attached at every hook, and the moment is one of the maps, not of the hooks:
+//!
+//! 1. Maps of this version are made beside those in use, and everything is carried over: first what user space has written, ids and
+//!    generations included, then the connections, again and again, while the old programs go on serving.
+//! 2. This version's programs are attached beside the old ones, the first at ingress. They see nothing: their filters are empty, and no
+//!    port is one of masqueraded packets.
+//! 3. *The opening*: the filters are written, the egress one before that of frontends. With the first bit of a frontend
+//!    its new connections are this version's; whatever the old programs know and these do not, the old ones still serve.
+//! 4. What the old programs have entered meanwhile is merged, they are detached, and their maps go.
+//!
+//! Each step can be repeated (`layouts` says what a kill leaves), and nothing depends on which version is the newer: maps describe
+//! themselves (`description`), and records are converted by the names of their fields (`convert`).
+
+mod convert;
+mod copy;
+mod description;
+mod layouts;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use dsproxy_common::{
+    IpFamily,
+    layout::{self, LAYOUT_VERSION, family_maps},
+    settings::{SettingFlags, Settings},
+};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use self::{
+    copy::{Pair, pairs},
+    description::{Content, Description},
+};
+use super::{
+    attach::{self, AttachError},
+    bpffs::Bpffs,
+    load::{self, DatapathSettings, LoadError, Loaded, Place},
+    raw_map::RawMap,
+};
+use crate::maps::{
+    Capacities, MapError,
+    kernel::{KernelMaps, network_record},
+};
+
+/// Longer than a program takes for a packet: what an old one was about to enter when the new ones began is entered by then.
+const PACKETS_UNDER_WAY: Duration = Duration::from_millis(50);
+
+/// The range of ports of masqueraded packets that no packet is of.
+const NO_PORTS: [u16; 2] = [0, 0];
+
+/// Why one version cannot take another's place.
+#[derive(Debug, Error)]
+pub enum CarryError {
+    /// Something that is pinned cannot be read, written or moved.
+    #[error("{operation} {}: {source}; what serves now goes on, and a start tries it again", path.display())]
+    Pinned {
+        /// What was attempted.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// This version's programs and maps cannot be had.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A map of this version's cannot be read or written.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The old programs cannot be detached.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+impl CarryError {
+    fn on(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Pinned { operation, path: path.clone(), source }
+    }
+}
+
+/// Taking over: what of other layouts is there, and how far it has come.
+pub struct Takeover {
+    ours: PathBuf,
+    /// The layout in use, if it is another version's.
+    other: Option<u32>,
+    /// What has left, and still serves.
+    leaving: Vec<PathBuf>,
+}
+
+fn maps_of(layout: &Path) -> PathBuf {
+    layout.join("maps")
+}
+
+fn links_of(layout: &Path) -> PathBuf {
+    layout.join("links")
+}
+
+impl Takeover {
+    /// Looks at what stands on `bpffs`, and puts right what a kill has left there.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read or moved.
+    pub fn begin(bpffs: &Bpffs) -> Result<Self, CarryError> {
+        let ours = bpffs.ours();
+        let failed = CarryError::on("look at the layouts in", &ours);
+        let layouts::Standing { in_use, leaving } = layouts::settle(&ours).map_err(&failed)?;
+        let mut other = None;
+        if !in_use.iter().any(|(version, _)| *version == LAYOUT_VERSION) {
+            for (version, path) in in_use {
+                if Description::pinned(&maps_of(&path)).map_err(&failed)?.is_some() {
+                    other = Some(version);
+                } else {
+                    warn!(
+                        layout = version,
+                        "the maps of an earlier version do not describe themselves: connections start anew"
+                    );
+                }
+            }
+        }
+        Ok(Self { ours, other, leaving })
+    }
+
+    /// Whether programs of another layout serve as well.
+    pub fn is_under_way(&self) -> bool {
+        self.other.is_some() || !self.leaving.is_empty()
+    }
+
+    /// Loads the programs of packets with their maps, pinned, and with all that the layout in use holds. Afterwards this version's
+    /// layout is the one in use; the programs of another serve on, and those that are attached now see nothing until `finish`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, or what is pinned cannot be read.
+    pub fn load(&mut self, capacities: &Capacities, wanted: &DatapathSettings) -> Result<Loaded, CarryError> {
+        let loaded = match self.other {
+            Some(version) => self.prepare(version, capacities, wanted)?,
+            None => self.go_on(capacities, wanted)?,
+        };
+        let own = links_of(&layouts::of(&self.ours, LAYOUT_VERSION));
+        for leaving in &self.leaving {
+            let theirs = links_of(leaving);
+            attach::take_xdp(&theirs, &own).map_err(CarryError::on("take over the XDP links of", &theirs))?;
+        }
+        Ok(loaded)
+    }
+
+    /// Loads everything on the maps of this version's layout, which is the one in use, or there is none.
+    fn go_on(&self, capacities: &Capacities, wanted: &DatapathSettings) -> Result<Loaded, CarryError> {
+        let maps = maps_of(&layouts::of(&self.ours, LAYOUT_VERSION));
+        let mut loaded = load::open_maps(Some(&Place { maps: maps.clone(), sized_like: None }), capacities, wanted)?;
+        let own = Description::own();
+        if Description::pinned(&maps).map_err(CarryError::on("read the description of the maps in", &maps))?
+            != Some(own.clone())
+        {
+            let pin = maps.join(description::PIN);
+            // If there is none, so much the better.
+            let _ = fs::remove_file(&pin);
+            own.pin(&maps).map_err(CarryError::on("pin the description", &pin))?;
+        }
+        match self.leaving.last() {
+            // Killed before the opening: what stands here is as old as that.
+            Some(leaving) if is_standing_by(&loaded.maps.settings()?) => {
+                stand_by(&mut loaded.maps, wanted)?;
+                mirror(&pairs(&maps_of(leaving), &maps)?)?;
+            }
+            _ => load::tell(&mut loaded.maps, wanted)?,
+        }
+        load::load_programs(&mut loaded.object)?;
+        Ok(loaded)
+    }
+
+    /// Loads everything on maps made beside those of layout `version`, with all that these hold.
+    fn prepare(
+        &mut self,
+        version: u32,
+        capacities: &Capacities,
+        wanted: &DatapathSettings,
+    ) -> Result<Loaded, CarryError> {
+        let from = maps_of(&layouts::of(&self.ours, version));
+        let maps = maps_of(&layouts::coming(&self.ours, LAYOUT_VERSION));
+        let place = Place { maps: maps.clone(), sized_like: Some(from.clone()) };
+        let mut loaded = load::open_maps(Some(&place), capacities, wanted)?;
+        Description::own().pin(&maps).map_err(CarryError::on("pin a description in", &maps))?;
+        let pairs = pairs(&from, &maps)?;
+        let mut entries = 0;
+        for pair in pairs.iter().filter(|pair| pair.held.content == Content::Table) {
+            entries += pair.fill()?;
+        }
+        info!(from = version, to = LAYOUT_VERSION, entries, "the layout is another: its content is carried over");
+        stand_by(&mut loaded.maps, wanted)?;
+        mirror(&pairs)?;
+        // The kernel's verifier takes seconds, in which connections come and go.
+        load::load_programs(&mut loaded.object)?;
+        let connections = mirror(&pairs)?;
+        for leaving in &self.leaving {
+            merge(&self::pairs(&maps_of(leaving), &maps)?)?;
+        }
+        let failed = CarryError::on("exchange the layouts in", &self.ours);
+        layouts::commit(&self.ours, version, LAYOUT_VERSION).map_err(&failed)?;
+        self.leaving = layouts::settle(&self.ours).map_err(&failed)?.leaving;
+        self.other = None;
+        info!(connections, "carried over; the programs of both layouts serve");
+        Ok(Loaded { found: true, ..loaded })
+    }
+
+    /// Lets this version's programs, which are attached everywhere by now, serve, and those of other layouts go.
+    ///
+    /// # Errors
+    ///
+    /// When something that is pinned cannot be read, written or removed. Both serve on then, and another start goes on with it.
+    pub fn finish(mut self, maps: &mut KernelMaps, wanted: &DatapathSettings) -> Result<(), CarryError> {
+        if self.leaving.is_empty() {
+            return Ok(());
+        }
+        let own = maps_of(&layouts::of(&self.ours, LAYOUT_VERSION));
+        let mut all = Vec::new();
+        for leaving in &self.leaving {
+            all.push(pairs(&maps_of(leaving), &own)?);
+        }
+        open(&all, maps, wanted)?;
+        thread::sleep(PACKETS_UNDER_WAY);
+        for leaving in &self.leaving {
+            stop_masquerading(&maps_of(leaving))?;
+            attach::retire_sockets_that_lead(&links_of(leaving))?;
+        }
+        let mut merged = 0;
+        for pairs in &all {
+            merged += merge(pairs)?;
+        }
+        let mut detached = 0;
+        for leaving in std::mem::take(&mut self.leaving) {
+            detached += attach::retire(&links_of(&leaving))?;
+            fs::remove_dir_all(&leaving).map_err(CarryError::on("remove the layout", &leaving))?;
+        }
+        info!(merged, detached, "the programs of the other layout are gone; this one serves alone");
+        Ok(())
+    }
+}
+
+/// Tells this version's programs to see nothing yet: with filters that are empty they take no packet for one of theirs.
+fn stand_by(maps: &mut KernelMaps, wanted: &DatapathSettings) -> Result<(), CarryError> {
+    load::tell(maps, wanted)?;
+    let (services_v4, services_v6) = (network_record(None), network_record(None));
+    let settings = Settings { flags: 0, snat_ports: NO_PORTS, services_v4, services_v6, ..maps.settings()? };
+    Ok(maps.set_settings(&settings)?)
+}
+
+fn is_standing_by(settings: &Settings) -> bool {
+    settings.snat_ports == NO_PORTS
+}
+
+/// Carries over what the programs have written, while none of this version's runs. Returns how many entries those are.
+fn mirror(pairs: &[Pair]) -> Result<usize, CarryError> {
+    let mut entries = 0;
+    // A connection that is confirmed meanwhile moves from the one to the other: what is read first must be what it leaves.
+    for content in [Content::Connections, Content::Confirmed] {
+        for pair in pairs.iter().filter(|pair| pair.held.content == content) {
+            entries += pair.mirror()?;
+        }
+    }
+    Ok(entries)
+}
+
+fn merge(pairs: &[Pair]) -> Result<usize, CarryError> {
+    let mut entries = 0;
+    for content in [Content::Connections, Content::Confirmed] {
+        for pair in pairs.iter().filter(|pair| pair.held.content == content) {
+            entries += pair.merge()?;
+        }
+    }
+    Ok(entries)
+}
+
+/// Opens the eyes of this version's programs: answers are known before anything is sent that they would be to, and what is for no
+/// frontend is refused only when all frontends are known.
+fn open(all: &[Vec<Pair>], maps: &mut KernelMaps, wanted: &DatapathSettings) -> Result<(), CarryError> {
+    let write = |names: [&str; 2]| -> Result<(), CarryError> {
+        for pair in all.iter().flatten().filter(|pair| names.contains(&pair.held.name)) {
+            add_bits(pair)?;
+        }
+        Ok(())
+    };
+    let [v4, v6] = IpFamily::ALL.map(family_maps);
+    write([v4.egress_filter, v6.egress_filter])?;
+    // Without the services' networks, as long as those are nobody's.
+    load::tell(maps, wanted)?;
+    write([v4.filter, v6.filter])?;
+    let mut settings = maps.settings()?;
+    for pair in all.iter().flatten().filter(|pair| pair.held.name == layout::SETTINGS) {
+        for (_, bytes) in pair.converted()? {
+            let Some(theirs) = load::settings_of(&bytes).filter(|theirs| !is_standing_by(theirs)) else { continue };
+            settings.services_v4 = theirs.services_v4;
+            settings.services_v6 = theirs.services_v6;
+        }
+    }
+    Ok(maps.set_settings(&settings)?)
+}
+
+/// Sets in a filter of this version the bits that are set in another's. Those of what has gone lately are among them.
+fn add_bits(pair: &Pair) -> Result<(), CarryError> {
+    for (key, theirs) in pair.converted()? {
+        let failed = CarryError::on("write the filter", Path::new(pair.held.name));
+        let ours = pair.to.get(&key).map_err(&failed)?.unwrap_or_default();
+        let both: Vec<u8> = theirs.iter().zip(&ours).map(|(theirs, ours)| theirs | ours).collect();
+        if both != ours {
+            pair.to.set(&key, &both).map_err(&failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Leaves it to this version's programs to masquerade what leaves the cluster: that is done last at a hook, where theirs come first.
+fn stop_masquerading(maps: &Path) -> Result<(), CarryError> {
+    let path = maps.join(layout::SETTINGS);
+    let failed = CarryError::on("tell the programs of", &path);
+    let (Some(map), Some(description)) =
+        (RawMap::pinned(&path).map_err(&failed)?, Description::pinned(maps).map_err(&failed)?)
+    else {
+        return Ok(());
+    };
+    let fields = description.maps.get(layout::SETTINGS).into_iter().flat_map(|entry| &entry.value);
+    let Some(field) = fields.into_iter().find(|field| field.name == "flags" && field.size == 4) else { return Ok(()) };
+    let Some(mut settings) = map.get(&[0; 4]).map_err(&failed)? else { return Ok(()) };
+    let Some(bytes) = settings.get_mut(field.offset..).and_then(|rest| rest.first_chunk_mut::<4>()) else {
+        return Ok(());
+    };
+    *bytes = (u32::from_ne_bytes(*bytes) & !SettingFlags::MASQUERADE_EGRESS).to_ne_bytes();
+    map.set(&[0; 4], &settings).map_err(&failed)
+}

@@ -1,0 +1,163 @@
+//! A version with another layout of its maps takes the daemon's place, and the old one comes back; traffic does not notice.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use dsproxy_common::{IpFamily, Protocol};
+use dsproxy_tests::lab::{
+    Attach, Daemon, DaemonOptions, DualStack, Load, Outside, Side, Steady, TcpSession, attachments, daemon_binary,
+    eventually, later_daemon_binary, like_hardware,
+};
+
+use crate::{
+    cluster::{CLUSTER_CIDR, Cluster, NODE_PORT, PORT, SOON, TRAFFIC, VIP, answers, exposed, is_without_tcx, service},
+    restart::syn_retransmissions,
+};
+
+/// A Service that pods and the node itself use.
+const INSIDE: DualStack = DualStack::cluster_ip(2);
+
+/// Exchanges before and after each change.
+const PHASE: u64 = 800;
+
+#[test]
+fn another_layout_there_and_back_is_not_noticed_with_tcx() {
+    if is_without_tcx() {
+        return;
+    }
+    there_and_back_under_load(Attach::Tcx);
+}
+
+#[test]
+fn another_layout_there_and_back_is_not_noticed_with_clsact() {
+    there_and_back_under_load(Attach::Clsact);
+}
+
+fn there_and_back_under_load(attach: Attach) {
+    let cluster = Cluster::build();
+    let outside = cluster.lab.add_outside().expect("the host is added");
+    let (pod, client) = (cluster.client.namespace(), outside.namespace());
+    cluster.write(&service("inside", INSIDE, &["local", "bridged", "remote"].map(|role| cluster.backend(role))));
+    // On the other node alone: every connection from outside is masqueraded.
+    cluster.write(&exposed(&cluster, &["remote"]));
+    // With the links that a program is replaced in, so that each of the two ways has its part of what there is at devices.
+    let xdp = attach == Attach::Tcx;
+    let far = cluster.lab.node(Side::B);
+    for (namespace, device) in [
+        (client, Outside::INTERFACE),
+        (far.namespace(), far.interface()),
+        (cluster.find("remote").pod.namespace(), "eth0"),
+    ] {
+        like_hardware(namespace, device).expect("the device obeys");
+    }
+    let xdp_mode = if xdp { "native" } else { "off" };
+    let arguments = [&CLUSTER_CIDR[..], &["--hostname-override", Side::A.role(), "--xdp", xdp_mode]].concat();
+    let options = DaemonOptions {
+        attach,
+        arguments: arguments.into_iter().map(str::to_owned).collect(),
+        ..DaemonOptions::default()
+    };
+    let mut daemon = Daemon::start(&cluster.lab, &cluster.manifests, options).unwrap_or_else(|error| panic!("{error}"));
+    let node = cluster.node(Side::A);
+    eventually("waiting for the NodePort", SOON, || answers(client, node, NODE_PORT, "remote")).expect("it is served");
+
+    let by = |address: DualStack, port| TRAFFIC.map(|(family, protocol)| (protocol, address.socket(family, port)));
+    let (inside, node_port) = (by(INSIDE, PORT), by(node, NODE_PORT));
+    let steady = |namespace, targets: &[(Protocol, std::net::SocketAddr)]| -> Vec<_> {
+        targets.iter().map(|(protocol, target)| (*target, Steady::start(namespace, *protocol, *target))).collect()
+    };
+    let mut kept = steady(pod, &inside);
+    kept.extend(steady(client, &node_port));
+    let mut of_host = IpFamily::ALL.map(|family| {
+        cluster.as_host(Side::A, || TcpSession::open_here(INSIDE.socket(family, PORT)).expect("the Service is served"))
+    });
+    let before = syn_retransmissions(&cluster);
+    let loads = [Load::start(pod, &inside), Load::start(client, &node_port)];
+    let mut go_on = |when: &str| {
+        for session in &mut of_host {
+            session.exchange(b"still there?").unwrap_or_else(|error| panic!("{when}: {error}"));
+        }
+        for family in IpFamily::ALL {
+            let target = INSIDE.socket(family, PORT);
+            let opened = cluster.as_host(Side::A, || TcpSession::open_here(target)).map(drop);
+            opened.unwrap_or_else(|error| panic!("{when}: {error}"));
+        }
+        for load in &loads {
+            let goal = load.done() + PHASE;
+            eventually("waiting for exchanges", Duration::from_secs(120), || match load.done() {
+                done if done >= goal => Ok(()),
+                done => Err(format!("{done} of {goal}")),
+            })
+            .unwrap_or_else(|error| panic!("{when}: {error}"));
+        }
+    };
+    go_on("before");
+    let versions = [daemon_binary().expect("built"), later_daemon_binary().expect("built")];
+    for (number, version) in [&versions[1], &versions[0], &versions[1]].into_iter().enumerate() {
+        if number == 1 {
+            daemon.kill().expect("the daemon runs");
+        } else {
+            daemon.terminate().expect("the daemon runs");
+        }
+        daemon.set_binary(version.clone());
+        daemon.start_again().unwrap_or_else(|error| panic!("{error}"));
+        stands_alone(&daemon, &cluster, xdp);
+        go_on("after another layout has taken over");
+    }
+    // Killed on the way, in either direction, wherever it is by then.
+    daemon.kill().expect("the daemon runs");
+    for (number, milliseconds) in [700, 1200, 1800, 2300, 2700, 3200].into_iter().enumerate() {
+        daemon.set_binary(versions[number % 2].clone());
+        daemon.start_unwatched().expect("the daemon starts");
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(milliseconds) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        daemon.kill().expect("the daemon runs");
+        go_on("after it was killed on the way");
+    }
+    daemon.set_binary(versions[0].clone());
+    daemon.start_again().unwrap_or_else(|error| panic!("{error}"));
+    stands_alone(&daemon, &cluster, xdp);
+    go_on("at the end");
+
+    for load in loads {
+        let report = load.finish().expect("the clients run");
+        let log = || daemon.whole_log();
+        assert_eq!(report.failed, 0, "of {}: {:#?}\n{}", report.succeeded(), report.failures, log());
+    }
+    assert_eq!(syn_retransmissions(&cluster) - before, 0, "not one SYN had to be sent twice");
+    for (target, session) in kept {
+        let report =
+            session.finish().unwrap_or_else(|error| panic!("{target} was cut: {error}\n{}", daemon.whole_log()));
+        assert_eq!(report.backends.len(), 1, "{target} stays with its backend: {report:?}");
+    }
+    cluster.write(&service("inside", INSIDE, &[cluster.backend("bridged")]));
+    eventually("waiting for a change", SOON, || answers(pod, INSIDE, PORT, "bridged")).expect("it is followed");
+    answers(pod, VIP, PORT, "remote").expect("the other Service is served");
+}
+
+/// One layout is pinned, and one program of ours stands at each hook.
+fn stands_alone(daemon: &Daemon<'_>, cluster: &Cluster, xdp: bool) {
+    let layouts: Vec<_> = fs::read_dir(daemon.bpffs().join("dsproxy")).expect("pinned").flatten().collect();
+    assert_eq!(layouts.len(), 1, "{layouts:?}\n{}", daemon.whole_log());
+    eventually("one program at each hook", SOON, || {
+        let mut hooks: Vec<_> = attachments(cluster.lab.node(Side::A).namespace())
+            .expect("the kernel tells")
+            .into_iter()
+            .map(|attachment| (attachment.interface, attachment.hook))
+            .collect();
+        let all = hooks.len();
+        hooks.sort();
+        hooks.dedup();
+        let with_xdp = hooks.iter().filter(|(_, hook)| *hook == "xdp").count();
+        if hooks.len() == all && all >= 10 && with_xdp == if xdp { 2 } else { 0 } {
+            Ok(())
+        } else {
+            Err(format!("{all} programs at {hooks:?}"))
+        }
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.whole_log()));
+}
