@@ -19,26 +19,25 @@ use crate::{
     },
     datapath::{
         attach::{
-            self, AttachError, Attacher, Programs,
+            self, Attacher, Programs,
             cgroup::{self, Cgroup, SocketPrograms},
         },
         bpffs::Bpffs,
         carry::Takeover,
-        charge::{InCharge, Other},
-        load::{self, DatapathSettings, Loaded},
+        load::{self, Loaded},
     },
     health::{self, Health},
     host_settings, http,
-    interfaces::{self, Interfaces, Overrides},
+    interfaces::{self, Overrides},
     leftovers,
     local_node::LocalNode,
-    maps::{Contents, kernel::KernelMaps},
+    maps::Contents,
     metrics::Metrics,
     progress::Progress,
     reconcile::Reconciler,
     routing, sockets,
     source::{SourceStatus, kubernetes, manifests::Manifests},
-    start_event,
+    start_event, succession,
 };
 
 /// The target of the API client's own log.
@@ -46,12 +45,6 @@ const CLIENT: &str = "kube_client";
 
 /// How many events a source may be ahead of the reconciler.
 const EVENT_BACKLOG: usize = 1024;
-
-/// How long another daemon may take to end: what the DaemonSet gives a pod, and some. A pod that is replaced is gone by then.
-const PATIENCE_WITH_ANOTHER: Duration = Duration::from_secs(15);
-
-/// How often it is looked whether it has.
-const LOOK_AT_ANOTHER: Duration = Duration::from_millis(200);
 
 /// Runs the daemon until it is told to end. The data path goes on without it.
 ///
@@ -138,7 +131,7 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     let bpffs = Bpffs::ensure(&config.bpffs)?;
     tokio::select! {
         // The kernel takes it back when the process has ended, and with it the last task that may write to the maps.
-        in_charge = take_charge(&bpffs) => std::mem::forget(in_charge?),
+        in_charge = succession::take_charge(&bpffs) => std::mem::forget(in_charge?),
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     }
@@ -166,7 +159,7 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     let addresses = interfaces.addresses();
     if takeover.is_under_way() {
         tokio::task::block_in_place(|| {
-            take_over(takeover, &mut attacher, &mut maps, &interfaces.current(), &settings)
+            succession::take_over(takeover, &mut attacher, &mut maps, &interfaces.current(), &settings)
         })?;
     }
     let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
@@ -240,54 +233,6 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
         () = attachments.ended() => bail!("the task that follows interfaces ended; the data path goes on as it is"),
         ended = &mut source => bail!("the source ended ({ended:?}); the data path goes on as it is"),
     }
-    Ok(())
-}
-
-/// Takes charge of `bpffs`. Another daemon that is about to end is waited for.
-async fn take_charge(bpffs: &Bpffs) -> anyhow::Result<InCharge> {
-    let started = time::Instant::now();
-    let mut told: Option<Other> = None;
-    loop {
-        let other = match InCharge::take(bpffs)? {
-            Ok(in_charge) => return Ok(in_charge),
-            Err(other) => other,
-        };
-        let directory = bpffs.ours();
-        if started.elapsed() > PATIENCE_WITH_ANOTHER {
-            bail!(
-                "another dsproxy ({other}) is in charge of {}, and {} s were not enough for it to end; one daemon runs on a node: \
-                 end that one, or give this one a --bpffs of its own",
-                directory.display(),
-                PATIENCE_WITH_ANOTHER.as_secs()
-            );
-        }
-        if told != Some(other) {
-            warn!(
-                directory = %directory.display(), %other, patience = ?PATIENCE_WITH_ANOTHER,
-                "another dsproxy is in charge here; waiting for it to end"
-            );
-            told = Some(other);
-        }
-        time::sleep(LOOK_AT_ANOTHER).await;
-    }
-}
-
-/// Attaches the programs beside those of another layout, has them serve, and the others go.
-fn take_over(
-    takeover: Takeover,
-    attacher: &mut Attacher,
-    maps: &mut KernelMaps,
-    interfaces: &Interfaces,
-    settings: &DatapathSettings,
-) -> anyhow::Result<()> {
-    attacher.set_beside_others(true);
-    let failures = attacher.sync(interfaces).failures;
-    // Of other failures it has told; what cannot be attached to now is tried again.
-    if let Some(hopeless) = failures.into_iter().map(|failure| failure.error).find(AttachError::is_hopeless) {
-        return Err(hopeless.into());
-    }
-    takeover.finish(maps, settings)?;
-    attacher.set_beside_others(false);
     Ok(())
 }
 

@@ -38,4 +38,5 @@ pub mod routing;
 pub mod sockets;
 pub mod source;
 pub mod start_event;
+mod succession;
 pub mod sync_times;

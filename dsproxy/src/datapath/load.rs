@@ -1,11 +1,10 @@
 //! The kernel programs and maps brought into the kernel: maps pinned and found again, programs loaded.
 
+mod settings;
+
 use std::{
     fs, io,
-    net::{Ipv4Addr, Ipv6Addr, UdpSocket},
-    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use aya::{
@@ -15,19 +14,20 @@ use aya::{
 };
 use dsproxy_common::{
     IpFamily, cached_flow,
-    flow::FlowState,
     layout::{self, family_maps},
-    settings::Settings,
 };
 use thiserror::Error;
 use tracing::warn;
 
+pub(super) use self::settings::settings_of;
+pub use self::settings::{DatapathSettings, Lifetimes};
+use self::settings::{namespace_cookie, settings};
 use super::{attach::cgroup::SocketHook, bpffs::Bpffs};
 use crate::{
     jiffies,
     maps::{
         Capacities, MapError, MapStore as _,
-        kernel::{KernelMaps, OpenError, network_record},
+        kernel::{KernelMaps, OpenError},
         next_hops::NextHopMaps,
     },
 };
@@ -100,67 +100,6 @@ pub struct Loaded {
     pub maps: KernelMaps,
     /// Whether the maps were there before, with what another run left in them.
     pub found: bool,
-}
-
-/// How long connections count without a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lifetimes {
-    /// TCP whose client has sent nothing but its SYN.
-    pub opening: Duration,
-    /// Established TCP.
-    pub established: Duration,
-    /// TCP of which one side has sent its FIN.
-    pub half_closed: Duration,
-    /// TCP of which both sides have.
-    pub closing: Duration,
-    /// TCP after a RST.
-    pub reset: Duration,
-    /// Everything else.
-    pub stateless: Duration,
-}
-
-impl Default for Lifetimes {
-    /// As the kernel's own connection tracking has them (net/netfilter/nf_conntrack_proto_tcp.c), or kube-proxy sets them
-    /// there: established and half closed.
-    fn default() -> Self {
-        Self {
-            opening: Duration::from_secs(120),
-            established: Duration::from_secs(24 * 60 * 60),
-            half_closed: Duration::from_secs(60 * 60),
-            closing: Duration::from_secs(120),
-            reset: Duration::from_secs(10),
-            stateless: Duration::from_secs(120),
-        }
-    }
-}
-
-/// What the programs go by, beside what they are to serve.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DatapathSettings {
-    /// How long connections count without a packet.
-    pub lifetimes: Lifetimes,
-    /// `SettingFlags`.
-    pub flags: u32,
-    /// The first and the last port that masqueraded packets leave with.
-    pub snat_ports: [u16; 2],
-    /// How many refusals a CPU sends in a second.
-    pub refusals_per_second: u32,
-    /// How many flows each CPU remembers for XDP: a power of two.
-    pub cached_flows: u32,
-}
-
-impl Default for DatapathSettings {
-    fn default() -> Self {
-        Self {
-            lifetimes: Lifetimes::default(),
-            flags: 0,
-            // The dynamic ports (RFC 6335, section 6), beyond those of NodePorts and of Linux's own choice for the most part.
-            snat_ports: [49_152, 65_535],
-            // As the kernel's own for ICMP (net.ipv4.icmp_msgs_per_sec).
-            refusals_per_second: 1000,
-            cached_flows: layout::capacity::CACHED_FLOWS,
-        }
-    }
 }
 
 /// Where maps are pinned.
@@ -373,70 +312,6 @@ fn sizes(capacities: &Capacities) -> Vec<(&'static str, u32)> {
     sizes
 }
 
-/// What the programs are told. Where ClusterIPs are stays as it was `before`, for that follows the Services.
-fn settings(
-    wanted: &DatapathSettings,
-    jiffies_per_second: u32,
-    host_namespace: u64,
-    before: Option<&Settings>,
-) -> Settings {
-    let DatapathSettings { lifetimes, flags, snat_ports, refusals_per_second, cached_flows: _ } = *wanted;
-    let jiffies = |time: Duration| {
-        let jiffies = time.as_secs().saturating_mul(jiffies_per_second.into());
-        // Half the range of the clock: beyond that an age could not be told from a younger one. And a second at least (`Age`).
-        u32::try_from(jiffies).unwrap_or(u32::MAX).min(u32::MAX / 2).max(jiffies_per_second)
-    };
-    let Lifetimes { opening, established, half_closed, closing, reset, stateless } = lifetimes;
-    let mut settings = Settings {
-        jiffies_per_second,
-        lifetimes: [0; FlowState::COUNT],
-        flags,
-        snat_ports,
-        refusals_per_second,
-        services_v4: before.map_or_else(|| network_record(None), |before| before.services_v4),
-        services_v6: before.map_or_else(|| network_record(None), |before| before.services_v6),
-        host_namespace,
-    };
-    for (state, time) in [
-        (FlowState::Opening, opening),
-        (FlowState::Answered, opening),
-        (FlowState::Established, established),
-        (FlowState::ClientClosed, half_closed),
-        (FlowState::BackendClosed, half_closed),
-        (FlowState::Closing, closing),
-        (FlowState::Reset, reset),
-        (FlowState::Stateless, stateless),
-    ] {
-        settings.lifetimes[usize::from(state.number())] = jiffies(time);
-    }
-    settings
-}
-
-/// The settings that a map of this layout holds as these bytes.
-pub(super) fn settings_of(bytes: &[u8]) -> Option<Settings> {
-    // SAFETY: as many bytes as the type has, which is made of integers only (`dsproxy_common::record`).
-    (bytes.len() == size_of::<Settings>()).then(|| unsafe { bytes.as_ptr().cast::<Settings>().read_unaligned() })
-}
-
-/// The cookie of the network namespace that this process is in (`SO_NETNS_COOKIE`, since Linux 5.14).
-fn namespace_cookie() -> io::Result<u64> {
-    let socket =
-        UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
-    let mut cookie = 0u64;
-    let mut length = size_of_val(&cookie) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to `cookie`, and how many to `length`; both outlive the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
-}
-
 /// What the verifier's log ends with, whether it took the program or not.
 const STATISTICS: [&str; 3] = ["verification time", "stack depth", "processed"];
 
@@ -461,24 +336,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use dsproxy_common::settings::SettingFlags;
-
     use super::*;
-
-    #[test]
-    fn settings_are_in_jiffies_and_keep_where_cluster_ips_are() {
-        let wanted = DatapathSettings { flags: SettingFlags::MASQUERADE_ALL, ..DatapathSettings::default() };
-        let first = settings(&wanted, 250, 7, None);
-        assert_eq!(first.lifetimes[usize::from(FlowState::Opening.number())], 120 * 250);
-        assert_eq!(first.lifetimes[usize::from(FlowState::Answered.number())], 120 * 250);
-        assert_eq!(first.lifetimes[usize::from(FlowState::Reset.number())], 10 * 250);
-        assert!(first.lifetimes.iter().all(|jiffies| *jiffies > 0), "{first:?}");
-        assert_eq!((first.flags, first.snat_ports, first.host_namespace), (1, [49_152, 65_535], 7));
-        assert!(!first.services_v4.has(&Ipv4Addr::new(10, 96, 0, 1).into()), "nobody before there are Services");
-        let services = network_record(Some("10.96.0.0/12".parse().expect("network")));
-        let second = settings(&wanted, 1000, 7, Some(&Settings { services_v4: services, ..first }));
-        assert_eq!((second.jiffies_per_second, second.services_v4), (1000, services));
-    }
 
     #[test]
     fn a_refusal_of_the_verifier_is_told_in_one_line() {
@@ -492,10 +350,5 @@ mod tests {
             told,
             "Verifier output: 0: (b7) r1 = 0 ... 98: (b7) r1 = 0 | 99: (b7) r1 = 0 | R4 min value is negative"
         );
-    }
-
-    #[test]
-    fn this_namespace_has_a_cookie() {
-        assert_ne!(namespace_cookie().expect("Linux 5.14 or later"), 0);
     }
 }
