@@ -26,6 +26,7 @@ use crate::{
         carry::Takeover,
         load::{self, Loaded},
     },
+    drop_log,
     health::{self, Health},
     host_settings, http,
     interfaces::{self, Overrides},
@@ -73,7 +74,7 @@ pub fn run(flags: &RunFlags) -> anyhow::Result<()> {
             .enable_all()
             .build()
             .context("start the asynchronous runtime")?
-            .block_on(serve(assembled, file))
+            .block_on(serve(assembled, file, Duration::from_secs(flags.log.log_drops_every)))
     }
 }
 
@@ -102,7 +103,7 @@ fn cpus() -> u64 {
     std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64)
 }
 
-async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
+async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) -> anyhow::Result<()> {
     let Assembled { config, log: _, kube_proxy, warnings: _ } = assembled;
     let node = match &config.hostname_override {
         Some(name) => name.clone(),
@@ -120,7 +121,8 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     let source = match &config.source {
         SourceConfig::Manifests(directory) => Source::Manifests(Manifests::open(directory)?),
         SourceConfig::Kubernetes { kubeconfig, master } => {
-            Source::Kubernetes(kubernetes::connect_to(master.as_deref(), kubeconfig.as_deref()).await?)
+            let connection = kubernetes::Connection::open(master.as_deref(), kubeconfig.as_deref()).await?;
+            Source::Kubernetes(Arc::new(connection))
         }
     };
     let overrides = Overrides::new(&config.node_devices, &config.pod_interfaces)?;
@@ -156,6 +158,9 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
         }
         _ => word.withdraw().context("turn XDP off")?,
     }
+    if !drops_every.is_zero() {
+        tokio::spawn(drop_log::follow(load::open_pinned(&bpffs)?, drops_every));
+    }
     let addresses = interfaces.addresses();
     if takeover.is_under_way() {
         tokio::task::block_in_place(|| {
@@ -177,7 +182,7 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
         Arc::clone(&health_check_ports),
         node.clone(),
     );
-    let health = Health::new(Arc::clone(&progress));
+    let health = Health::new(Arc::clone(&progress), Arc::clone(&status));
     let servers = [
         ("health", config.healthz_bind_address, health::routes(health.clone())),
         ("metrics", config.metrics_bind_address, http::metrics_routes(metrics, &kube_proxy)),
@@ -196,6 +201,7 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
         LocalNode::new(&node, config.node_ips, config.node_port_addresses.clone()).external_ips(config.external_ips);
     let reconciler = Reconciler::new(maps, &contents, local_node, progress, std::time::Instant::now())
         .with_networks(config.networks());
+    let earlier = kubernetes::EarlierRun::of(&contents);
     drop(contents);
     if cgroup.is_some() {
         tokio::spawn(sockets::end_those_left_behind(load::open_pinned(&bpffs)?, reconciler.gone()));
@@ -206,13 +212,13 @@ async fn serve(assembled: Assembled, file: Option<File>) -> anyhow::Result<()> {
     };
     tokio::spawn(health::follow(health, reconciler.health_checks(), places, health_check_ports));
     let mut reconciler = tokio::spawn(reconciler.run(events, addresses));
-    if let Source::Kubernetes(client) = &source {
-        tokio::spawn(start_event::tell(client.clone(), node.clone()));
+    if let Source::Kubernetes(connection) = &source {
+        tokio::spawn(start_event::tell(connection.client().await, node.clone()));
     }
     let mut source = tokio::spawn(async move {
         match source {
             Source::Manifests(manifests) => manifests.run(sender, status).await,
-            Source::Kubernetes(client) => kubernetes::run(client, node, sender, status).await,
+            Source::Kubernetes(connection) => kubernetes::run(connection, node, earlier, sender, status).await,
         }
     });
 
@@ -282,7 +288,7 @@ fn load_xdp(object: &mut aya::Ebpf, wanted: Xdp) -> anyhow::Result<bool> {
 
 enum Source {
     Manifests(Manifests),
-    Kubernetes(kube::Client),
+    Kubernetes(Arc<kubernetes::Connection>),
 }
 
 /// A device that was named and is not there is a mistake at start, and may come and go afterwards.

@@ -13,6 +13,7 @@ pub mod complaint;
 pub mod config;
 pub mod datapath;
 pub mod diff;
+pub mod drop_log;
 pub mod health;
 pub mod host_settings;
 pub mod http;

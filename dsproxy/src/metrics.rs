@@ -1,6 +1,6 @@
 //! `/metrics`. Everything is read at the moment of the scrape, so that no gauge can drift from what it tells.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use prometheus_client::{
     collector::Collector,
@@ -16,7 +16,7 @@ use crate::{
     maps::{MapKind, MapStore as _, kernel::KernelMaps},
     model::IpFamily,
     progress::Progress,
-    source::SourceStatus,
+    source::{SourceStatus, Trouble, WatchStatus},
 };
 
 mod kube_proxy;
@@ -139,6 +139,14 @@ fn family_label(family: Option<IpFamily>) -> (&'static str, String) {
     ("ip_family", family.map_or_else(String::new, |family| family.to_string()))
 }
 
+fn trouble_label(trouble: Trouble) -> (&'static str, String) {
+    ("trouble", trouble.name().to_owned())
+}
+
+fn seconds_of(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 impl State {
     fn packets(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let samples = self.maps.counters().unwrap_or_else(|error| {
@@ -228,6 +236,35 @@ impl State {
     fn source(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         gauges(encoder, "source_connected", "1 while the source answers", [([], self.source.connected().into())])?;
         counters(encoder, "source_failures", "Failed lists, watches and reads", [([], self.source.failures())])?;
+        let watches = self.source.watches();
+        let of = |watch: &WatchStatus| ("resource", watch.resource.to_owned());
+        gauges(
+            encoder,
+            "source_watch_working",
+            "1 while a resource is watched",
+            watches.iter().map(|watch| ([of(watch)], watch.works.into())),
+        )?;
+        let troubled = watches.iter().filter_map(|watch| Some((watch, watch.trouble?)));
+        gauges(
+            encoder,
+            "source_watch_trouble_since_timestamp_seconds",
+            "Since when something is the matter with a resource, and what at last; there is none while it is well",
+            troubled.map(|(watch, trouble)| ([of(watch), trouble_label(trouble)], seconds_of(watch.since))),
+        )?;
+        counters(
+            encoder,
+            "source_watch_failures",
+            "Failed lists and watches, by resource and class",
+            watches.iter().flat_map(|watch| {
+                watch.failures.iter().map(|(trouble, count)| ([of(watch), trouble_label(*trouble)], *count))
+            }),
+        )?;
+        gauges(
+            encoder,
+            "source_objects_held_back",
+            "Objects that are kept although the last list lacked them, until the API server has confirmed it",
+            watches.iter().map(|watch| ([of(watch)], watch.held_back as u64)),
+        )?;
         counters(
             encoder,
             "objects_rejected",

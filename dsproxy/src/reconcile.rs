@@ -423,7 +423,7 @@ fn makes_room(write: &Write) -> bool {
 }
 
 /// The Service in the name of a service port, `namespace/name:port/PROTOCOL`.
-fn service_of(name: &str) -> Option<ObjectName> {
+pub(crate) fn service_of(name: &str) -> Option<ObjectName> {
     let (service, _) = name.split_once(':')?;
     let (namespace, name) = service.split_once('/')?;
     Some(ObjectName::new(namespace, name))

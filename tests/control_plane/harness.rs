@@ -2,13 +2,13 @@
 //!
 //! It does not know which source it is.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, path::Path, sync::Arc, time::Duration};
 
 use dsproxy::{
     model::{EndpointSlice, Node, Service, ServiceCidr},
     source::{
-        Delta, Event, EventSender, SourceStatus,
-        kubernetes::{self, Pace},
+        Delta, Event, EventSender, SourceStatus, Trouble, WatchStatus,
+        kubernetes::{self, Connection, EarlierRun, Pace},
     },
 };
 use dsproxy_tests::apiserver::ApiServer;
@@ -37,6 +37,7 @@ pub(crate) fn pace() -> Pace {
         longest_retry_unreachable: Duration::from_millis(20),
         longest_retry_refused: Duration::from_millis(20),
         withheld: Duration::from_millis(50),
+        doubt: Duration::from_millis(200),
         answer: Duration::from_secs(10),
         shortest_watch: Duration::from_millis(20),
         ..Pace::default()
@@ -68,9 +69,19 @@ impl Source {
     }
 
     pub(crate) async fn at(server: &ApiServer, pace: Pace) -> Self {
+        Self::after(EarlierRun::default(), server, pace).await
+    }
+
+    /// The source of a daemon that finds what an earlier one has left behind.
+    pub(crate) async fn after(earlier: EarlierRun, server: &ApiServer, pace: Pace) -> Self {
         let kubeconfig = server.kubeconfig();
-        let client = kubernetes::connect(Some(kubeconfig.path())).await.expect("a client");
-        Self::start(|events, status| kubernetes::run_at(client, NODE.to_owned(), events, status, pace))
+        Self::by(kubeconfig.path(), earlier, pace).await
+    }
+
+    /// The source by a kubeconfig.
+    pub(crate) async fn by(kubeconfig: &Path, earlier: EarlierRun, pace: Pace) -> Self {
+        let connection = Arc::new(Connection::open(None, Some(kubeconfig)).await.expect("a client"));
+        Self::start(|events, status| kubernetes::run_at(connection, NODE.to_owned(), earlier, events, status, pace))
     }
 
     /// The source of a server that is already listed and watched, and what was listed.
@@ -151,6 +162,20 @@ impl Source {
         };
         let waited = tokio::time::timeout(PATIENCE, holds).await;
         assert!(waited.is_ok(), "waited in vain for {what}: {:?}", self.status);
+    }
+
+    /// How the watch of a resource fares.
+    pub(crate) fn watch_of(&self, resource: &str) -> WatchStatus {
+        let mut watches = self.status.watches().into_iter();
+        watches.find(|watch| watch.resource == resource).unwrap_or_else(|| panic!("no watch of {resource}"))
+    }
+
+    /// Waits until this is the matter with the watch of a resource.
+    pub(crate) async fn until_trouble(&self, resource: &str, trouble: Option<Trouble>) {
+        let is_so = |status: &SourceStatus| {
+            status.watches().iter().any(|watch| (watch.resource, watch.trouble) == (resource, trouble))
+        };
+        self.until(&format!("{trouble:?} of {resource}"), is_so).await;
     }
 
     pub(crate) async fn until_connected(&self) {

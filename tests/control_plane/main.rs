@@ -2,6 +2,8 @@
 //!
 //! Each test asserts the exact events and the status; none of them knows what becomes of the events.
 
+mod credentials;
+mod doubt;
 mod harness;
 mod history;
 mod malformed;

@@ -1,6 +1,6 @@
 //! What a cluster is told of a daemon that starts.
 
-use dsproxy::{source::kubernetes, start_event};
+use dsproxy::{source::kubernetes::Connection, start_event};
 use dsproxy_tests::apiserver::{ApiServer, network};
 
 use crate::harness::NODE;
@@ -10,7 +10,8 @@ fn an_event_about_the_node_tells_of_the_start() {
     network::run(|| async {
         let mut server = ApiServer::start().await;
         let kubeconfig = server.kubeconfig();
-        let client = kubernetes::connect(Some(kubeconfig.path())).await.expect("a client");
+        let connection = Connection::open(None, Some(kubeconfig.path())).await.expect("a client");
+        let client = connection.client().await;
         // It is away at first.
         server.stop().await;
         let telling = tokio::spawn(start_event::tell(client, NODE.to_owned()));

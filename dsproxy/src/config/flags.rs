@@ -227,6 +227,10 @@ pub struct LogFlags {
     /// What is logged: error, warn, info, debug, trace, or a list of targets and levels [default: info]
     #[arg(long, value_name = "FILTER", value_parser = log_level::parse)]
     pub log_level: Option<String>,
+
+    /// How often drops are logged, if there were any, with their number and what to do about them; 0 is never
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub log_drops_every: u64,
 }
 
 /// The form of the log.

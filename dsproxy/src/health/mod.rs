@@ -1,7 +1,9 @@
 //! What load balancers and the kubelet are told of this node.
 //!
 //! ```text
-//!   Progress --> Health --+--> node: /healthz and /livez
+//!   Progress, SourceStatus
+//!           v
+//!         Health ---------+--> node: /healthz and /livez
 //!                         |
 //!   HealthChecks ---------+--> service: the answer at a healthCheckNodePort
 //!           |                     ^
@@ -11,7 +13,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use crate::progress::Progress;
+use crate::{progress::Progress, source::SourceStatus};
 
 mod listeners;
 mod node;
@@ -25,12 +27,13 @@ pub use node::routes;
 #[derive(Clone, Debug)]
 pub struct Health {
     progress: Arc<Progress>,
+    source: Arc<SourceStatus>,
 }
 
 impl Health {
-    /// Health as `progress` tells it.
-    pub fn new(progress: Arc<Progress>) -> Self {
-        Self { progress }
+    /// Health as `progress` tells it, and what `source` tells of its troubles.
+    pub fn new(progress: Arc<Progress>, source: Arc<SourceStatus>) -> Self {
+        Self { progress, source }
     }
 
     /// Whether Services are served as the source has them: the maps have once held all of it, and no update waits too long

@@ -1,6 +1,8 @@
 //! `/healthz`: may this node be sent traffic? `/livez`: is there a reason to restart the daemon?
 //!
 //! A node that is about to go is not to be sent any more, which is no reason to restart anything (KEP-3836).
+//! Trouble with the API server is neither: what was last known is served on. It is told in `/healthz` all the same, while there is
+//! some, in classes that give away nothing of the cluster.
 
 use std::time::Instant;
 
@@ -15,7 +17,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::Health;
-use crate::sync_times::Question;
+use crate::{
+    source::{SourceStatus, WatchStatus},
+    sync_times::Question,
+};
 
 /// The two questions.
 pub fn routes(health: Health) -> Router {
@@ -31,7 +36,8 @@ fn answer(health: &Health, question: Question) -> Response {
         Question::Healthz => (health.serves(now), Some(health.progress.snapshot().node_is_eligible)),
         Question::Livez => (health.is_live(now), None),
     };
-    let body = Body::new(proxy_healthy, node_eligible, health.progress.updated(), Utc::now());
+    let source = (question == Question::Healthz).then(|| SourceTrouble::of(&health.source)).flatten();
+    let body = Body { source, ..Body::new(proxy_healthy, node_eligible, health.progress.updated(), Utc::now()) };
     let status = if body.healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     health.progress.sync_times().answered(question, status.as_u16());
     (status, [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")], Json(body)).into_response()
@@ -46,6 +52,46 @@ struct Body {
     node_eligible: Option<bool>,
     healthy: bool,
     status: Families,
+    /// Left out while nothing is the matter, so that it is kube-proxy's answer then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<SourceTrouble>,
+}
+
+/// What is the matter with the source.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SourceTrouble {
+    connected: bool,
+    /// What is not as it should be.
+    resources: Vec<ResourceTrouble>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ResourceTrouble {
+    resource: &'static str,
+    trouble: &'static str,
+    since: DateTime<Utc>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_back: Option<usize>,
+}
+
+impl SourceTrouble {
+    fn of(status: &SourceStatus) -> Option<Self> {
+        let in_trouble = |watch: WatchStatus| {
+            let WatchStatus { resource, works: _, trouble, since, held_back, failures: _ } = watch;
+            let trouble = trouble?.name();
+            Some(ResourceTrouble {
+                resource,
+                trouble,
+                since: since.into(),
+                held_back: (held_back > 0).then_some(held_back),
+            })
+        };
+        let resources: Vec<_> = status.watches().into_iter().filter_map(in_trouble).collect();
+        let connected = status.connected();
+        (!connected || !resources.is_empty()).then_some(Self { connected, resources })
+    }
 }
 
 /// One task writes the maps of both families, so that what holds for one holds for the other.
@@ -81,6 +127,7 @@ impl Body {
             node_eligible,
             healthy,
             status: Families { v4: family.clone(), v6: family },
+            source: None,
         }
     }
 }
@@ -117,7 +164,8 @@ mod tests {
     #[test]
     fn a_node_that_goes_and_a_proxy_that_is_stuck_are_told_apart() {
         let progress = Arc::new(Progress::default());
-        let health = Health::new(Arc::clone(&progress));
+        let source = SourceStatus::new();
+        let health = Health::new(Arc::clone(&progress), Arc::clone(&source));
         let ask = || [Question::Healthz, Question::Livez].map(|question| answer(&health, question).status().as_u16());
         let publish = |synced, node_is_eligible, stuck| {
             let snapshot = Snapshot { synced, node_is_eligible, stuck, ..Snapshot::default() };
@@ -136,6 +184,12 @@ mod tests {
             publish(synced, eligible, stuck);
             assert_eq!(ask(), expected, "synced {synced}, eligible {eligible}, stuck {stuck}");
         }
+        // Trouble with the source alone is no reason either; it is told while there is some.
+        publish(true, true, false);
+        let trouble = |source: &SourceStatus| serde_json::to_value(SourceTrouble::of(source)).expect("JSON");
+        assert_eq!(trouble(&source), serde_json::json!({"connected": false, "resources": []}));
+        source.set_connected();
+        assert_eq!(trouble(&source), serde_json::Value::Null);
         let counted = progress.sync_times().answers();
         let expected = [
             ((Question::Healthz, 200), 2),

@@ -21,6 +21,17 @@ pub(super) enum Taken<T> {
     Bad(Option<ObjectName>),
 }
 
+impl<T: FromObject> Taken<T> {
+    /// The name of the object.
+    pub(super) fn name(&self) -> Option<&ObjectName> {
+        match self {
+            Self::Ours(object) => Some(object.name()),
+            Self::NotOurs(name) => Some(name),
+            Self::Bad(name) => name.as_ref(),
+        }
+    }
+}
+
 /// Logs and counts what is wrong with an object.
 pub(super) fn take<T: FromObject>(converted: Converted<T>, status: &SourceStatus) -> Taken<T> {
     match converted {

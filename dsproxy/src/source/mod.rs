@@ -17,6 +17,9 @@ pub mod convert;
 mod intake;
 pub mod kubernetes;
 pub mod manifests;
+mod trouble;
+
+pub use trouble::{Trouble, WatchStatus};
 
 /// The sending half that every source is given.
 pub type EventSender = mpsc::Sender<Event>;
@@ -53,6 +56,7 @@ pub struct SourceStatus {
     skipped: AtomicU64,
     failures: AtomicU64,
     last_error: Mutex<Option<String>>,
+    watches: Mutex<Vec<WatchStatus>>,
 }
 
 impl SourceStatus {
@@ -106,6 +110,17 @@ impl SourceStatus {
     fn still_failing(&self, reason: String) {
         if let Ok(mut error) = self.last_error.lock() {
             *error = Some(reason);
+        }
+    }
+
+    /// How each watch fares; none of a source that has none.
+    pub fn watches(&self) -> Vec<WatchStatus> {
+        self.watches.lock().map_or_else(|_| Vec::new(), |watches| watches.clone())
+    }
+
+    fn set_watches(&self, now: Vec<WatchStatus>) {
+        if let Ok(mut watches) = self.watches.lock() {
+            *watches = now;
         }
     }
 

@@ -11,8 +11,10 @@ use std::{
 
 use serde_json::Value;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_rustls::TlsAcceptor;
 
 mod answer;
+pub mod certificates;
 mod connection;
 mod faults;
 pub mod network;
@@ -21,13 +23,17 @@ mod select;
 mod store;
 mod stream;
 
+use self::{
+    certificates::{Authority, Identity},
+    store::Store,
+    stream::OpenStreams,
+};
 pub use self::{
     faults::{Fault, Faults, Gone, Matching, Refusal},
     request::{Request, Verb},
     store::Resource,
     stream::StreamAct,
 };
-use self::{store::Store, stream::OpenStreams};
 
 /// The token that the server knows.
 const TOKEN: &str = "the-token-of-the-tests";
@@ -52,6 +58,10 @@ struct Shared {
     requests: Mutex<Vec<Request>>,
     events: Mutex<Vec<Value>>,
     streams: OpenStreams,
+    /// What clients without a certificate have to show.
+    token: Mutex<String>,
+    /// How connections are secured, if they are.
+    tls: Mutex<Option<TlsAcceptor>>,
     /// Requests that were not understood.
     bewildering: Mutex<Vec<String>>,
     /// Moves with everything that a test may wait for.
@@ -83,6 +93,8 @@ impl ApiServer {
                 requests: Mutex::default(),
                 events: Mutex::default(),
                 streams: OpenStreams::default(),
+                token: Mutex::new(TOKEN.to_owned()),
+                tls: Mutex::default(),
                 bewildering: Mutex::default(),
                 progress: watch::Sender::new(0),
             }),
@@ -106,6 +118,21 @@ impl ApiServer {
         });
         file.write_all(kubeconfig.to_string().as_bytes()).expect("write the kubeconfig");
         file
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes this token alone from now on.
+    pub fn set_token(&self, token: &str) {
+        token.clone_into(&mut *lock(&self.shared.token));
+    }
+
+    /// Secures the connections to come with the server's certificate, and takes clients with those of another authority.
+    pub fn secure(&self, server: &Identity, clients: &Authority) {
+        *lock(&self.shared.tls) = Some(certificates::acceptor(server, clients));
     }
 
     /// Stops listening and resets all connections. Objects can be changed meanwhile.

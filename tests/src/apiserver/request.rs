@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use super::{TOKEN, select::Selector, store::Resource};
+use super::{select::Selector, store::Resource};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,10 +76,10 @@ impl Request {
     }
 }
 
-/// Whether a request carries the token of the kubeconfig.
-pub(super) fn is_authorized<B>(request: &hyper::Request<B>) -> bool {
+/// Whether a request carries the token.
+pub(super) fn is_authorized<B>(request: &hyper::Request<B>, token: &str) -> bool {
     let authorization = request.headers().get("authorization");
-    authorization.is_some_and(|value| value.as_bytes() == format!("Bearer {TOKEN}").as_bytes())
+    authorization.is_some_and(|value| value.as_bytes() == format!("Bearer {token}").as_bytes())
 }
 
 fn decode(text: &str) -> Option<String> {

@@ -13,6 +13,7 @@ use crate::{
     model::IpFamily,
     progress::{Progress, Snapshot},
     resolve::HealthCheck,
+    source::SourceStatus,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,7 +36,7 @@ fn start(everywhere: bool) -> Running {
     let addresses = watch::Sender::new(loopback().into());
     let places = if everywhere { Places::All } else { Places::These(addresses.subscribe()) };
     let report = Arc::new(Report::default());
-    tokio::spawn(follow(Health::new(progress), checks.subscribe(), places, Arc::clone(&report)));
+    tokio::spawn(follow(Health::new(progress, SourceStatus::new()), checks.subscribe(), places, Arc::clone(&report)));
     Running { checks, addresses, report }
 }
 

@@ -13,7 +13,7 @@ use tower::{BoxError, service_fn};
 
 use super::{
     super::convert::Kind,
-    Pace,
+    Connection, Pace,
     error::{Operation, RequestError, Verb},
     health::Health,
 };
@@ -32,12 +32,13 @@ impl Answers {
         Arc::new(Self { kind, pace, health, idle_since: Mutex::default() })
     }
 
-    /// A client whose answers pass through here. Its errors are `kube::Error::Service` around a
-    /// [`RequestError`].
-    pub(super) fn client(self: &Arc<Self>, client: &Client) -> Client {
-        let (answers, inner) = (Arc::clone(self), client.clone());
-        let service = service_fn(move |request| Arc::clone(&answers).ask(inner.clone(), request));
-        Client::new(service, client.default_namespace())
+    /// A client whose requests go by `connection`, and whose answers pass through here. Its errors are
+    /// `kube::Error::Service` around a [`RequestError`].
+    pub(super) fn client(self: &Arc<Self>, connection: &Arc<Connection>) -> Client {
+        let (answers, connection) = (Arc::clone(self), Arc::clone(connection));
+        let service = service_fn(move |request| Arc::clone(&answers).ask(Arc::clone(&connection), request));
+        // All is asked for in all namespaces.
+        Client::new(service, "default")
     }
 
     /// The watch brought an object.
@@ -55,7 +56,11 @@ impl Answers {
         std::mem::replace(&mut *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner), since)
     }
 
-    async fn ask(self: Arc<Self>, client: Client, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+    async fn ask(
+        self: Arc<Self>,
+        connection: Arc<Connection>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, BoxError> {
         let watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
         let operation = Operation { verb: if watch { Verb::Watch } else { Verb::List }, kind: self.kind };
         let before = if watch { self.replace_idle_since(None) } else { None };
@@ -64,6 +69,7 @@ impl Answers {
             return Err(RequestError::CutShort { operation }.into());
         }
         let after = self.pace.answer;
+        let client = connection.client().await;
         let answer = tokio::time::timeout(after, answer(&client, operation, request)).await;
         let response = answer.unwrap_or(Err(RequestError::Silent { operation, after }))?;
         if watch {

@@ -7,7 +7,7 @@ use std::{error::Error, fmt, time::Duration};
 use kube::{core::Status, runtime::watcher};
 use thiserror::Error;
 
-use super::super::convert::Kind;
+use super::super::{Trouble, convert::Kind};
 
 /// The longest that a server may ask us to stay away.
 const LONGEST_ASKED_FOR: Duration = Duration::from_secs(60);
@@ -45,9 +45,8 @@ impl fmt::Display for Operation {
 #[derive(Debug, Error)]
 pub(super) enum RequestError {
     #[error(
-        "{operation}: the API server cannot be reached: {}; check its address and the network, it is tried \
-         again",
-        Chain(.source)
+        "{operation}: the API server cannot be reached: {}; {}, it is tried again",
+        Chain(.source), advice_on_connecting(.source)
     )]
     Unreachable {
         operation: Operation,
@@ -152,6 +151,30 @@ impl RequestError {
         !matches!(self, Self::Unreachable { .. } | Self::Silent { .. } | Self::Broken { .. })
     }
 
+    /// The class of it.
+    pub(super) fn trouble(&self) -> Trouble {
+        match self {
+            Self::Unreachable { source, .. } | Self::Broken { source, .. } if is_about_certificates(source) => {
+                Trouble::Certificate
+            }
+            Self::Unreachable { .. } => Trouble::Unreachable,
+            Self::Silent { .. } => Trouble::Timeout,
+            Self::Broken { .. } => Trouble::Broken,
+            Self::Refused { code, .. } => match code {
+                401 => Trouble::Unauthorized,
+                403 => Trouble::Forbidden,
+                404 => Trouble::NotFound,
+                429 => Trouble::Throttled,
+                500..=599 => Trouble::ServerError,
+                _ => Trouble::Refused,
+            },
+            Self::CutShort { .. } => Trouble::CutShort,
+            Self::Unreadable { .. } | Self::NoVersion { .. } => Trouble::Unreadable,
+            Self::Gone { .. } => Trouble::Gone,
+            Self::OtherHistory { .. } => Trouble::OtherHistory,
+        }
+    }
+
     /// How long the server asked us to stay away.
     pub(super) fn asked_for(&self) -> Option<Duration> {
         match self {
@@ -175,6 +198,45 @@ fn advice(code: u16, operation: Operation) -> String {
         404 => "check that the address is that of a Kubernetes API server".to_owned(),
         _ => "it is tried again".to_owned(),
     }
+}
+
+/// What the user can do where no connection is made.
+fn advice_on_connecting(error: &kube::Error) -> &'static str {
+    if is_about_certificates(error) {
+        "check the certificate authority and the client's certificate in the kubeconfig, and what the server was given"
+    } else {
+        "check its address and the network"
+    }
+}
+
+/// Whether one side of the connection does not accept the other's certificate.
+fn is_about_certificates(error: &kube::Error) -> bool {
+    use rustls::{AlertDescription as Alert, Error as Tls};
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        // An error of I/O tells the cause of what it wraps, and not that itself.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let tls = wrapped.and_then(|error| error.downcast_ref::<Tls>()).or_else(|| error.downcast_ref::<Tls>());
+        if let Some(tls) = tls {
+            return matches!(
+                tls,
+                Tls::InvalidCertificate(_)
+                    | Tls::NoCertificatesPresented
+                    | Tls::AlertReceived(
+                        Alert::BadCertificate
+                            | Alert::UnsupportedCertificate
+                            | Alert::CertificateRevoked
+                            | Alert::CertificateExpired
+                            | Alert::CertificateUnknown
+                            | Alert::CertificateRequired
+                            | Alert::UnknownCA
+                            | Alert::DecryptError
+                    )
+            );
+        }
+        cause = wrapped.map_or_else(|| error.source(), |wrapped| Some(wrapped));
+    }
+    false
 }
 
 /// An error with its causes: kube's own text often ends before the one that says something.
@@ -219,6 +281,7 @@ mod tests {
             let error = refused(status);
             assert!(matches!(error, RequestError::Gone { .. }), "{error}");
             assert!(error.needs_list());
+            assert_eq!(error.trouble(), Trouble::Gone);
         }
     }
 
@@ -228,6 +291,21 @@ mod tests {
             let error = refused(serde_json::json!({"code": code, "message": "no"}));
             assert!(!error.needs_list(), "{error}");
             assert!(error.to_string().contains("no"), "{error}");
+        }
+    }
+
+    #[test]
+    fn refusals_have_classes() {
+        for (code, trouble) in [
+            (401, Trouble::Unauthorized),
+            (403, Trouble::Forbidden),
+            (404, Trouble::NotFound),
+            (409, Trouble::Refused),
+            (429, Trouble::Throttled),
+            (500, Trouble::ServerError),
+            (503, Trouble::ServerError),
+        ] {
+            assert_eq!(refused(serde_json::json!({"code": code, "message": "no"})).trouble(), trouble, "{code}");
         }
     }
 

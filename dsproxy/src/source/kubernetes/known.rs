@@ -4,21 +4,71 @@
 
 use std::collections::HashSet;
 
-use super::super::{Delta, convert::FromObject, intake::Taken};
+use super::{
+    super::{
+        Delta,
+        convert::{FromObject, Kind},
+        intake::Taken,
+    },
+    earlier_run::OfKind,
+};
 use crate::model::ObjectName;
 
 /// The names of the objects of one kind that the receiver has.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     names: HashSet<ObjectName>,
+    /// What is served of an earlier run, until everything was listed once.
+    before: OfKind,
+}
+
+/// What becomes of objects that the receiver has and a list lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lacking {
+    /// They are gone.
+    Gone,
+    /// They stay.
+    Stays,
 }
 
 impl Known {
+    /// Nothing was sent yet, and `before` is what is served of an earlier run.
+    pub(super) fn after(before: OfKind) -> Self {
+        Self { names: HashSet::new(), before }
+    }
+
+    /// How many of the objects a complete list lacks, if it is hard to believe that it lacks them: none of those that are served
+    /// is left, or one is missing that every API server keeps by itself.
+    pub(super) fn missing<T: FromObject>(&self, objects: &[Taken<T>]) -> Option<usize> {
+        let listed: HashSet<&ObjectName> = objects.iter().filter_map(Taken::name).collect();
+        let kept_by_server = kept_by_server(T::KIND);
+        let judge = |names: &HashSet<ObjectName>| {
+            let mut others = names.iter().filter(|name| Some(*name) != kept_by_server.as_ref()).peekable();
+            let wiped = others.peek().is_some() && !others.any(|name| listed.contains(name));
+            let server_lacks_its_own =
+                kept_by_server.as_ref().is_some_and(|own| names.contains(own) && !listed.contains(own));
+            let missing = names.iter().filter(|name| !listed.contains(name)).count();
+            (wiped || server_lacks_its_own).then_some(missing)
+        };
+        match &self.before {
+            OfKind::Nothing => judge(&self.names),
+            OfKind::Names(names) => judge(names),
+            OfKind::Some(count) => listed.is_empty().then_some(*count),
+        }
+    }
+
     /// What a complete list means.
     ///
     /// It is a snapshot, unless an object that the receiver has came malformed: its last good version has to
-    /// stay, and only the receiver has that. Then the list is sent as the changes it amounts to.
-    pub(super) fn listed<T: FromObject>(&mut self, objects: Vec<Taken<T>>) -> Vec<Delta<T>> {
+    /// stay, and only the receiver has that. Then the list is sent as the changes it amounts to; so it is when what it lacks
+    /// stays.
+    pub(super) fn listed<T: FromObject>(&mut self, objects: Vec<Taken<T>>, lacking: Lacking) -> Vec<Delta<T>> {
+        if lacking == Lacking::Gone {
+            self.before = OfKind::Nothing;
+        } else if !matches!(self.before, OfKind::Nothing) {
+            // The receiver has none of what is served, so nothing can be said of it but that not all is known.
+            return Vec::new();
+        }
         let mut names = HashSet::with_capacity(objects.len());
         let mut kept = HashSet::new();
         let mut ours = Vec::with_capacity(objects.len());
@@ -37,6 +87,9 @@ impl Known {
                     }
                 }
             }
+        }
+        if lacking == Lacking::Stays {
+            kept.extend(self.names.iter().cloned());
         }
         kept.retain(|name| !names.contains(name));
         let deltas = if kept.is_empty() {
@@ -70,6 +123,11 @@ impl Known {
     }
 }
 
+/// The object that every API server makes by itself, and makes again when it is deleted.
+fn kept_by_server(kind: Kind) -> Option<ObjectName> {
+    (kind == Kind::Service).then(|| ObjectName::new("default", "kubernetes"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,17 +152,20 @@ mod tests {
     #[test]
     fn a_list_is_a_snapshot() {
         let mut known = Known::default();
-        assert_eq!(known.listed(vec![ours("a"), bad("b"), Taken::Bad(None)]), [Delta::Snapshot(vec![service("a")])]);
-        assert_eq!(known.listed::<Service>(vec![]), [Delta::Snapshot(vec![])]);
+        assert_eq!(
+            known.listed(vec![ours("a"), bad("b"), Taken::Bad(None)], Lacking::Gone),
+            [Delta::Snapshot(vec![service("a")])]
+        );
+        assert_eq!(known.listed::<Service>(vec![], Lacking::Gone), [Delta::Snapshot(vec![])]);
         assert_eq!(known.deleted::<Service>(name("a")), None);
     }
 
     #[test]
     fn a_list_with_a_known_object_malformed_is_sent_as_changes() {
         let mut known = Known::default();
-        known.listed(vec![ours("a"), ours("b"), ours("c")]);
+        known.listed(vec![ours("a"), ours("b"), ours("c")], Lacking::Gone);
         assert_eq!(
-            known.listed(vec![bad("a"), ours("b"), ours("d"), bad("new")]),
+            known.listed(vec![bad("a"), ours("b"), ours("d"), bad("new")], Lacking::Gone),
             [Delta::Delete(name("c")), Delta::Apply(service("b")), Delta::Apply(service("d")),]
         );
         // The malformed object is still the receiver's, so it can still vanish.
@@ -115,9 +176,9 @@ mod tests {
     #[test]
     fn a_malformed_object_vanishes_with_a_list_that_lacks_it() {
         let mut known = Known::default();
-        known.listed(vec![ours("a"), ours("b")]);
-        assert_eq!(known.listed(vec![bad("a"), ours("b")]), [Delta::Apply(service("b"))]);
-        assert_eq!(known.listed(vec![ours("b")]), [Delta::Snapshot(vec![service("b")])]);
+        known.listed(vec![ours("a"), ours("b")], Lacking::Gone);
+        assert_eq!(known.listed(vec![bad("a"), ours("b")], Lacking::Gone), [Delta::Apply(service("b"))]);
+        assert_eq!(known.listed(vec![ours("b")], Lacking::Gone), [Delta::Snapshot(vec![service("b")])]);
     }
 
     #[test]
@@ -134,6 +195,59 @@ mod tests {
     #[test]
     fn an_object_listed_twice_is_sent_once() {
         let mut known = Known::default();
-        assert_eq!(known.listed(vec![ours("a"), ours("a")]), [Delta::Snapshot(vec![service("a")])]);
+        assert_eq!(known.listed(vec![ours("a"), ours("a")], Lacking::Gone), [Delta::Snapshot(vec![service("a")])]);
+    }
+
+    #[test]
+    fn a_list_that_lacks_everything_is_hard_to_believe() {
+        let mut known = Known::default();
+        assert_eq!(known.missing::<Service>(&[]), None, "nothing is served yet");
+        known.listed(vec![ours("a"), ours("b")], Lacking::Gone);
+        assert_eq!(known.missing::<Service>(&[]), Some(2));
+        assert_eq!(known.missing(&[ours("other")]), Some(2), "it is somebody else's cluster");
+        assert_eq!(known.missing(&[ours("b")]), None);
+        assert_eq!(known.missing(&[bad("a")]), None, "it is there, if malformed");
+        assert_eq!(known.missing::<Service>(&[Taken::NotOurs(name("a"))]), None, "it is there, if another's");
+    }
+
+    #[test]
+    fn what_every_server_keeps_by_itself_says_nothing_of_the_rest_but_is_missed() {
+        let kubernetes = || {
+            let name = ObjectName::new("default", "kubernetes");
+            Taken::Ours(Service { name, ..service("kubernetes") })
+        };
+        let mut known = Known::default();
+        known.listed(vec![kubernetes(), ours("a"), ours("b")], Lacking::Gone);
+        assert_eq!(known.missing(&[kubernetes()]), Some(2), "a server with an empty store");
+        assert_eq!(known.missing(&[ours("a"), ours("b")]), Some(1), "no server leaves it out");
+        assert_eq!(known.missing(&[kubernetes(), ours("b")]), None);
+        known.listed(vec![kubernetes()], Lacking::Gone);
+        assert_eq!(known.missing(&[kubernetes()]), None);
+        assert_eq!(known.missing::<Service>(&[]), Some(1));
+    }
+
+    #[test]
+    fn what_a_list_lacks_can_stay_while_the_rest_of_it_counts() {
+        let mut known = Known::default();
+        known.listed(vec![ours("a"), ours("b")], Lacking::Gone);
+        assert_eq!(known.listed(vec![ours("c")], Lacking::Stays), [Delta::Apply(service("c"))]);
+        assert_eq!(known.deleted::<Service>(name("a")), Some(Delta::Delete(name("a"))), "the watch takes it away");
+        assert_eq!(known.missing(&[ours("c")]), None);
+        assert_eq!(known.listed(vec![ours("c")], Lacking::Gone), [Delta::Snapshot(vec![service("c")])]);
+    }
+
+    #[test]
+    fn what_is_served_of_an_earlier_run_is_missed_in_the_first_list() {
+        let names: HashSet<ObjectName> = ["a", "b"].map(name).into();
+        let mut known = Known::after(OfKind::Names(names));
+        assert_eq!(known.missing(&[ours("b"), ours("c")]), None);
+        assert_eq!(known.missing(&[ours("c")]), Some(2));
+        assert_eq!(known.listed(vec![ours("c")], Lacking::Stays), [], "the receiver waits for all of it");
+        assert_eq!(known.listed(vec![ours("c")], Lacking::Gone), [Delta::Snapshot(vec![service("c")])]);
+        assert_eq!(known.missing(&[ours("c")]), None, "what was served has been replaced");
+
+        let known = Known::after(OfKind::Some(5));
+        assert_eq!(known.missing::<Service>(&[]), Some(5));
+        assert_eq!(known.missing(&[ours("a")]), None);
     }
 }

@@ -2,18 +2,25 @@
 //!
 //! It does not know what an object holds.
 
-use std::{collections::hash_map::RandomState, hash::BuildHasher, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::hash_map::RandomState,
+    future::pending,
+    hash::BuildHasher,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use backon::ExponentialBuilder;
 use futures::StreamExt;
 use kube::{
-    Api, Client,
+    Api,
     runtime::{
         utils::Backoff,
         watcher::{self, Event, ExponentialBackoff, watcher},
     },
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
     super::{
@@ -21,11 +28,12 @@ use super::{
         convert::Selectors,
         intake::{self, Taken},
     },
-    Pace,
+    Connection, EarlierRun, Pace,
     answers::Answers,
+    doubt::Doubt,
     error::{Operation, RequestError, Verb},
     health::Health,
-    known::Known,
+    known::{Known, Lacking},
     object::{Carried, Served},
 };
 
@@ -39,6 +47,7 @@ pub(super) struct Watch<'a, T> {
     api: Api<Carried<T>>,
     selectors: Selectors,
     known: Known,
+    doubt: Doubt,
     /// What the list that is under way brought.
     listed: Vec<Taken<T>>,
     /// Whether a list was received in full.
@@ -54,8 +63,9 @@ pub(super) struct Watch<'a, T> {
 
 impl<'a, T: Served> Watch<'a, T> {
     pub(super) fn new(
-        client: &Client,
+        connection: &Arc<Connection>,
         node: &str,
+        earlier: &EarlierRun,
         events: &'a EventSender,
         status: &'a SourceStatus,
         health: &Arc<Health>,
@@ -67,10 +77,11 @@ impl<'a, T: Served> Watch<'a, T> {
             status,
             health: Arc::clone(health),
             pace,
-            api: Api::all(answers.client(client)),
+            api: Api::all(answers.client(connection)),
             answers,
             selectors: T::selectors(node),
-            known: Known::default(),
+            known: Known::after(earlier.of_kind(T::KIND)),
+            doubt: Doubt::new(pace.doubt),
             listed: Vec::new(),
             complete: false,
             version: None,
@@ -92,7 +103,15 @@ impl<'a, T: Served> Watch<'a, T> {
     async fn watch(&mut self) {
         loop {
             let mut watcher = pin!(watcher(self.api.clone(), self.config()));
-            while let Some(event) = watcher.next().await {
+            loop {
+                let event = tokio::select! {
+                    Some(event) = watcher.next() => event,
+                    () = sleep_until(self.doubt.due()) => {
+                        self.doubt.ask();
+                        break;
+                    }
+                    else => break,
+                };
                 let taken = match event {
                     Ok(event) => self.take(event).await,
                     Err(error) => Err(RequestError::of_watcher(T::KIND, error)),
@@ -135,8 +154,9 @@ impl<'a, T: Served> Watch<'a, T> {
             Event::InitDone => {
                 info!(kind = %T::KIND, objects = self.listed.len(), "listed");
                 self.paged = true;
-                self.complete = true;
-                for delta in self.known.listed(std::mem::take(&mut self.listed)) {
+                let lacking = self.judge();
+                self.complete |= lacking == Lacking::Gone;
+                for delta in self.known.listed(std::mem::take(&mut self.listed), lacking) {
                     self.send(delta).await;
                 }
             }
@@ -155,6 +175,28 @@ impl<'a, T: Served> Watch<'a, T> {
             }
         }
         Ok(())
+    }
+
+    /// What becomes of what the list lacks. A list that lacks everything is what a server says that has lost its store, or has not
+    /// read it yet, and what any server says that is not the right one.
+    fn judge(&mut self) -> Lacking {
+        let Some(missing) = self.known.missing(&self.listed) else {
+            self.doubt.settle();
+            self.health.holding_back(T::KIND, 0);
+            return Lacking::Gone;
+        };
+        if self.doubt.believes(Instant::now()) {
+            warn!(kind = %T::KIND, missing, "the API server has confirmed that these are gone, and they are taken away");
+            self.health.holding_back(T::KIND, 0);
+            return Lacking::Gone;
+        }
+        warn!(
+            kind = %T::KIND, missing, listed = self.listed.len(), confirmed_in = ?self.pace.doubt,
+            "the API server's list lacks what is served, and is hard to believe: what it lacks stays until the server says so again, or \
+             tells of the deletions; if this is not meant, look what the API server's store holds, and whether this is the right server"
+        );
+        self.health.holding_back(T::KIND, missing);
+        Lacking::Stays
     }
 
     /// The watch brought an object, so it works. It goes forward: a version that goes back comes from a server
@@ -177,6 +219,7 @@ impl<'a, T: Served> Watch<'a, T> {
             self.do_without(error).await;
             return;
         }
+        self.doubt.disturb(Instant::now());
         if self.answers.lasted() {
             self.start_afresh();
         }
@@ -188,7 +231,7 @@ impl<'a, T: Served> Watch<'a, T> {
         // Clients that were refused together were asked to wait equally long.
         let asked_for = error.asked_for().map(|asked_for| asked_for + delay.min(self.pace.first_retry));
         let delay = asked_for.map_or(delay, |asked_for| delay.max(asked_for));
-        self.health.failing(T::KIND, error.to_string());
+        self.health.failing(T::KIND, error);
         debug!(kind = %T::KIND, %error, retry_in = ?delay, "API server");
         tokio::time::sleep(delay).await;
     }
@@ -197,7 +240,7 @@ impl<'a, T: Served> Watch<'a, T> {
     /// seen before stays. It is tried again seldom.
     async fn do_without(&mut self, error: &RequestError) {
         if self.health.withheld(T::KIND, error) && !self.complete {
-            for delta in self.known.listed(Vec::new()) {
+            for delta in self.known.listed(Vec::new(), Lacking::Gone) {
                 self.send(delta).await;
             }
         }
@@ -214,6 +257,13 @@ impl<'a, T: Served> Watch<'a, T> {
     async fn send(&self, delta: Delta<T>) {
         // When nobody listens, `run` is over.
         let _ = self.events.send(T::event(delta)).await;
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => pending().await,
     }
 }
 
