@@ -3,6 +3,7 @@
 //! The flags of `run` are in `config`, where they become a configuration.
 
 mod manual;
+mod reference;
 
 use std::time::Duration;
 
@@ -46,6 +47,9 @@ enum Command {
     Completions(manual::CompletionsArguments),
     /// Write manual pages
     Man(manual::ManualArguments),
+    /// Print docs/configuration.md
+    #[command(hide = true)]
+    Reference,
 }
 
 /// What the commands that look at the maps are told.
@@ -180,6 +184,7 @@ impl Arguments {
                 Ok(())
             }
             Command::Man(arguments) => manual::manual(&arguments),
+            Command::Reference => reference::print(),
         }
     }
 }

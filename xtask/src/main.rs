@@ -4,6 +4,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod deploy_tools;
+mod docs;
 mod fuzz;
 mod lint;
 mod run;
@@ -48,6 +49,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Make the documents anew that are made from the code.
+    Docs,
     /// Throw packets by the million; everything after `fuzz` goes to dsproxy-fuzz. Needs root.
     #[command(disable_help_flag = true)]
     Fuzz {
@@ -78,6 +81,7 @@ fn perform(task: Task) -> anyhow::Result<()> {
         Task::Soak(options) => soak::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Bench { arguments } => bench::run(&arguments),
+        Task::Docs => docs::run(),
         Task::Fuzz { arguments } => fuzz::run(&arguments),
     }
 }

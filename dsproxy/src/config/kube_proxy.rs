@@ -19,13 +19,13 @@ pub const KIND: &str = "KubeProxyConfiguration";
 
 /// Declares types whose fields are all optional, under the names that the file has.
 macro_rules! sections {
-    ($($(#[$of_type:meta])* $name:ident { $($(#[$of_field:meta])* $field:ident $file_name:literal: $type:ty,)* })*) => {
+    ($($(#[$of_type:meta])* $name:ident { $($(#[doc = $of_field:literal])+ $field:ident $file_name:literal: $type:ty,)* })*) => {
         $(
             $(#[$of_type])*
             #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
             pub struct $name {
                 $(
-                    $(#[$of_field])*
+                    $(#[doc = $of_field])+
                     #[serde(rename = $file_name, skip_serializing_if = "Option::is_none")]
                     pub $field: Option<$type>,
                 )*
@@ -34,6 +34,9 @@ macro_rules! sections {
             impl $name {
                 /// The names of the fields in the file.
                 pub const FIELDS: &[&str] = &[$($file_name),*];
+
+                /// What the fields mean, in the same order.
+                pub const MEANINGS: &[&str] = &[$(concat!($($of_field),+)),*];
             }
         )*
     };
@@ -207,6 +210,18 @@ pub const SECTIONS: [(&str, &[&str]); 8] = [
     ("winkernel", Winkernel::FIELDS),
     ("detectLocal", DetectLocal::FIELDS),
     ("conntrack", Conntrack::FIELDS),
+];
+
+/// What the fields of `SECTIONS` mean.
+pub const MEANINGS: [&[&str]; 8] = [
+    KubeProxyConfiguration::MEANINGS,
+    ClientConnection::MEANINGS,
+    IpTables::MEANINGS,
+    Ipvs::MEANINGS,
+    NfTables::MEANINGS,
+    Winkernel::MEANINGS,
+    DetectLocal::MEANINGS,
+    Conntrack::MEANINGS,
 ];
 
 /// The fields whose zero is a value, being pointers in kube-proxy. Elsewhere a zero, an empty text or a `false` says

@@ -47,6 +47,7 @@ pub use error::ConfigError;
 pub use families::check_families;
 pub use flags::{LogFormat, RunFlags};
 pub use values::{GoneBackend, LbMode, LocalDetection, NodeIps, NodePortAddresses, PortRange, SocketLb, Xdp};
+pub(crate) use without_effect::effect;
 
 /// Everything that the daemon goes by. Knobs of kube-proxy mean what they mean there.
 #[derive(Clone, Debug, PartialEq)]

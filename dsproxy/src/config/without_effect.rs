@@ -109,6 +109,16 @@ pub(crate) fn without_effect(said: &BTreeMap<String, Value>, form: Form) -> BTre
     named
 }
 
+/// Whether the field `name` of the file is obeyed.
+///
+/// # Errors
+///
+/// Why not.
+pub(crate) fn effect(name: &str) -> Result<(), &'static str> {
+    let none = BTreeMap::from([(name.to_owned(), Value::Null)]);
+    without_effect(&none, Form::File).into_keys().next().map_or(Ok(()), Err)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
