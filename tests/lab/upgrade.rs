@@ -1,9 +1,6 @@
 //! A version with another layout of its maps takes the daemon's place, and the old one comes back; traffic does not notice.
 
-use std::{
-    fs, thread,
-    time::{Duration, Instant},
-};
+use std::{fs, thread, time::Duration};
 
 use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::lab::{
@@ -22,20 +19,32 @@ const INSIDE: DualStack = DualStack::cluster_ip(2);
 /// Exchanges before and after each change.
 const PHASE: u64 = 800;
 
+/// Where a daemon is killed on its way: which version, at which line of its log, and how many milliseconds later. The one before
+/// leaves what the next finds.
+const KILLS: [(usize, &str, u64); 7] = [
+    (0, PREPARED, 0),
+    (0, BOTH_SERVE, 0),
+    (0, GOES_ON, 20),
+    (1, BOTH_SERVE, 20),
+    (0, BOTH_SERVE, 40),
+    (0, GOES_ON, 150),
+    (1, BOTH_SERVE, 300),
+];
+
 #[test]
 fn another_layout_there_and_back_is_not_noticed_with_tcx() {
     if is_without_tcx() {
         return;
     }
-    there_and_back_under_load(Attach::Tcx);
+    there_and_back_under_load(Attach::Tcx, &KILLS);
 }
 
 #[test]
 fn another_layout_there_and_back_is_not_noticed_with_clsact() {
-    there_and_back_under_load(Attach::Clsact);
+    there_and_back_under_load(Attach::Clsact, &[]);
 }
 
-fn there_and_back_under_load(attach: Attach) {
+fn there_and_back_under_load(attach: Attach, kills: &[(usize, &str, u64)]) {
     let cluster = Cluster::build();
     let outside = cluster.lab.add_outside().expect("the host is added");
     let (pod, client) = (cluster.client.namespace(), outside.namespace());
@@ -95,28 +104,23 @@ fn there_and_back_under_load(attach: Attach) {
     };
     go_on("before");
     let versions = [daemon_binary().expect("built"), later_daemon_binary().expect("built")];
-    for (number, version) in [&versions[1], &versions[0], &versions[1]].into_iter().enumerate() {
+    let changes = if kills.is_empty() { &[1][..] } else { &[1, 0, 1] };
+    for (number, version) in changes.iter().enumerate() {
         if number == 1 {
             daemon.kill().expect("the daemon runs");
         } else {
             daemon.terminate().expect("the daemon runs");
         }
-        daemon.set_binary(version.clone());
+        daemon.set_binary(versions[*version].clone());
         daemon.start_again().unwrap_or_else(|error| panic!("{error}"));
         stands_alone(&daemon, &cluster, xdp);
         go_on("after another layout has taken over");
     }
-    // Killed on the way, in either direction, wherever it is by then.
     daemon.kill().expect("the daemon runs");
-    for (number, milliseconds) in [700, 1200, 1800, 2300, 2700, 3200].into_iter().enumerate() {
-        daemon.set_binary(versions[number % 2].clone());
-        daemon.start_unwatched().expect("the daemon starts");
-        let started = Instant::now();
-        while started.elapsed() < Duration::from_millis(milliseconds) {
-            thread::sleep(Duration::from_millis(10));
-        }
-        daemon.kill().expect("the daemon runs");
-        go_on("after it was killed on the way");
+    for (version, line, milliseconds) in kills {
+        daemon.set_binary(versions[*version].clone());
+        kill_at(&mut daemon, line, Duration::from_millis(*milliseconds));
+        go_on(&format!("after it was killed {milliseconds} ms after {line:?}"));
     }
     daemon.set_binary(versions[0].clone());
     daemon.start_again().unwrap_or_else(|error| panic!("{error}"));
@@ -137,6 +141,21 @@ fn there_and_back_under_load(attach: Attach) {
     cluster.write(&service("inside", INSIDE, &[cluster.backend("bridged")]));
     eventually("waiting for a change", SOON, || answers(pod, INSIDE, PORT, "bridged")).expect("it is followed");
     answers(pod, VIP, PORT, "remote").expect("the other Service is served");
+}
+
+/// What the log says of how far it has come.
+const PREPARED: &str = "its content is carried over";
+const BOTH_SERVE: &str = "the programs of both layouts serve";
+const GOES_ON: &str = "going on with it";
+
+/// Starts the daemon and kills it so long after its log has `line`.
+fn kill_at(daemon: &mut Daemon<'_>, line: &str, later: Duration) {
+    let before = daemon.whole_log().len();
+    daemon.start_unwatched().expect("the daemon starts");
+    let said = || if daemon.whole_log()[before..].contains(line) { Ok(()) } else { Err("not yet".to_owned()) };
+    eventually(line, Duration::from_secs(120), said).unwrap_or_else(|error| panic!("{error}\n{}", daemon.whole_log()));
+    thread::sleep(later);
+    daemon.kill().expect("the daemon runs");
 }
 
 /// One layout is pinned, and one program of ours stands at each hook.

@@ -177,6 +177,12 @@ impl Takeover {
             _ => load::tell(&mut loaded.maps, wanted)?,
         }
         load::load_programs(&mut loaded.object)?;
+        if !self.leaving.is_empty() {
+            info!(
+                layouts = self.leaving.len(),
+                "another layout was being left, and its programs serve on: going on with it"
+            );
+        }
         Ok(loaded)
     }
 
