@@ -114,6 +114,9 @@ fn advice(reason: Reason) -> &'static str {
             "a traffic policy keeps a Service to this node's endpoints, and there are none; load balancers should not send here"
         }
         Reason::SourceRange => "their clients are not within a Service's loadBalancerSourceRanges",
+        Reason::Pretended => {
+            "a client that is none of the nodes sent what nodes send each other, so as to be taken for another; look who it is"
+        }
         Reason::Unallocated => {
             "they are for ClusterIPs that no Service has; somebody may hold on to one that was deleted"
         }

@@ -64,6 +64,29 @@ fn a_node_is_healthy_once_both_kinds_are_listed() {
     for path in ["/healthz", "/livez"] {
         assert_eq!(daemon.health(path).0, 200, "{path}");
     }
+    let resources = ["services", "endpointslices.discovery.k8s.io", "nodes", "servicecidrs.networking.k8s.io"];
+    let troubles = || -> Result<Value, String> {
+        let body: Value = serde_json::from_str(&daemon.health("/healthz").1).expect("health is told as JSON");
+        let told = body["source"]["resources"].as_array().cloned().unwrap_or_default();
+        let is_told = |resource: &&str| {
+            told.iter().any(|told| {
+                told["resource"] == **resource && told["trouble"] == "server-error" && told["since"].is_string()
+            })
+        };
+        if resources.iter().all(|resource| is_told(&resource)) { Ok(body) } else { Err(body.to_string()) }
+    };
+    let body = eventually("the trouble", SOON, troubles).expect("it is told what the matter is");
+    assert_eq!(body["source"]["connected"], Value::Bool(false), "{body}");
+    for resource in resources {
+        let watch = format!("dsproxy_source_watch_working{{resource=\"{resource}\"}}");
+        assert_eq!(daemon.metric(&watch), Some(0.0), "{resource}");
+        let labels = [&format!("resource=\"{resource}\"")[..], "trouble=\"server-error\""];
+        assert!(daemon.sum("dsproxy_source_watch_failures_total", &labels) >= 1.0, "{resource}");
+        let since = daemon.sum("dsproxy_source_watch_trouble_since_timestamp_seconds", &labels);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+        assert!(since > now - 120.0 && since <= now, "{resource}: {since}, it is {now}");
+    }
+    assert!(!daemon.health("/livez").1.contains("source"), "a new start would not help");
     answers(client, VIP, PORT, "local").expect("the last state stays");
 }
 

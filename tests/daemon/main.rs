@@ -1,8 +1,10 @@
 //! The daemon as a whole, against an API server, with real traffic: outages, bad input, full maps. Needs root, and the
 //! daemon's binary; `cargo xtask test` sees to both.
 
+mod churn;
 mod configuration;
 mod control_plane;
+mod floods;
 mod full_maps;
 mod health;
 mod kernel_without;

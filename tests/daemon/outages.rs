@@ -173,6 +173,65 @@ fn a_daemon_that_starts_without_an_api_server_leaves_everything_as_it_is() {
 }
 
 #[test]
+fn a_server_that_comes_back_with_nothing_takes_nothing_away() {
+    let cluster = Cluster::build();
+    let client = cluster.client.namespace();
+    let mut plane = ControlPlane::start(&cluster.lab, IpFamily::V6);
+    let vips = [1, 2].map(DualStack::cluster_ip);
+    let services = [
+        service("kubernetes", vips[0], &[cluster.backend("remote")]),
+        service("web", vips[1], &[cluster.backend("local"), cluster.backend("bridged")]),
+    ];
+    services.iter().for_each(|service| plane.apply(service));
+    let mut daemon = plane.daemon(&cluster.lab, &[]).started();
+    wait_until_answers(client, vips[0], "remote");
+    let before = (identities(&daemon, ""), frontends(&daemon));
+    let session = Steady::start(client, Protocol::Tcp, vips[1].socket(IpFamily::V4, PORT));
+
+    plane.stop();
+    ["kubernetes", "web"].into_iter().for_each(|name| plane.delete(name));
+    plane.server().compact();
+    plane.restart();
+    let held_back = |daemon: &Daemon<'_>| {
+        for (resource, objects) in [("services", 2.0), ("endpointslices.discovery.k8s.io", 4.0)] {
+            let sample = format!("dsproxy_source_objects_held_back{{resource=\"{resource}\"}}");
+            eventually("what is held back", LATER, || match daemon.metric(&sample) {
+                Some(value) if (value - objects).abs() < 0.5 => Ok(()),
+                other => Err(format!("{resource}: {other:?}")),
+            })
+            .expect("the list is not believed");
+        }
+        daemon.await_log(&["WARN", "kind=Service", "hard to believe", "missing=2"]);
+        assert_eq!((identities(daemon, ""), frontends(daemon)), before);
+    };
+    held_back(&daemon);
+    let (status, body) = daemon.health("/healthz");
+    assert!(status == 200 && body.contains("objects-missing") && body.contains("\"heldBack\":2"), "{status} {body}");
+    for _ in 0..10 {
+        answers(client, vips[0], PORT, "remote").expect("what was served is served");
+    }
+
+    // A daemon that starts now knows what is served as well, and waits.
+    daemon.kill();
+    daemon.start();
+    daemon.await_answer("/livez", 200);
+    daemon.await_log(&["kind=EndpointSlice", "hard to believe", "listed=0", "missing=16"]);
+    assert_eq!(daemon.health("/healthz").0, 503, "nobody knows yet what this node is to serve");
+    assert_eq!((identities(&daemon, ""), frontends(&daemon)), before);
+    answers(client, vips[0], PORT, "remote").expect("what was served is served");
+
+    // The store is read, or restored: what was there is there again.
+    services.iter().for_each(|service| plane.apply(service));
+    plane.stop();
+    plane.server().compact();
+    plane.restart();
+    daemon.await_health();
+    assert_eq!((identities(&daemon, ""), frontends(&daemon)), before);
+    let report = session.finish().expect("the connection stays");
+    assert_eq!(report.backends.len(), 1, "{report:?}");
+}
+
+#[test]
 fn a_restart_and_a_list_change_nothing() {
     let cluster = Cluster::build();
     let mut plane = ControlPlane::start(&cluster.lab, IpFamily::V4);

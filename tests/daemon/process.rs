@@ -167,6 +167,22 @@ impl<'lab> Daemon<'lab> {
         Some(value.parse().unwrap_or_else(|_| panic!("{sample}: {value:?}")))
     }
 
+    /// How much memory it has in use, in KiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let pid = self.child.as_ref().expect("it runs").id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// The sum of the samples of a metric that have all of these labels.
+    pub(crate) fn sum(&self, metric: &str, labels: &[&str]) -> f64 {
+        let (_, body) = self.beside_metrics("/metrics");
+        let of_metric =
+            body.lines().filter(|line| line.starts_with(metric) && labels.iter().all(|label| line.contains(label)));
+        of_metric.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
     /// Ends it with SIGKILL.
     pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");

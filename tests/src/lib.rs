@@ -4,6 +4,7 @@
 
 pub mod apiserver;
 pub mod bench;
+pub mod churn;
 pub mod fuzz;
 pub mod lab;
 pub mod model;

@@ -27,7 +27,7 @@ use aya_ebpf::{
 use dsproxy_bench_ebpf::{Plan, TEMPLATE_WORDS};
 
 use crate::{
-    headers::{Shape, UdpV4, UdpV6},
+    headers::{Shape, TcpV4, TcpV6, UdpV4, UdpV6},
     wire::Wire,
 };
 
@@ -60,6 +60,18 @@ pub fn send_v4(context: XdpContext) -> u32 {
 #[xdp]
 pub fn send_v6(context: XdpContext) -> u32 {
     send::<UdpV6>(&context).unwrap_or(XDP_ABORTED)
+}
+
+/// As `send_v4`, TCP.
+#[xdp]
+pub fn send_tcp_v4(context: XdpContext) -> u32 {
+    send::<TcpV4>(&context).unwrap_or(XDP_ABORTED)
+}
+
+/// As `send_v4`, TCP.
+#[xdp]
+pub fn send_tcp_v6(context: XdpContext) -> u32 {
+    send::<TcpV6>(&context).unwrap_or(XDP_ABORTED)
 }
 
 /// A device of a veth pair takes frames only if it has a program.
@@ -99,16 +111,27 @@ fn send<S: Shape>(context: &XdpContext) -> Option<u32> {
         return None;
     }
     let start = start as *mut u8;
-    // The checksum of the plan is right for its first packet. Only ports differ in the others.
+    // The checksum of the plan is right for its first packet. Ports and the ends of addresses differ in the others.
     let mut sum = plan.transport_checksum as u16;
+    let mut header_sum = plan.header_checksum as u16;
     for end in [&plan.source, &plan.destination] {
         sum = checksum::update(sum, checksum::word_difference(end.port_in(0).to_be(), end.port_in(sequence).to_be()));
+        let (first, now) = (end.address_in(0), end.address_in(sequence));
+        for shift in [16, 0] {
+            let half = |address: u32| ((address >> shift) as u16).to_be();
+            let difference = checksum::word_difference(half(first), half(now));
+            sum = checksum::update(sum, difference);
+            header_sum = checksum::update(header_sum, difference);
+        }
     }
     // SAFETY: the lengths of template and shape were just compared with that of the packet.
     unsafe {
         headers::write_template(start, template);
         headers::write::<S>(start, plan, sequence);
         u16::store::<0>(start.add(S::TRANSPORT_CHECKSUM), sum);
+        if let Some(offset) = S::HEADER_CHECKSUM {
+            u16::store::<0>(start.add(offset), header_sum);
+        }
     }
     Some(XDP_TX)
 }

@@ -9,6 +9,7 @@ mod control_plane;
 mod error;
 mod fast_path;
 mod figure;
+mod flood;
 mod machine;
 mod packets;
 mod path;
@@ -24,6 +25,7 @@ pub use control_plane::{ColdStart, ControlPlaneAims, cold_start, measure_control
 pub use error::BenchError;
 pub use fast_path::measure_fast_path;
 pub use figure::{Aim, Better, Figure, Report, Spread};
+pub use flood::{Flood, Flooded};
 pub use machine::Machine;
 pub use packets::{measure_packets, measure_scale};
 pub use plots::{PlotError, write_documents};

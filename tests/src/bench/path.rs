@@ -119,6 +119,12 @@ impl Path {
         }
     }
 
+    /// The same packets, as they are sent to the device with this link-layer address.
+    pub(super) fn to_device(mut self, address: [u8; 6]) -> Self {
+        self.packet = address.into_iter().chain(self.packet.iter().skip(address.len()).copied()).collect();
+        self
+    }
+
     /// With what a packet should cost at most, in nanoseconds.
     pub(super) fn at_most(self, nanoseconds: f64) -> Self {
         Self { aim: Some(nanoseconds), ..self }

@@ -51,7 +51,7 @@ impl DualStack {
     }
 
     /// The address with the host part `host` on the network outside: 192.0.2.0/24 and 2001:db8::/64.
-    pub(crate) const fn outside(host: u16) -> Self {
+    pub const fn outside(host: u16) -> Self {
         Self { v4: Ipv4Addr::new(192, 0, 2, host as u8), v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host) }
     }
 

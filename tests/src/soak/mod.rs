@@ -4,7 +4,7 @@
 //! at the daemon; `report` judges.
 
 mod plan;
-mod plane;
+pub(crate) mod plane;
 mod report;
 mod stage;
 mod traffic;

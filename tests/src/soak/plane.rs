@@ -19,10 +19,10 @@ use crate::{
 };
 
 /// The namespace of all objects.
-pub(super) const NAMESPACE: &str = "soak";
+pub(crate) const NAMESPACE: &str = "soak";
 
 /// The server; objects can be changed while it is away.
-pub(super) struct Plane {
+pub(crate) struct Plane {
     // Dropped first, while there is a runtime.
     server: Mutex<ApiServer>,
     runtime: Runtime,
@@ -31,7 +31,7 @@ pub(super) struct Plane {
 }
 
 impl Plane {
-    pub(super) fn start(node: &Namespace) -> anyhow::Result<Self> {
+    pub(crate) fn start(node: &Namespace) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.context("make a runtime for the API server")?;
         // A socket belongs to the namespace of the thread that makes it.
@@ -40,8 +40,13 @@ impl Plane {
         Ok(Self { server: Mutex::new(server), runtime, namespace: node.clone(), kubeconfig })
     }
 
-    pub(super) fn kubeconfig(&self) -> &std::path::Path {
+    pub(crate) fn kubeconfig(&self) -> &std::path::Path {
         self.kubeconfig.path()
+    }
+
+    /// Forgets how everything came to be as it is.
+    pub(crate) fn compact(&self) {
+        self.server().compact();
     }
 
     fn server(&self) -> MutexGuard<'_, ApiServer> {
@@ -49,7 +54,7 @@ impl Plane {
     }
 
     /// Creates or changes a Service and its slices.
-    pub(super) fn apply(&self, service: &ServiceManifest) -> anyhow::Result<()> {
+    pub(crate) fn apply(&self, service: &ServiceManifest) -> anyhow::Result<()> {
         let objects = service.objects().context("write a Service as JSON")?;
         let server = self.server();
         for object in objects {
@@ -59,7 +64,7 @@ impl Plane {
     }
 
     /// Deletes a Service and its slices.
-    pub(super) fn delete(&self, name: &str) {
+    pub(crate) fn delete(&self, name: &str) {
         let server = self.server();
         server.delete(Resource::Services, NAMESPACE, name);
         for family in IpFamily::ALL {

@@ -9,7 +9,7 @@ use aya::{
     programs::{Xdp, XdpMode},
 };
 use dsproxy_bench_ebpf::{Plan, TEMPLATE_WORDS};
-use dsproxy_common::IpFamily;
+use dsproxy_common::{IpFamily, Protocol};
 use nix::net::if_::if_nametoindex;
 
 use super::super::{BenchError, path::Path, wrapper::template_of};
@@ -19,7 +19,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ds
 
 const TAKE: &str = "take";
 const COUNT: &str = "count";
-const PROGRAMS: [&str; 4] = ["send_v4", "send_v6", TAKE, COUNT];
+const PROGRAMS: [&str; 6] = ["send_v4", "send_v6", "send_tcp_v4", "send_tcp_v6", TAKE, COUNT];
 
 const TEMPLATE: &str = "TEMPLATE";
 const PLAN: &str = "PLAN";
@@ -43,7 +43,7 @@ struct Context {
 }
 
 /// The programs and their maps. What they are attached to is free again when this goes.
-pub(super) struct Live {
+pub(in crate::bench) struct Live {
     object: Ebpf,
     template: Array<MapData, [u32; TEMPLATE_WORDS]>,
     plan: Array<MapData, Plan>,
@@ -54,17 +54,17 @@ pub(super) struct Live {
 
 /// What one measurement says.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sent {
+pub(in crate::bench) struct Sent {
     /// How many packets were made.
-    pub(super) sent: u32,
+    pub(in crate::bench) sent: u32,
     /// How many arrived, translated.
-    pub(super) arrived: u64,
+    pub(in crate::bench) arrived: u64,
     /// How long it took.
-    pub(super) elapsed: Duration,
+    pub(in crate::bench) elapsed: Duration,
 }
 
 impl Live {
-    pub(super) fn load() -> Result<Self, BenchError> {
+    pub(in crate::bench) fn load() -> Result<Self, BenchError> {
         let mut object = Ebpf::load(OBJECT).map_err(BenchError::Wrapper)?;
         let mut take = |name| object.take_map(name).ok_or(BenchError::Missing { name });
         let failed = |name| move |source| BenchError::WrapperMap { name, source };
@@ -80,12 +80,17 @@ impl Live {
     }
 
     /// Makes a device of a veth pair take frames, at its own end and at the other.
-    pub(super) fn take_at(&mut self, namespace: &Namespace, interface: &str) -> Result<(), BenchError> {
+    pub(in crate::bench) fn take_at(&mut self, namespace: &Namespace, interface: &str) -> Result<(), BenchError> {
         self.attach(TAKE, namespace, interface)
     }
 
     /// Counts what arrives at a device for `port`, and ends it there.
-    pub(super) fn count_at(&mut self, namespace: &Namespace, interface: &str, port: u16) -> Result<(), BenchError> {
+    pub(in crate::bench) fn count_at(
+        &mut self,
+        namespace: &Namespace,
+        interface: &str,
+        port: u16,
+    ) -> Result<(), BenchError> {
         let failed = |source| BenchError::WrapperMap { name: TARGET_PORT, source };
         self.target_port.set(0, u32::from(port), 0).map_err(failed)?;
         self.attach(COUNT, namespace, interface)
@@ -99,8 +104,20 @@ impl Live {
     }
 
     /// Sends `packets` packets as `path` says out of `interface`, and waits until they have arrived or are lost.
-    pub(super) fn send(
+    pub(in crate::bench) fn send(
         &mut self,
+        namespace: &Namespace,
+        interface: &str,
+        path: &Path,
+        packets: u32,
+    ) -> Result<Sent, BenchError> {
+        self.send_from(0, namespace, interface, path, packets)
+    }
+
+    /// As `send`, beginning with the packet of the number `first`.
+    pub(in crate::bench) fn send_from(
+        &mut self,
+        first: u32,
         namespace: &Namespace,
         interface: &str,
         path: &Path,
@@ -109,11 +126,13 @@ impl Live {
         let failed = |name| move |source| BenchError::WrapperMap { name, source };
         self.template.set(0, template_of(&path.packet), 0).map_err(failed(TEMPLATE))?;
         self.plan.set(0, path.plan, 0).map_err(failed(PLAN))?;
-        self.sequence.set(0, 0, 0).map_err(failed(SEQUENCE))?;
+        self.sequence.set(0, first, 0).map_err(failed(SEQUENCE))?;
         let before = self.count()?;
-        let name = match path.family {
-            IpFamily::V4 => "send_v4",
-            IpFamily::V6 => "send_v6",
+        let name = match (path.family, path.protocol) {
+            (IpFamily::V4, Protocol::Tcp) => "send_tcp_v4",
+            (IpFamily::V6, Protocol::Tcp) => "send_tcp_v6",
+            (IpFamily::V4, Protocol::Udp | Protocol::Sctp) => "send_v4",
+            (IpFamily::V6, Protocol::Udp | Protocol::Sctp) => "send_v6",
         };
         let program = program(&mut self.object, name)?;
         let elapsed = namespace.run(|| {
@@ -139,7 +158,7 @@ impl Live {
     }
 
     /// How many have arrived so far.
-    pub(super) fn count(&self) -> Result<u64, BenchError> {
+    pub(in crate::bench) fn count(&self) -> Result<u64, BenchError> {
         let counted = self.arrived.get(&0, 0).map_err(|source| BenchError::WrapperMap { name: ARRIVED, source })?;
         Ok(counted.iter().sum())
     }

@@ -12,7 +12,7 @@
 mod backend;
 mod client;
 mod figures;
-mod live;
+pub(super) mod live;
 mod pktgen;
 mod processor_time;
 mod rate;

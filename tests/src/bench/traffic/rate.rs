@@ -195,9 +195,8 @@ impl Course {
     /// The packets, framed for the node's device.
     fn path(&self) -> Path {
         let Self { source, flows, target, gateway } = *self;
-        let mut path = Path::new("forwarded", Protocol::Udp, (source, flows), (target, Range::ONE), Reason::Forwarded);
-        path.packet = gateway.into_iter().chain(path.packet.iter().skip(gateway.len()).copied()).collect();
-        path
+        Path::new("forwarded", Protocol::Udp, (source, flows), (target, Range::ONE), Reason::Forwarded)
+            .to_device(gateway)
     }
 }
 
