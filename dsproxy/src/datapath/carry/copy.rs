@@ -64,9 +64,12 @@ pub(super) fn pairs(from: &Path, to: &Path) -> Result<Vec<Pair>, CarryError> {
     Ok(pairs)
 }
 
+/// A key and its value, as they stand in a map.
+pub(super) type Entry = (Vec<u8>, Vec<u8>);
+
 impl Pair {
     /// What the other version's map holds, as this version has it.
-    pub(super) fn converted(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, CarryError> {
+    pub(super) fn converted(&self) -> Result<Vec<Entry>, CarryError> {
         let entries = self.from.entries().map_err(CarryError::on("read the map", &self.path))?;
         let convert = |(key, value): (Vec<u8>, Vec<u8>)| (self.keys.convert(&key), self.values.convert(&value));
         Ok(entries.into_iter().map(convert).collect())

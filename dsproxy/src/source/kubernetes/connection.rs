@@ -120,7 +120,7 @@ impl Connection {
                 *current = Current { client, files, seen: current.seen };
             }
             Err(error) => {
-                warn!(%error, "the credentials for the API server have changed; the last ones are kept until then")
+                warn!(%error, "the credentials for the API server have changed; the last ones are kept until then");
             }
         }
         current.client.clone()
