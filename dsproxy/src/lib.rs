@@ -14,6 +14,8 @@ pub mod config;
 pub mod datapath;
 pub mod diff;
 pub mod drop_log;
+#[cfg(test)]
+mod garbled;
 pub mod health;
 pub mod host_settings;
 pub mod http;

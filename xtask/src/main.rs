@@ -51,12 +51,10 @@ enum Task {
     },
     /// Make the documents anew that are made from the code.
     Docs,
-    /// Throw packets by the million; everything after `fuzz` goes to dsproxy-fuzz. Needs root.
-    #[command(disable_help_flag = true)]
+    /// Throw garbled packets and text, by the million.
     Fuzz {
-        /// Arguments of dsproxy-fuzz; --help lists them.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
+        #[command(subcommand)]
+        target: fuzz::Target,
     },
 }
 
@@ -82,6 +80,6 @@ fn perform(task: Task) -> anyhow::Result<()> {
         Task::Vm(options) => vm::run(&options),
         Task::Bench { arguments } => bench::run(&arguments),
         Task::Docs => docs::run(),
-        Task::Fuzz { arguments } => fuzz::run(&arguments),
+        Task::Fuzz { target } => fuzz::run(&target),
     }
 }

@@ -77,6 +77,11 @@ fn of_command(text: &mut String, command: &Command) -> fmt::Result {
             of_argument(text, argument)?;
         }
     }
+    let hidden = command.get_arguments().filter(|argument| argument.is_hide_set()).filter_map(Arg::get_long);
+    let hidden: Vec<String> = hidden.map(|long| format!("`--{long}`")).collect();
+    if !hidden.is_empty() {
+        writeln!(text, "\nTaken as kube-proxy's, and without effect: {}.", hidden.join(", "))?;
+    }
     Ok(())
 }
 

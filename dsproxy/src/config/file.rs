@@ -166,6 +166,35 @@ fn line_of(text: &str, name: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
+    fn flags() -> crate::config::RunFlags {
+        use clap::{Args as _, FromArgMatches as _};
+        let command = crate::config::RunFlags::augment_args(clap::Command::new("run"));
+        let matches = command.try_get_matches_from(["run", "--config", "-"]).expect("flags");
+        crate::config::RunFlags::from_arg_matches(&matches).expect("flags")
+    }
+
+    /// kube-proxy's file, garbled: read, or refused with the field that is wrong.
+    #[test]
+    fn a_garbled_file_is_read_or_refused() {
+        crate::garbled::hands_to(include_str!("everything.yaml"), |bytes| {
+            let Ok(text) = std::str::from_utf8(bytes) else { return Ok(()) };
+            match File::parse(text) {
+                Ok(File { configuration, .. }) => {
+                    proptest::prop_assert!(configuration.said().is_ok());
+                    // What was read makes a configuration, or is refused by name.
+                    let flags = flags();
+                    let file = File { configuration, unknown: Vec::new(), text: String::new() };
+                    if let Err(error) = crate::config::assemble(&flags, Some(&file)) {
+                        proptest::prop_assert!(!error.to_string().is_empty());
+                    }
+                }
+                Err(ContentError::Malformed { field, .. }) => proptest::prop_assert!(!field.is_empty()),
+                Err(error) => proptest::prop_assert!(!error.to_string().is_empty()),
+            }
+            Ok(())
+        });
+    }
+
     const HEADER: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
     fn parse(rest: &str) -> Result<File, ContentError> {

@@ -14,6 +14,9 @@ use crate::model::{EndpointSlice, Node, Service, ServiceCidr};
 /// How deep lists may stand in lists.
 const DEEPEST_LIST: usize = 8;
 
+/// Brackets within each other that no object needs: the parser of YAML takes a time for them that grows with the square of their number.
+const DEEPEST_BRACKETS: usize = 1_000;
+
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
@@ -62,6 +65,8 @@ pub(super) enum DocumentError {
     NoItems(String),
     #[error("lists within lists, more than {DEEPEST_LIST} deep")]
     TooDeep,
+    #[error("brackets within brackets, more than {DEEPEST_BRACKETS} deep")]
+    TooNested,
 }
 
 /// Reads the text of a file.
@@ -113,7 +118,23 @@ fn yaml_documents(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// How many brackets are open at once at most. Those in quotes count as well, which makes no difference to what is written in earnest.
+fn bracket_depth(text: &str) -> usize {
+    let (_, deepest) = text.bytes().fold((0_usize, 0), |(depth, deepest), byte| {
+        let depth = match byte {
+            b'[' | b'{' => depth + 1,
+            b']' | b'}' => depth.saturating_sub(1),
+            _ => depth,
+        };
+        (depth, deepest.max(depth))
+    });
+    deepest
+}
+
 fn read_yaml(document: &str) -> Vec<Result<Value, DocumentError>> {
+    if bracket_depth(document) > DEEPEST_BRACKETS {
+        return vec![Err(DocumentError::TooNested)];
+    }
     // A document that ends with `...` may be followed by another without `---`.
     let mut values = Vec::new();
     for document in serde_yaml::Deserializer::from_str(document) {
@@ -214,5 +235,7 @@ fn add<T: FromObject>(objects: &mut Vec<Converted<T>>, value: &Value, api_versio
     })
 }
 
+#[cfg(test)]
+mod garbled;
 #[cfg(test)]
 mod tests;
