@@ -38,6 +38,9 @@ kernel_struct!(Batch, 56, {
     from: u64, next: u64, keys: u64, values: u64, count: u32, map: u32, element_flags: u64, flags: u64,
 });
 
+/// A key and a value, as bytes.
+pub(super) type RawEntry = (Vec<u8>, Vec<u8>);
+
 /// A map.
 #[derive(Debug)]
 pub(super) struct RawMap {
@@ -151,7 +154,7 @@ impl RawMap {
 
     /// All entries; of arrays, those that are not all zero. Of a map that changes meanwhile some may be missed, and some be met
     /// twice.
-    pub(super) fn entries(&self) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    pub(super) fn entries(&self) -> io::Result<Vec<RawEntry>> {
         let mut entries = match self.batches() {
             // Not every kind of map has batches in every kernel (`ENOTSUPP`, which has no name in user space).
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | 524)) => {
@@ -163,7 +166,7 @@ impl RawMap {
         Ok(entries)
     }
 
-    fn batches(&self) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    fn batches(&self) -> io::Result<Vec<RawEntry>> {
         let (key_size, value_size) = (self.key_size(), self.bytes_of_value()?);
         let mut entries = Vec::new();
         let mut size = BATCH;
@@ -205,7 +208,7 @@ impl RawMap {
         }
     }
 
-    fn one_by_one(&self) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    fn one_by_one(&self) -> io::Result<Vec<RawEntry>> {
         let mut entries = Vec::new();
         let mut key: Option<Vec<u8>> = None;
         loop {

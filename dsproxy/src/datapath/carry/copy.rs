@@ -14,7 +14,7 @@ use super::{
     convert::{Conversion, Misfit},
     description::{Content, Description, Held, maps},
 };
-use crate::datapath::raw_map::RawMap;
+use crate::datapath::raw_map::{RawEntry, RawMap};
 
 /// A map of another version, how it is read, and the one of this version that takes its content.
 pub(super) struct Pair {
@@ -64,14 +64,11 @@ pub(super) fn pairs(from: &Path, to: &Path) -> Result<Vec<Pair>, CarryError> {
     Ok(pairs)
 }
 
-/// A key and its value, as they stand in a map.
-pub(super) type Entry = (Vec<u8>, Vec<u8>);
-
 impl Pair {
     /// What the other version's map holds, as this version has it.
-    pub(super) fn converted(&self) -> Result<Vec<Entry>, CarryError> {
+    pub(super) fn converted(&self) -> Result<Vec<RawEntry>, CarryError> {
         let entries = self.from.entries().map_err(CarryError::on("read the map", &self.path))?;
-        let convert = |(key, value): (Vec<u8>, Vec<u8>)| (self.keys.convert(&key), self.values.convert(&value));
+        let convert = |(key, value): RawEntry| (self.keys.convert(&key), self.values.convert(&value));
         Ok(entries.into_iter().map(convert).collect())
     }
 

@@ -204,11 +204,16 @@ impl Takeover {
             entries += pair.fill()?;
         }
         info!(from = version, to = LAYOUT_VERSION, entries, "the layout is another: its content is carried over");
+        let serving = match self.leaving.last() {
+            // It was being prepared itself: connections are where the one before it has them.
+            Some(leaving) if is_standing_by(&loaded.maps.settings()?) => self::pairs(&maps_of(leaving), &maps)?,
+            _ => pairs,
+        };
         stand_by(&mut loaded.maps, wanted)?;
-        mirror(&pairs)?;
+        mirror(&serving)?;
         // The kernel's verifier takes seconds, in which connections come and go.
         load::load_programs(&mut loaded.object)?;
-        let connections = mirror(&pairs)?;
+        let connections = mirror(&serving)?;
         for leaving in &self.leaving {
             merge(&self::pairs(&maps_of(leaving), &maps)?)?;
         }
