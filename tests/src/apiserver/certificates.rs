@@ -48,17 +48,17 @@ impl Authority {
 
     /// Signs a certificate for a server at `address`.
     pub fn for_server(&self, address: IpAddr) -> Identity {
-        self.sign(CertificateParams::new(vec![address.to_string()]).expect("an address"))
+        self.sign(&CertificateParams::new(vec![address.to_string()]).expect("an address"))
     }
 
     /// Signs a certificate for a client.
     pub fn for_client(&self, name: &str) -> Identity {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
-        self.sign(params)
+        self.sign(&params)
     }
 
-    fn sign(&self, params: CertificateParams) -> Identity {
+    fn sign(&self, params: &CertificateParams) -> Identity {
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         Identity { certificate: certificate.pem(), key: key.serialize_pem() }

@@ -68,7 +68,7 @@ impl Flood {
         let paths = targets.into_iter().map(|(protocol, target)| {
             let source = first.socket(IpFamily::of(target.ip()), FIRST_PORT);
             let path = Path::new("flood", protocol, (source, SOURCES), (target, Range::ONE), Reason::Opened);
-            path.to_device(gateway)
+            path.towards(gateway)
         });
         let paths: Vec<Path> = paths.collect();
         let mut live = Live::load()?;

@@ -120,7 +120,7 @@ impl Path {
     }
 
     /// The same packets, as they are sent to the device with this link-layer address.
-    pub(super) fn to_device(mut self, address: [u8; 6]) -> Self {
+    pub(super) fn towards(mut self, address: [u8; 6]) -> Self {
         self.packet = address.into_iter().chain(self.packet.iter().skip(address.len()).copied()).collect();
         self
     }

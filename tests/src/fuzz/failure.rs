@@ -26,13 +26,13 @@ impl Failure {
     /// The failure that the last of `steps` has met, with as few of the others as still lead to one.
     pub(super) fn found(
         site: &mut Site,
-        scene: Scene,
+        scene: &Scene,
         seed: u64,
         steps: Vec<Step>,
         why: String,
     ) -> Result<Self, ProgError> {
         site.compare_each();
-        let mut least = Least { site, scene: &scene, steps, why, runs: 0 };
+        let mut least = Least { site, scene, steps, why, runs: 0 };
         least.shrink()?;
         let Least { steps, why, .. } = least;
         let packet = match steps.last() {

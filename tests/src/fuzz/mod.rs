@@ -99,12 +99,12 @@ fn scene(site: &mut Site, seed: u64, steps: u64, report: &mut Report) -> Result<
                 return Ok(());
             }
             site::Outcome::Wrong(why) => {
-                return Err(FuzzError::Wrong(Box::new(Failure::found(site, scene, seed, taken, why)?)));
+                return Err(FuzzError::Wrong(Box::new(Failure::found(site, &scene, seed, taken, why)?)));
             }
         }
     }
     if let Some(why) = site.check_counters()? {
-        return Err(FuzzError::Wrong(Box::new(Failure::found(site, scene, seed, taken, why)?)));
+        return Err(FuzzError::Wrong(Box::new(Failure::found(site, &scene, seed, taken, why)?)));
     }
     report.left_by_xdp += site.left_by_xdp();
     for (reason, count) in site.reasons() {

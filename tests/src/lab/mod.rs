@@ -172,7 +172,7 @@ impl Lab {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn remove_pod(&self, side: Side, pod: Pod) -> Result<(), LabError> {
+    pub fn remove_pod(&self, side: Side, pod: &Pod) -> Result<(), LabError> {
         self.node(side).remove_pod(pod)
     }
 

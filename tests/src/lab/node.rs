@@ -167,7 +167,7 @@ impl Node {
         Ok(number)
     }
 
-    pub(crate) fn remove_pod(&self, pod: Pod) -> Result<(), LabError> {
+    pub(crate) fn remove_pod(&self, pod: &Pod) -> Result<(), LabError> {
         // Whoever still has the namespace open keeps it: the interfaces are taken away by themselves.
         iproute::batch(self.namespace.name(), &[format!("link del {}", pod.host_interface)])?;
         iproute::ip(&["netns", "del", pod.namespace.name()])?;

@@ -69,7 +69,7 @@ impl Model {
         };
         let held = self.note_next_hop(at, parsed, held);
         match (held.kind, held.end) {
-            (Kind::Reply, Some(vip)) => Ok(self.to_vip(at, parsed, held, vip)),
+            (Kind::Reply, Some(vip)) => Ok(self.named_vip(at, parsed, held, vip)),
             (Kind::Masquerade, Some(node)) => {
                 self.masqueraded_was_seen(parsed, held, node);
                 Ok(masqueraded(at, parsed, node))
@@ -92,7 +92,7 @@ impl Model {
     }
 
     /// A backend's packet to a client.
-    fn to_vip(&mut self, at: &Arrival<'_>, parsed: &Parsed, held: Egress, vip: SocketAddr) -> Ruling {
+    fn named_vip(&mut self, at: &Arrival<'_>, parsed: &Parsed, held: Egress, vip: SocketAddr) -> Ruling {
         let flow = parsed.flow();
         // It accepts what the client has opened past the VIP, from a port that it had used through it.
         if accepts(parsed.flags()) && held.state.may_be_over() {

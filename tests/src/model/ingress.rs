@@ -55,7 +55,7 @@ impl Model {
             return Ok(nowhere(self, Reason::OtherProtocol));
         }
         if self.may_be_answer(&flow) && self.tables.snat.contains_key(&flow) {
-            return Ok(self.to_client(at, parsed));
+            return Ok(self.led_to_client(at, parsed));
         }
         if parsed.content == Content::Echo {
             return Ok(nowhere(self, Reason::OtherProtocol));
@@ -84,7 +84,7 @@ impl Model {
     }
 
     /// The answer to a masqueraded packet goes on to the client.
-    fn to_client(&mut self, at: &Arrival<'_>, parsed: &Parsed) -> Ruling {
+    fn led_to_client(&mut self, at: &Arrival<'_>, parsed: &Parsed) -> Ruling {
         let flow = parsed.flow();
         let held = self.tables.snat[&flow];
         if self.is_over(held.state, held.seen) {

@@ -84,13 +84,19 @@ pub(super) struct Snat {
     pub(super) seen: Instant,
 }
 
+/// Which packet a fragment is of: addresses, protocol, identification.
+type FragmentOf = (IpAddr, IpAddr, u8, u32);
+
+/// The ports of its source and destination.
+type Ports = (u16, u16);
+
 /// All that is remembered.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
     pub(super) forward: HashMap<Flow, Forward>,
     pub(super) egress: HashMap<Flow, Egress>,
     pub(super) snat: HashMap<Flow, Snat>,
-    pub(super) fragments: HashMap<(IpAddr, IpAddr, u8, u32), ((u16, u16), Instant)>,
+    pub(super) fragments: HashMap<FragmentOf, (Ports, Instant)>,
     pub(super) affinity: HashMap<(IpAddr, usize), (Backend, Instant)>,
     pub(super) remembered: HashMap<Flow, Remembered>,
     /// Every end that was a backend, with its protocol.

@@ -151,9 +151,9 @@ pub(super) fn plan(seed: u64, length: Duration) -> Vec<Stream> {
         stream("pods", (0.5, 4.0), until, &mut |random| {
             let comes = pods == 0 || (pods < PODS && random.bool());
             if comes {
-                pods += 1
+                pods += 1;
             } else {
-                pods -= 1
+                pods -= 1;
             }
             if comes { Act::PodComes } else { Act::PodGoes }
         }),

@@ -182,8 +182,8 @@ impl<'lab> Stage<'lab> {
         let mut fleeting = self.fleeting();
         let number = fleeting.made;
         fleeting.made += 1;
-        let side = if number % 3 == 0 { Side::B } else { Side::A };
-        let wiring = if number % 2 == 0 { Wiring::Routed } else { Wiring::Bridged };
+        let side = if number.is_multiple_of(3) { Side::B } else { Side::A };
+        let wiring = if number.is_multiple_of(2) { Wiring::Routed } else { Wiring::Bridged };
         let server = serve(self.lab, side, wiring, &format!("fleeting-{number}"))?;
         fleeting.servers.push((server, Listed::Ready));
         self.list_fleeting(&fleeting)
@@ -204,7 +204,7 @@ impl<'lab> Stage<'lab> {
         self.await_mark()?;
         thread::sleep(LAST_EXCHANGES);
         drop(echo);
-        Ok(self.lab.remove_pod(side, pod)?)
+        Ok(self.lab.remove_pod(side, &pod)?)
     }
 
     /// A Service that nobody uses comes, or goes if it is there.

@@ -195,8 +195,7 @@ impl Course {
     /// The packets, framed for the node's device.
     fn path(&self) -> Path {
         let Self { source, flows, target, gateway } = *self;
-        Path::new("forwarded", Protocol::Udp, (source, flows), (target, Range::ONE), Reason::Forwarded)
-            .to_device(gateway)
+        Path::new("forwarded", Protocol::Udp, (source, flows), (target, Range::ONE), Reason::Forwarded).towards(gateway)
     }
 }
 
