@@ -73,7 +73,7 @@ fn a_node_is_healthy_once_both_kinds_are_listed() {
                 told["resource"] == **resource && told["trouble"] == "server-error" && told["since"].is_string()
             })
         };
-        if resources.iter().all(|resource| is_told(resource)) { Ok(body) } else { Err(body.to_string()) }
+        if resources.iter().all(is_told) { Ok(body) } else { Err(body.to_string()) }
     };
     let body = eventually("the trouble", SOON, troubles).expect("it is told what the matter is");
     assert_eq!(body["source"]["connected"], Value::Bool(false), "{body}");
