@@ -215,7 +215,7 @@ fn a_server_that_comes_back_with_nothing_takes_nothing_away() {
     daemon.kill();
     daemon.start();
     daemon.await_answer("/livez", 200);
-    daemon.await_log(&["kind=EndpointSlice", "hard to believe", "listed=0", "missing=16"]);
+    daemon.await_log(&["kind=EndpointSlice", "hard to believe", "listed=0", "missing=12"]);
     assert_eq!(daemon.health("/healthz").0, 503, "nobody knows yet what this node is to serve");
     assert_eq!((identities(&daemon, ""), frontends(&daemon)), before);
     answers(client, vips[0], PORT, "remote").expect("what was served is served");
