@@ -29,6 +29,20 @@ pub struct FlowKey<A> {
     pub protocol: u32,
 }
 
+impl<A: Copy> FlowKey<A> {
+    /// The key of what is sent back in answer.
+    #[inline(always)]
+    pub const fn answer(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+        }
+    }
+}
+
 /// What the connection table knows of a connection from the client's packets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +86,19 @@ pub struct EgressEntry<A> {
     pub reserved: u16,
     /// How the stack sent the last packet on.
     pub next_hop: NextHop,
+}
+
+impl<A> EgressEntry<A> {
+    /// Whether another connection may take the place of this one's, as far as its state says. Of a connection that is answered
+    /// directly not all is seen on either node: where it may be over, it is taken for that.
+    #[inline(always)]
+    pub const fn may_be_followed(&self) -> bool {
+        let state = FlowState::from_number(self.state as u16);
+        match EgressKind::from_number(self.kind) {
+            EgressKind::Direct | EgressKind::DirectReply => state.may_be_over(),
+            EgressKind::Reply | EgressKind::Unsettled | EgressKind::Masquerade => state.is_over(),
+        }
+    }
 }
 
 /// The service of an entry that belongs to none.
@@ -473,6 +500,49 @@ mod tests {
             assert_eq!(FlowState::from_number(state.number()), state);
             assert!(usize::from(state.number()) < FlowState::COUNT);
         }
+    }
+
+    #[test]
+    fn what_is_answered_directly_may_be_followed_as_soon_as_one_side_has_ended_it() {
+        use EgressKind::{Direct, DirectReply, Masquerade, Reply, Unsettled};
+        let entry = |kind: EgressKind, state: FlowState| EgressEntry::<crate::Addr4> {
+            #[cfg(feature = "next-layout")]
+            next: 0,
+            address: crate::Addr4::default(),
+            service: 0,
+            last_seen: 0,
+            port: Port::default(),
+            state: state.number() as u8,
+            kind: kind.number(),
+            client_port: Port::default(),
+            reserved: 0,
+            next_hop: NextHop::default(),
+        };
+        for kind in [Reply, Unsettled, Masquerade, Direct, DirectReply] {
+            let is_direct = matches!(kind, Direct | DirectReply);
+            for state in [FlowState::ClientClosed, FlowState::BackendClosed] {
+                assert_eq!(entry(kind, state).may_be_followed(), is_direct, "{kind:?} {state:?}");
+            }
+            assert!(
+                entry(kind, FlowState::Closing).may_be_followed() && entry(kind, FlowState::Reset).may_be_followed()
+            );
+            assert!(!entry(kind, FlowState::Established).may_be_followed());
+            assert!(!entry(kind, FlowState::Stateless).may_be_followed());
+        }
+    }
+
+    #[test]
+    fn the_answer_to_an_answer_is_what_it_answers() {
+        let key = FlowKey {
+            source: 1,
+            destination: 2,
+            source_port: Port::new(3),
+            destination_port: Port::new(4),
+            protocol: 6,
+        };
+        let answer = key.answer();
+        assert_eq!((answer.source, answer.destination_port, answer.protocol), (2, Port::new(3), 6));
+        assert_eq!(answer.answer(), key);
     }
 
     #[test]

@@ -32,17 +32,22 @@ fn says_vip(segment: Segment) -> bool {
     segment.opens() || segment == Segment::NOT_TCP
 }
 
+/// Whether the VIP can be put behind the IP header of `packet`: it is whole, and without options.
+#[inline(always)]
+fn takes_vip<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
+    packet.piece.is_whole() && !packet.has_options::<F>(context.length())
+}
+
 /// Whether `packet`, the first of its connection, may go directly: it comes from outside the cluster, and has room for the VIP on every
-/// way that it may take, if it has to say that. For that it is whole, short enough, one packet, and without options.
+/// way that it may take, if it has to say that. For that it is short enough, and one packet.
 ///
 /// What pods send to another node may have to come back to their own, which would not take it in with an address of its own
 /// as the source.
 #[inline(always)]
 pub(crate) fn is_possible<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
     let has_room = || {
-        packet.piece.is_whole()
+        takes_vip::<F, C>(context, packet)
             && !context.is_aggregate()
-            && !packet.has_options::<F>(context.length())
             && context.length() as usize <= packet.l3 + LONGEST_FIRST - F::VIP_OPTION
     };
     (!says_vip(packet.segment) || has_room()) && lookup::network::<F>(packet.key.source) & NetworkFlags::POD == 0
@@ -59,7 +64,7 @@ pub(crate) fn send<F: Family, C: BufferContext>(
     address: F::Address,
     port: Port,
 ) -> Result<Reason, Reason> {
-    if says_vip(packet.segment) && packet.piece.is_whole() && !packet.has_options::<F>(context.length()) {
+    if says_vip(packet.segment) && takes_vip::<F, C>(context, packet) {
         match context.make_room(F::VIP_OPTION as u32) {
             Ok(()) => F::write_vip(context.linear(), packet.l3, address, port)
                 .map_err(|Short { .. }| Reason::RewriteFailed)?,

@@ -48,24 +48,22 @@ pub async fn follow(maps: KernelMaps, every: Duration) {
             for Grown { reason, family, packets, total } in grown(before, &counted) {
                 let family = family.map_or_else(String::new, |family| family.to_string());
                 let (why, advice) = (reason.name(), advice(reason));
+                macro_rules! tell {
+                    ($level:ident) => {
+                        $level!(
+                            reason = why,
+                            family,
+                            packets,
+                            total,
+                            seconds = every.as_secs(),
+                            "packets were dropped: {advice}"
+                        )
+                    };
+                }
                 if is_operators(reason) {
-                    warn!(
-                        reason = why,
-                        family,
-                        packets,
-                        total,
-                        seconds = every.as_secs(),
-                        "packets were dropped: {advice}"
-                    );
+                    tell!(warn);
                 } else {
-                    info!(
-                        reason = why,
-                        family,
-                        packets,
-                        total,
-                        seconds = every.as_secs(),
-                        "packets were dropped: {advice}"
-                    );
+                    tell!(info);
                 }
             }
         }

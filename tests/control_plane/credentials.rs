@@ -62,6 +62,16 @@ impl Disk {
     }
 }
 
+/// A source that follows `server` with what is on `disk`, and has heard of the one Service that there is.
+async fn follow(server: &ApiServer, disk: &Disk) -> Source {
+    server.put(service("web", 1));
+    let mut source = disk.source(pace()).await;
+    assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
+    source.snapshot_of_slices().await;
+    source.until_connected().await;
+    source
+}
+
 /// Asserts that the source has heard of what happens now.
 async fn hears(source: &mut Source, server: &ApiServer, number: u8) {
     server.put(service("web", number));
@@ -82,11 +92,7 @@ fn a_server_with_a_certificate_of_another_authority_is_trusted_when_the_file_say
         disk.write("ca.crt", old.certificate());
         disk.write("token", "one");
         server.set_token("one");
-        server.put(service("web", 1));
-        let mut source = disk.source(pace()).await;
-        assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
-        source.snapshot_of_slices().await;
-        source.until_connected().await;
+        let mut source = follow(&server, &disk).await;
 
         server.secure(&new.for_server(Ipv4Addr::LOCALHOST.into()), &clients);
         server.restart().await;
@@ -114,11 +120,7 @@ fn a_clients_certificate_is_read_again() {
         let disk = Disk::new(&server, &json!({"client-certificate": "client.crt", "client-key": "client.key"}));
         disk.write("ca.crt", authority.certificate());
         disk.write_identity(&old.for_client("node-a"));
-        server.put(service("web", 1));
-        let mut source = disk.source(pace()).await;
-        assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
-        source.snapshot_of_slices().await;
-        source.until_connected().await;
+        let mut source = follow(&server, &disk).await;
 
         server.secure(&identity, &new);
         server.restart().await;
@@ -143,11 +145,7 @@ fn a_token_is_read_again_as_soon_as_it_has_changed() {
         disk.write("ca.crt", authority.certificate());
         disk.write("token", "one");
         server.set_token("one");
-        server.put(service("web", 1));
-        let mut source = disk.source(pace()).await;
-        assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
-        source.snapshot_of_slices().await;
-        source.until_connected().await;
+        let mut source = follow(&server, &disk).await;
 
         // A watch that is open stays so; the next one needs the new token.
         server.set_token("two");

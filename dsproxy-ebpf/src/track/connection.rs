@@ -15,9 +15,7 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::{
-    Entry as _, Found, NewEntry, direct, egress, forget_egress, forward, give_way_egress, new_entry, to_write,
-};
+use super::{Entry as _, Found, NewEntry, egress, forget_egress, forward, give_way_egress, new_entry, to_write};
 use crate::family::Family;
 
 /// A connection: what its packets look like on both sides of the translation.
@@ -133,7 +131,7 @@ fn may_be_taken_over<A: Eq + Copy>(
     now: u32,
     settings: &Settings,
 ) -> bool {
-    is_same(held, wanted) || direct::may_follow(held) || held.age(now, settings).is_expired()
+    is_same(held, wanted) || held.may_be_followed() || held.age(now, settings).is_expired()
 }
 
 /// Whether two entries for the same packets say the same.
@@ -229,13 +227,7 @@ pub(crate) fn forget_bypassed<F: Family>(key: &FlowKey<F::Address>, now: u32, se
     if is_answer {
         return;
     }
-    let reply = FlowKey {
-        source: key.destination,
-        destination: key.source,
-        source_port: key.destination_port,
-        destination_port: key.source_port,
-        protocol: key.protocol,
-    };
+    let reply = key.answer();
     let Some(found) = egress::<F>(&reply) else { return };
     let held = found.read();
     if !EgressKind::from_number(held.kind).is_of_backend() {

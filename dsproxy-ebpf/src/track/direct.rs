@@ -7,7 +7,6 @@
     reason = "a key passed by value is copied to the stack, of which there are 512 bytes"
 )]
 
-use aya_ebpf::bindings::BPF_ANY;
 use dsproxy_common::{
     Port,
     count::Reason,
@@ -16,7 +15,8 @@ use dsproxy_common::{
 };
 
 use super::{
-    Entry as _, Found, NewEntry, connection::Connection, egress, forward, give_way_egress, new_entry, to_write,
+    Entry as _, Found, NewEntry, connection::Connection, egress, enter_egress, forward, give_way_egress, to_write,
+    write_egress,
 };
 use crate::family::Family;
 
@@ -36,7 +36,7 @@ pub(crate) fn request<F: Family>(
     if let Some(found) = egress::<F>(key) {
         let held = found.read();
         // As it was settled, so it goes on, unless the client has begun anew.
-        if !may_follow(&held) && !held.age(now, settings).is_expired() {
+        if !held.may_be_followed() && !held.age(now, settings).is_expired() {
             return Ok(());
         }
         give_way_egress::<F>(key, found);
@@ -49,8 +49,7 @@ pub(crate) fn request<F: Family>(
         state,
         now,
     };
-    let entry = new_entry::<F>(&new).ok_or(Reason::TableRefused)?;
-    F::maps().egress_brief.insert(key, entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
+    enter_egress::<F>(key, &new)
 }
 
 /// Records that the connection of a packet of `key` that leaves is alive, as `connection::seen_forward` does.
@@ -63,7 +62,7 @@ pub(crate) fn seen_forward<F: Family>(
     now: u32,
 ) {
     if let Some(next) = to_write(held, held.state().after_forward(segment), age) {
-        confirm::<F>(key, found, next, now);
+        write_egress::<F>(key, found, next, now);
     }
 }
 
@@ -77,52 +76,18 @@ pub(crate) fn seen_reply<F: Family>(
     now: u32,
 ) {
     if let Some(next) = to_write(held, held.state().after_direct_reply(segment), age) {
-        confirm::<F>(key, found, next, now);
-    }
-}
-
-/// Sets state and time; once confirmed, the entry moves to the main table.
-#[inline(always)]
-fn confirm<F: Family>(key: &FlowKey<F::Address>, found: Found<EgressEntry<F::Address>>, next: FlowState, now: u32) {
-    found.write(next, now);
-    if found.is_brief
-        && matches!(next, FlowState::Established)
-        && F::maps().egress.insert(key, found.value(), BPF_ANY.into()).is_ok()
-    {
-        let _ = F::maps().egress_brief.remove(key);
+        write_egress::<F>(key, found, next, now);
     }
 }
 
 /// Records that a client ends its connection by a segment of `key`, if the backend answers it directly.
 #[inline(always)]
 pub(crate) fn seen_end<F: Family>(key: &FlowKey<F::Address>, segment: Segment, now: u32) {
-    if let Some(found) = egress::<F>(&answer_to(key)) {
+    if let Some(found) = egress::<F>(&key.answer()) {
         let held = found.read();
         if held.kind == EgressKind::DirectReply.number() {
             found.write(held.state().after_forward(segment), now);
         }
-    }
-}
-
-/// What the backend answers to packets of `key`.
-#[inline(always)]
-fn answer_to<A: Copy>(key: &FlowKey<A>) -> FlowKey<A> {
-    FlowKey {
-        source: key.destination,
-        destination: key.source,
-        source_port: key.destination_port,
-        destination_port: key.source_port,
-        protocol: key.protocol,
-    }
-}
-
-/// Whether another connection may take the place of the one that `held` is of, as far as its state says. Not all is seen of one that is
-/// answered directly: of what may be over, it is taken for that.
-#[inline(always)]
-pub(super) fn may_follow<A: Copy>(held: &EgressEntry<A>) -> bool {
-    match EgressKind::from_number(held.kind) {
-        EgressKind::Direct | EgressKind::DirectReply => held.state().may_be_over(),
-        EgressKind::Reply | EgressKind::Unsettled | EgressKind::Masquerade => held.state().is_over(),
     }
 }
 
@@ -141,12 +106,12 @@ pub(crate) fn enter<F: Family>(
     now: u32,
     settings: &Settings,
 ) -> Result<(), Reason> {
-    let reply = answer_to(key);
+    let reply = key.answer();
     let state = FlowState::first(segment);
     if let Some(found) = egress::<F>(&reply) {
         let held = found.read();
         let is_same = held.port == vip.1 && held.address == vip.0 && held.client_port == Port::default();
-        let is_alive = !may_follow(&held) && !held.age(now, settings).is_expired();
+        let is_alive = !held.may_be_followed() && !held.age(now, settings).is_expired();
         if EgressKind::from_number(held.kind).is_of_backend() && is_alive {
             if !is_same {
                 return Err(Reason::ReplyClash);
@@ -160,6 +125,5 @@ pub(crate) fn enter<F: Family>(
         give_way_egress::<F>(&reply, found);
     }
     let new = NewEntry { kind: EgressKind::DirectReply, end: vip, client_port: Port::default(), service, state, now };
-    let entry = new_entry::<F>(&new).ok_or(Reason::TableRefused)?;
-    F::maps().egress_brief.insert(&reply, entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
+    enter_egress::<F>(&reply, &new)
 }

@@ -21,7 +21,7 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::{Entry as _, Found, NewEntry, direct, egress, give_way_egress, new_entry, snat, to_write};
+use super::{Entry as _, Found, NewEntry, egress, enter_egress, give_way_egress, snat, to_write, write_egress};
 use crate::family::Family;
 
 /// How many ports are tried. With half of the range in use by connections to one backend, all of them are taken one time in
@@ -64,10 +64,8 @@ fn first_entry<F: Family>(
     service: u32,
     segment: Segment,
     now: u32,
-) -> Result<&'static EgressEntry<F::Address>, Reason> {
-    let state = FlowState::first(segment);
-    let new = NewEntry { kind, end, client_port: Port::default(), service, state, now };
-    new_entry::<F>(&new).ok_or(Reason::TableRefused)
+) -> NewEntry<F::Address> {
+    NewEntry { kind, end, client_port: Port::default(), service, state: FlowState::first(segment), now }
 }
 
 /// Notes that packets of `key`, as they will leave, are to be masqueraded.
@@ -82,14 +80,13 @@ pub(crate) fn request<F: Family>(
     if let Some(found) = egress::<F>(key) {
         let held = found.read();
         // Masqueraded before, and its backend has not forgotten: it goes on with the port it has.
-        if !direct::may_follow(&held) && !held.age(now, settings).is_expired() {
+        if !held.may_be_followed() && !held.age(now, settings).is_expired() {
             return Ok(());
         }
         give_way_egress::<F>(key, found);
     }
     let nowhere = (F::Address::default(), Port::default());
-    let entry = first_entry::<F>(EgressKind::Unsettled, nowhere, service, segment, now)?;
-    F::maps().egress_brief.insert(key, entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
+    enter_egress::<F>(key, &first_entry::<F>(EgressKind::Unsettled, nowhere, service, segment, now))
 }
 
 /// Finds an address and port of the node for packets of `key` that leave by `device`, and enters both directions.
@@ -106,7 +103,6 @@ pub(crate) fn settle<F: Family>(
     now: u32,
     settings: &Settings,
 ) -> Result<(F::Address, Port), Reason> {
-    let maps = F::maps();
     let address = node_address::<F>(device).ok_or(Reason::NoNodeAddress)?;
     let state = FlowState::first(segment).number();
     let entry = SnatEntry { client: key.source, last_seen: now, port: key.source_port, state };
@@ -129,8 +125,7 @@ pub(crate) fn settle<F: Family>(
             return Err(Reason::SnatExhausted);
         }
     };
-    let settled = first_entry::<F>(EgressKind::Masquerade, (address, port), service, segment, now)?;
-    maps.egress_brief.insert(key, settled, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;
+    enter_egress::<F>(key, &first_entry::<F>(EgressKind::Masquerade, (address, port), service, segment, now))?;
     Ok((address, port))
 }
 
@@ -168,13 +163,7 @@ pub(crate) fn seen_forward<F: Family>(
     now: u32,
 ) {
     let Some(next) = to_write(held, held.state().after_forward(segment), age) else { return };
-    found.write(next, now);
-    if found.is_brief
-        && matches!(next, FlowState::Established)
-        && F::maps().egress.insert(key, found.value(), BPF_ANY.into()).is_ok()
-    {
-        let _ = F::maps().egress_brief.remove(key);
-    }
+    write_egress::<F>(key, found, next, now);
     let answer = answer_to(key, held.address, held.port);
     match snat::<F>(&answer) {
         Some(found) => {

@@ -22,8 +22,10 @@ pub(crate) mod connection;
 pub(crate) mod direct;
 pub(crate) mod masquerade;
 
+use aya_ebpf::bindings::BPF_ANY;
 use dsproxy_common::{
     Port, Protocol,
+    count::Reason,
     flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry, SnatEntry},
     next_hop::NextHop,
     settings::Settings,
@@ -178,6 +180,30 @@ fn new_entry<F: Family>(new: &NewEntry<F::Address>) -> Option<&'static EgressEnt
         (*entry).kind = new.kind.number();
         (*entry).client_port = new.client_port;
         Some(&*entry)
+    }
+}
+
+/// Enters `new` for packets of `key` that leave.
+#[inline(always)]
+fn enter_egress<F: Family>(key: &FlowKey<F::Address>, new: &NewEntry<F::Address>) -> Result<(), Reason> {
+    let entry = new_entry::<F>(new).ok_or(Reason::TableRefused)?;
+    F::maps().egress_brief.insert(key, entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
+}
+
+/// Sets state and time of `found`, the entry of packets of `key` that leave; once it is confirmed it moves to the main table.
+#[inline(always)]
+fn write_egress<F: Family>(
+    key: &FlowKey<F::Address>,
+    found: Found<EgressEntry<F::Address>>,
+    next: FlowState,
+    now: u32,
+) {
+    found.write(next, now);
+    if found.is_brief
+        && matches!(next, FlowState::Established)
+        && F::maps().egress.insert(key, found.value(), BPF_ANY.into()).is_ok()
+    {
+        let _ = F::maps().egress_brief.remove(key);
     }
 }
 

@@ -138,7 +138,7 @@ kernel_struct!(RawMapInfo, 40, {
 
 /// What a link to a network device is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::datapath) enum LinkKind {
+pub(super) enum LinkKind {
     /// A tcx hook.
     Tcx,
     /// XDP.
@@ -147,56 +147,52 @@ pub(in crate::datapath) enum LinkKind {
 
 /// A link to a network device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::datapath) struct LinkInfo {
+pub(super) struct LinkInfo {
     /// Its id, never used again.
-    pub(in crate::datapath) id: u32,
+    pub(super) id: u32,
     /// The program that it runs.
-    pub(in crate::datapath) program_id: u32,
+    pub(super) program_id: u32,
     /// The interface that it is attached to; zero once that is gone.
-    pub(in crate::datapath) interface: u32,
+    pub(super) interface: u32,
 }
 
 /// A link to a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::datapath) struct CgroupLinkInfo {
+pub(super) struct CgroupLinkInfo {
     /// Its id, never used again.
-    pub(in crate::datapath) id: u32,
+    pub(super) id: u32,
     /// The program that it runs.
-    pub(in crate::datapath) program_id: u32,
+    pub(super) program_id: u32,
     /// The id of the cgroup that it is attached to; zero once that is gone.
-    pub(in crate::datapath) cgroup: u64,
+    pub(super) cgroup: u64,
     /// The hook.
-    pub(in crate::datapath) attach_type: u32,
+    pub(super) attach_type: u32,
 }
 
 /// A program, as the kernel remembers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::datapath) struct ProgramInfo {
+pub(super) struct ProgramInfo {
     /// Its id.
-    pub(in crate::datapath) id: u32,
+    pub(super) id: u32,
     /// Its name, cut to 15 characters.
-    pub(in crate::datapath) name: String,
+    pub(super) name: String,
     /// The names of its maps, cut likewise.
-    pub(in crate::datapath) maps: Vec<String>,
+    pub(super) maps: Vec<String>,
 }
 
 /// One program at a tcx hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::datapath) struct HookEntry {
+pub(super) struct HookEntry {
     /// The program.
-    pub(in crate::datapath) program_id: u32,
+    pub(super) program_id: u32,
     /// The link that holds it; zero if it was attached without one.
-    pub(in crate::datapath) link_id: u32,
+    pub(super) link_id: u32,
 }
 
 /// Attaches a program: at ingress before all others, at egress after all others.
 ///
 /// Ours then is the outermost: the programs of others see packets as the host's stack does.
-pub(in crate::datapath) fn attach(
-    program: BorrowedFd<'_>,
-    interface: u32,
-    direction: Direction,
-) -> io::Result<OwnedFd> {
+pub(super) fn attach(program: BorrowedFd<'_>, interface: u32, direction: Direction) -> io::Result<OwnedFd> {
     let mut attribute = LinkCreate {
         program: raw(program),
         interface,
@@ -211,7 +207,7 @@ pub(in crate::datapath) fn attach(
 }
 
 /// Attaches a program to a device's driver.
-pub(in crate::datapath) fn attach_to_driver(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+pub(super) fn attach_to_driver(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
     let mut attribute = LinkCreate {
         program: raw(program),
         interface,
@@ -223,7 +219,7 @@ pub(in crate::datapath) fn attach_to_driver(program: BorrowedFd<'_>, interface: 
 }
 
 /// Attaches a program to a hook of a cgroup, beside those of others.
-pub(in crate::datapath) fn attach_to_cgroup(
+pub(super) fn attach_to_cgroup(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
     attach_type: u32,
@@ -234,22 +230,18 @@ pub(in crate::datapath) fn attach_to_cgroup(
 }
 
 /// Replaces the program of a link, atomically and in its place.
-pub(in crate::datapath) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attribute = LinkUpdate { link: raw(link), program: raw(program), ..LinkUpdate::default() };
     run(command::LINK_UPDATE, &mut attribute).map(drop)
 }
 
 /// Detaches a link at once, whoever else holds it.
-pub(in crate::datapath) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     run(command::LINK_DETACH, &mut LinkDetach { link: raw(link) }).map(drop)
 }
 
 /// Detaches a program that was attached without a link.
-pub(in crate::datapath) fn detach_program(
-    program: BorrowedFd<'_>,
-    interface: u32,
-    direction: Direction,
-) -> io::Result<()> {
+pub(super) fn detach_program(program: BorrowedFd<'_>, interface: u32, direction: Direction) -> io::Result<()> {
     let mut attribute = ProgramDetach {
         interface,
         program: raw(program),
@@ -260,7 +252,7 @@ pub(in crate::datapath) fn detach_program(
 }
 
 /// The programs at a hook, in the order in which they run.
-pub(in crate::datapath) fn programs_at(interface: u32, direction: Direction) -> io::Result<Vec<HookEntry>> {
+pub(super) fn programs_at(interface: u32, direction: Direction) -> io::Result<Vec<HookEntry>> {
     let mut program_ids = [0u32; PROGRAMS_AT_HOOK];
     let mut link_ids = [0u32; PROGRAMS_AT_HOOK];
     let mut attribute = Query {
@@ -277,12 +269,12 @@ pub(in crate::datapath) fn programs_at(interface: u32, direction: Direction) -> 
 }
 
 /// Opens a link.
-pub(in crate::datapath) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+pub(super) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
     open(command::LINK_GET_FD_BY_ID, &mut ById { id, ..ById::default() })
 }
 
 /// Opens a program.
-pub(in crate::datapath) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     open(command::PROG_GET_FD_BY_ID, &mut ById { id, ..ById::default() })
 }
 
@@ -309,7 +301,7 @@ fn info<T: KernelStruct>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()>
 }
 
 /// What the kernel knows of a link; nothing if it is not one of this kind.
-pub(in crate::datapath) fn device_link_info(link: BorrowedFd<'_>, wanted: LinkKind) -> io::Result<Option<LinkInfo>> {
+pub(super) fn device_link_info(link: BorrowedFd<'_>, wanted: LinkKind) -> io::Result<Option<LinkInfo>> {
     let mut raw = DeviceLinkInfo::default();
     info(link, &mut raw)?;
     // An XDP link has no attach type.
@@ -322,7 +314,7 @@ pub(in crate::datapath) fn device_link_info(link: BorrowedFd<'_>, wanted: LinkKi
 }
 
 /// What the kernel knows of a link; nothing if it is not one to a cgroup.
-pub(in crate::datapath) fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<Option<CgroupLinkInfo>> {
+pub(super) fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<Option<CgroupLinkInfo>> {
     let mut raw = RawCgroupLinkInfo::default();
     info(link, &mut raw)?;
     let RawCgroupLinkInfo { kind, id, program_id, unused: _, cgroup, attach_type, unused_at_end: _ } = raw;
@@ -349,14 +341,14 @@ pub(in crate::datapath) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> 
 }
 
 /// The id of a program. Unlike [`program_info`] it opens nothing by an id, which takes `CAP_SYS_ADMIN`.
-pub(in crate::datapath) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     let mut raw = RawProgramInfo::default();
     info(program, &mut raw)?;
     Ok(raw.id)
 }
 
 /// What the kernel knows of a program.
-pub(in crate::datapath) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     let mut map_ids = [0u32; MAPS_OF_PROGRAM];
     let mut raw = RawProgramInfo {
         map_count: MAPS_OF_PROGRAM as u32,

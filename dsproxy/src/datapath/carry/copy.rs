@@ -76,21 +76,18 @@ impl Pair {
         CarryError::on("carry over the map", &self.path)
     }
 
-    /// Puts everything there. Returns how many entries those are.
-    pub(super) fn fill(&self) -> Result<usize, CarryError> {
+    /// Puts everything there, and returns it.
+    pub(super) fn fill(&self) -> Result<Vec<RawEntry>, CarryError> {
         let entries = self.converted()?;
         for (key, value) in &entries {
             self.to.set(key, value).map_err(self.failed())?;
         }
-        Ok(entries.len())
+        Ok(entries)
     }
 
-    /// Makes this version's map equal to the other's, while nothing but this writes to it.
+    /// Makes this version's map equal to the other's, while nothing but this writes to it. Returns how many entries those are.
     pub(super) fn mirror(&self) -> Result<usize, CarryError> {
-        let entries = self.converted()?;
-        for (key, value) in &entries {
-            self.to.set(key, value).map_err(self.failed())?;
-        }
+        let entries = self.fill()?;
         let wanted: HashSet<&[u8]> = entries.iter().map(|(key, _)| key.as_slice()).collect();
         for (key, _) in self.to.entries().map_err(self.failed())? {
             if !wanted.contains(key.as_slice()) {

@@ -201,7 +201,7 @@ impl Takeover {
         let pairs = pairs(&from, &maps)?;
         let mut entries = 0;
         for pair in pairs.iter().filter(|pair| pair.held.content == Content::Table) {
-            entries += pair.fill()?;
+            entries += pair.fill()?.len();
         }
         info!(from = version, to = LAYOUT_VERSION, entries, "the layout is another: its content is carried over");
         let serving = match self.leaving.last() {
@@ -273,24 +273,19 @@ fn is_standing_by(settings: &Settings) -> bool {
 
 /// Carries over what the programs have written, while none of this version's runs. Returns how many entries those are.
 fn mirror(pairs: &[Pair]) -> Result<usize, CarryError> {
-    let mut entries = 0;
-    // A connection that is confirmed meanwhile moves from the one to the other: what is read first must be what it leaves.
-    for content in [Content::Connections, Content::Confirmed] {
-        for pair in pairs.iter().filter(|pair| pair.held.content == content) {
-            entries += pair.mirror()?;
-        }
-    }
-    Ok(entries)
+    each_written(pairs, Pair::mirror)
 }
 
+/// Adds what other programs have written while this version's ran as well. Returns how many entries those are.
 fn merge(pairs: &[Pair]) -> Result<usize, CarryError> {
-    let mut entries = 0;
-    for content in [Content::Connections, Content::Confirmed] {
-        for pair in pairs.iter().filter(|pair| pair.held.content == content) {
-            entries += pair.merge()?;
-        }
-    }
-    Ok(entries)
+    each_written(pairs, Pair::merge)
+}
+
+/// Does `carry` for each map that the programs write to, and returns the sum. A connection that is confirmed meanwhile moves from the one
+/// to the other: what is read first must be what it leaves.
+fn each_written(pairs: &[Pair], carry: impl Fn(&Pair) -> Result<usize, CarryError>) -> Result<usize, CarryError> {
+    let of = |content| pairs.iter().filter(move |pair| pair.held.content == content);
+    of(Content::Connections).chain(of(Content::Confirmed)).map(carry).sum()
 }
 
 /// Opens the eyes of this version's programs: answers are known before anything is sent that they would be to, and what is for no
