@@ -70,19 +70,15 @@ pub const fn sets(flows: u32) -> u32 {
 pub const TO_CLIENT: u32 = u32::MAX;
 
 /// How long a flow in `state` is remembered, in jiffies; none if it has not settled, is about to end, or would be over by the time the
-/// stack has its turn: only the stack keeps entries alive for packets of the other direction.
+/// stack has its turn: only the stack keeps entries alive.
+///
+/// Less than a second: so long a port that leads to the client is not given to another connection (`Settings::port_waits`), of which
+/// other CPUs do not hear; and UDP follows its Service as fast.
 #[inline(always)]
 pub fn lifetime(state: FlowState, settings: &Settings) -> Option<u32> {
-    /// UDP follows its Service within a second, and TCP does not.
-    const STATELESS: u32 = 1;
-    const ESTABLISHED: u32 = 4;
-    let seconds = match state {
-        FlowState::Stateless => STATELESS,
-        FlowState::Established => ESTABLISHED,
-        _ => return None,
-    };
+    let has_settled = matches!(state, FlowState::Stateless | FlowState::Established);
     let lives_on = settings.lifetime(state) / 4 >= TURN * settings.jiffies_per_second;
-    lives_on.then_some(seconds * settings.jiffies_per_second)
+    (has_settled && lives_on).then_some(settings.jiffies_per_second - 1)
 }
 
 /// Source and destination port.
@@ -216,8 +212,8 @@ mod tests {
     fn what_has_settled_is_remembered_for_less_than_it_lives() {
         let lifetimes = [7, 40_000, 7, 7, 7, 7, 30_000, 7];
         let settings = Settings { jiffies_per_second: 250, lifetimes, ..Settings::default() };
-        assert_eq!(lifetime(FlowState::Established, &settings), Some(1_000));
-        assert_eq!(lifetime(FlowState::Stateless, &settings), Some(250));
+        assert_eq!(lifetime(FlowState::Established, &settings), Some(249));
+        assert_eq!(lifetime(FlowState::Stateless, &settings), Some(249));
         for (lifetime_of_all, is_ours) in [(64 * 250, true), (64 * 250 - 1, false)] {
             let short = Settings { lifetimes: [lifetime_of_all; FlowState::COUNT], ..settings };
             for number in 0..FlowState::COUNT as u16 {

@@ -17,6 +17,9 @@ pub struct Settings {
     pub jiffies_per_second: u32,
     /// How long a connection counts without a packet, by the number of its `FlowState`.
     pub lifetimes: [u32; FlowState::COUNT],
+    /// How long a masqueraded connection that has fallen silent keeps its port from others, by the number of its `FlowState`; and from
+    /// those that found no other.
+    pub port_waits: [[u32; FlowState::COUNT]; 2],
     /// [`SettingFlags`].
     pub flags: u32,
     /// The first and the last port that masqueraded packets leave with, host byte order.
@@ -36,6 +39,40 @@ impl Settings {
     #[inline(always)]
     pub const fn lifetime(&self, state: FlowState) -> u32 {
         self.lifetimes[state.number() as usize & (FlowState::COUNT - 1)]
+    }
+
+    /// These settings, with the times after which ports serve again, by lifetimes and the length of a second. Where XDP is used
+    /// (`is_remembered`) another CPU may remember for as long as a second where the answers of what is over went (`cached_flow`).
+    #[must_use]
+    pub fn with_port_waits(mut self, is_remembered: bool) -> Self {
+        /// Until a SYN is sent again, and some.
+        const UNANSWERED: u32 = 3;
+        /// What nf_conntrack gives a single exchange (`UDP_CT_UNREPLIED`, net/netfilter/nf_conntrack_proto_udp.c).
+        const EXCHANGE: u32 = 30;
+        let second = self.jiffies_per_second;
+        // An entry of exactly that age has not expired.
+        let mut waits = self.lifetimes.map(|lifetime| lifetime + 1);
+        let mut shorten = |state: FlowState, wait: u32| {
+            let held = &mut waits[usize::from(state.number())];
+            *held = wait.min(*held);
+            waits
+        };
+        for state in [FlowState::Closing, FlowState::Reset] {
+            shorten(state, if is_remembered { second } else { 0 });
+        }
+        let at_first = shorten(FlowState::Opening, UNANSWERED * second);
+        let in_need = shorten(FlowState::Stateless, EXCHANGE * second);
+        self.port_waits = [at_first, in_need];
+        self
+    }
+
+    /// Whether a masqueraded connection in the state of this number, last seen at `last_seen`, gives its port to another; `in_need`, to
+    /// one that found no other.
+    #[inline(always)]
+    pub const fn gives_port_away(&self, state_number: u16, last_seen: u32, in_need: bool, now: u32) -> bool {
+        let wait = self.port_waits[in_need as usize][state_number as usize & (FlowState::COUNT - 1)];
+        // As numbers with a sign: what another CPU has just written may seem to come from the future.
+        now.wrapping_sub(last_seen) as i32 >= wait as i32
     }
 
     /// Whether `port` is one that masqueraded packets leave with.
@@ -201,7 +238,7 @@ family_record! {
 }
 
 record! {
-    Settings { jiffies_per_second, lifetimes, flags, snat_ports, refusals_per_second, services_v4, services_v6, host_namespace }
+    Settings { jiffies_per_second, lifetimes, port_waits, flags, snat_ports, refusals_per_second, services_v4, services_v6, host_namespace }
 }
 
 #[cfg(test)]
@@ -209,6 +246,38 @@ mod tests {
     use core::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
+
+    #[test]
+    fn a_port_serves_again_when_nobody_can_be_hurt() {
+        let lifetimes = [60, 86_400, 3600, 3600, 120, 10, 120, 60];
+        let settings = Settings { jiffies_per_second: 1, lifetimes, ..Settings::default() };
+        let [without, with] = [false, true].map(|is_remembered| settings.with_port_waits(is_remembered));
+        let after = |settings: &Settings, state: FlowState, in_need: bool| {
+            let last_seen = u32::MAX - 50;
+            let gives_away = |wait: &u32| {
+                settings.gives_port_away(state.number(), last_seen, in_need, last_seen.wrapping_add(*wait))
+            };
+            (0..100_000).find(gives_away).expect("a time")
+        };
+        for state in [FlowState::Closing, FlowState::Reset] {
+            assert_eq!(
+                (after(&without, state, false), after(&with, state, true)),
+                (0, 1),
+                "another CPU may remember it"
+            );
+        }
+        for (state, wait, in_need) in [
+            (FlowState::Opening, 3, 3),
+            (FlowState::Stateless, 121, 30),
+            (FlowState::Answered, 61, 61),
+            (FlowState::Established, 86_401, 86_401),
+        ] {
+            assert_eq!((after(&with, state, false), after(&without, state, true)), (wait, in_need), "{state:?}");
+        }
+        assert!(!with.gives_port_away(FlowState::Closing.number(), 7, false, 6), "it is of now");
+        let brief = Settings { lifetimes: [2; 8], ..settings }.with_port_waits(false);
+        assert_eq!(after(&brief, FlowState::Stateless, true), 3, "not longer than it counts");
+    }
 
     #[test]
     fn every_port_of_the_range_is_fallen_on_and_no_other() {

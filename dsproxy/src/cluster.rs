@@ -54,6 +54,11 @@ impl Cluster {
         [Kind::Service, Kind::EndpointSlice, Kind::Node].iter().all(|kind| self.listed.contains(kind))
     }
 
+    /// Whether it is known what the Node object says, or that there is none.
+    pub fn has_node(&self) -> bool {
+        self.listed.contains(&Kind::Node)
+    }
+
     /// The Node has been waited for long enough: what it says is left out until it comes.
     pub fn go_without_node(&mut self) {
         self.listed.insert(Kind::Node);

@@ -174,12 +174,17 @@ impl<S: MapStore> Reconciler<S> {
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>, mut addresses: watch::Receiver<NodeAddresses>) {
         let mut retirement = time::interval(FILTER_RETIREMENT);
         let mut node_is_late = pin!(time::sleep(NODE));
+        let mut waits_for_node = true;
         let known = addresses.borrow_and_update().clone();
         self.set_addresses(known);
         loop {
             let retry_at = self.retry_at;
             tokio::select! {
-                () = &mut node_is_late, if !self.cluster.is_synced() => {
+                () = &mut node_is_late, if waits_for_node => {
+                    waits_for_node = false;
+                    if self.cluster.has_node() {
+                        continue;
+                    }
                     warn!("the Node object did not come; what it says (zone, addresses, taints) is left out until then");
                     self.cluster.go_without_node();
                     self.reconcile(Instant::now());

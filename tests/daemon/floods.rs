@@ -99,7 +99,7 @@ fn a_range_of_ports_that_is_used_up_is_counted_and_told_now_and_then_and_used_ag
     let outside = cluster.lab.add_outside().expect("the host is added");
     let (client, node) = (cluster.client.namespace(), cluster.lab.node(Side::A).addresses());
     cluster.write(&exposed(&cluster, &["remote"]));
-    let daemon = daemon(&cluster, &["--snat-ports", "50000-50063", "--log-drops-every", "2"]);
+    let daemon = daemon(&cluster, &["--snat-ports", "50000-50063", "--timeout-udp", "8s", "--log-drops-every", "2"]);
     wait_until_answers(client, VIP, "remote");
     let reached = || answers(outside.namespace(), node, NODE_PORT, "remote");
     eventually("the NodePort", SOON, reached).expect("it is served");
@@ -131,7 +131,7 @@ fn a_range_of_ports_that_is_used_up_is_counted_and_told_now_and_then_and_used_ag
     let at_most = 2 * (started.elapsed().as_secs() / 2 + 2) as usize;
     assert!(told <= at_most, "{told} lines in {:?}, for {flooded:?}:\n{}", started.elapsed(), daemon.log());
 
-    eventually("a port", 4 * SOON, reached).expect("ports that nobody answered serve again");
+    eventually("a port", 4 * SOON, reached).expect("ports of what is silent serve again");
     for session in &mut established {
         session.exchange(b"still there?").expect("the connection stays");
     }

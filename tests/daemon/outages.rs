@@ -221,8 +221,8 @@ fn a_server_that_comes_back_with_nothing_takes_nothing_away() {
     answers(client, vips[0], PORT, "remote").expect("what was served is served");
 
     // The store is read, or restored: what was there is there again.
-    services.iter().for_each(|service| plane.apply(service));
     plane.stop();
+    services.iter().for_each(|service| plane.apply(service));
     plane.server().compact();
     plane.restart();
     daemon.await_health();

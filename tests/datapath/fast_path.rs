@@ -325,6 +325,29 @@ fn what_begins_and_what_ends_is_the_stacks() {
     });
 }
 
+/// Another CPU may remember where its answers went.
+#[test]
+fn the_port_of_what_has_ended_leads_to_no_other_client_while_it_may_be_remembered() {
+    on_ethernet(|world| {
+        world.configure(|settings| settings.snat_ports = [KEPT, KEPT]);
+        let ending = Crossing::open(world, Protocol::Tcp, KEPT);
+        ending.crosses_back(world, &ending.answer(flags::ACK), Verdict::Transmit);
+        ending.enters(world, flags::FIN | flags::ACK, false);
+        ending.answers(world, flags::FIN | flags::ACK);
+        let client = outsider(world.family, KEPT + 1);
+        let next = Crossing { flow: Flow { client, ..ending.flow }, ..ending };
+        let inside = next.request(flags::SYN).to(next.backend);
+        let entered = Expected::Opened(next.flow.service, inside.clone());
+        world.send("the next opens", Hook::NodeIngress, &next.request(flags::SYN), &entered);
+        let none = Expected::Dropped(Reason::SnatExhausted);
+        world.send("no port is free", Hook::NodeEgress, &inside.turned_round(), &none);
+        let second = world.datapath.maps().settings().expect("settings").jiffies_per_second;
+        world.datapath.connections().grow_older(second).expect("tables");
+        next.enters(world, flags::SYN, false);
+        next.answers(world, flags::SYN | flags::ACK);
+    });
+}
+
 #[test]
 fn a_flow_that_is_not_remembered_is_looked_up_in_the_state_it_is_in() {
     on_ethernet(|world| {

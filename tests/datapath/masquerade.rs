@@ -181,6 +181,8 @@ fn other_ports_become_one_of_the_range_and_clients_with_one_port_get_two() {
 fn a_range_that_is_used_up_drops_and_counts_and_a_closed_connection_gives_its_port_back() {
     everywhere(|world| {
         world.configure(|settings| settings.snat_ports = [KEPT, KEPT]);
+        // Without XDP, which would remember it for a second.
+        world.configure(|settings| *settings = settings.with_port_waits(false));
         let served = node_port(Protocol::Tcp).active([1]);
         let backend = world.endpoint(1);
         let first = from_outside(world, &served, 40_001);
@@ -194,6 +196,55 @@ fn a_range_that_is_used_up_drops_and_counts_and_a_closed_connection_gives_its_po
         answers(world, &first, flags::FIN | flags::ACK, backend, KEPT);
         let third = from_outside(world, &served, 40_003);
         assert_eq!(port_of(world, &third, backend), Some(KEPT), "{world}");
+    });
+}
+
+/// How long UDP keeps its port from others that find none, in seconds.
+const SILENT: u32 = 30;
+
+/// So many seconds pass in which nobody sends.
+fn let_pass(world: &mut World, seconds: u32) {
+    let settings = world.datapath.maps().settings().expect("settings");
+    world.datapath.connections().grow_older(seconds * settings.jiffies_per_second).expect("tables");
+}
+
+#[test]
+fn silent_datagrams_give_their_port_to_who_finds_none_and_go_on_with_another() {
+    everywhere(|world| {
+        world.configure(|settings| settings.snat_ports = [KEPT, KEPT]);
+        let served = node_port(Protocol::Udp).active([1]);
+        let backend = world.endpoint(1);
+        let first = from_outside(world, &served, 40_001);
+        sends(world, &first, 0, true, backend, KEPT);
+        answers(world, &first, 0, backend, KEPT);
+        let_pass(world, SILENT - 1);
+        let second = from_outside(world, &served, 40_002);
+        assert_eq!(port_of(world, &second, backend), None, "{world}");
+        let_pass(world, 1);
+        let third = from_outside(world, &served, 40_003);
+        assert_eq!(port_of(world, &third, backend), Some(KEPT), "{world}");
+        answers(world, &third, 0, backend, KEPT);
+
+        // There are others now: what the first sends is not to be answered to the third.
+        world.configure(|settings| settings.snat_ports = [KEPT + 1, KEPT + 1]);
+        sends(world, &first, 0, false, backend, KEPT + 1);
+        answers(world, &first, 0, backend, KEPT + 1);
+        world.configure(|settings| settings.snat_ports = [KEPT, KEPT]);
+        answers(world, &third, 0, backend, KEPT);
+    });
+}
+
+#[test]
+fn most_of_the_range_may_be_in_use() {
+    everywhere(|world| {
+        let ports = 64;
+        world.configure(|settings| settings.snat_ports = [KEPT, KEPT + ports - 1]);
+        let served = node_port(Protocol::Udp).active([1]);
+        let backend = world.endpoint(1);
+        for client in 0..ports * 3 / 4 {
+            let flow = from_outside(world, &served, 40_000 + client);
+            assert!(port_of(world, &flow, backend).is_some(), "{world}: after {client}");
+        }
     });
 }
 

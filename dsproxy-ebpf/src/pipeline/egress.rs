@@ -72,9 +72,12 @@ fn translate<F: Family, C: BufferContext>(
                     return to_vip::<F, C>(context, packet, (found, &held), age, now);
                 }
                 EgressKind::Masquerade => {
-                    masquerade::seen_forward::<F>(packet.key, (found, &held), age, packet.segment, now);
-                    rewrite::<F, C>(context, packet, End::Source, held.address, held.port)?;
-                    return Ok(Reason::Masqueraded);
+                    if masquerade::seen_forward::<F>(packet.key, (found, &held), age, packet.segment, now) {
+                        rewrite::<F, C>(context, packet, End::Source, held.address, held.port)?;
+                        return Ok(Reason::Masqueraded);
+                    }
+                    cold_path();
+                    unsettled = Some((found, held.service));
                 }
                 EgressKind::Direct if side == Side::Node => {
                     cold_path();
@@ -82,17 +85,20 @@ fn translate<F: Family, C: BufferContext>(
                     return direct::send::<F, C>(context, packet, held.address, held.port);
                 }
                 EgressKind::Direct => return Err(Reason::NotReply),
-                EgressKind::Unsettled => unsettled = Some(held.service),
+                EgressKind::Unsettled => unsettled = Some((found, held.service)),
             }
         }
     }
     let service = match unsettled {
-        Some(service) => service,
+        Some((_, service)) => service,
         None if masquerades && leaves_cluster::<F>(packet) => NO_SERVICE,
         None => return Err(Reason::NotReply),
     };
     let (address, port) =
         masquerade::settle::<F>(packet.key, service, context.device(), packet.segment, now, settings)?;
+    if let Some((found, _)) = unsettled {
+        track::give_way_egress::<F>(packet.key, found);
+    }
     rewrite::<F, C>(context, packet, End::Source, address, port)?;
     Ok(Reason::Masqueraded)
 }

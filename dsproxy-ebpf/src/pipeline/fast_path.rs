@@ -232,14 +232,6 @@ impl<E: Entry> Seen<E> {
         let remembered = cached_flow::lifetime(self.held.state(), settings)?;
         (!self.age.is_expired()).then_some(remembered)
     }
-
-    /// Records that the connection is alive, and no more: another CPU may just have seen it end.
-    #[inline(always)]
-    fn refresh(&self, now: u32) {
-        if !self.age.is_fresh() {
-            self.found.touch(now);
-        }
-    }
 }
 
 /// The entry for packets of `key` that leave.
@@ -249,7 +241,8 @@ fn exit<F: Family>(key: &FlowKey<F::Address>, search: &Search<'_, F>) -> Option<
 }
 
 /// Where a packet goes next by its entries, the one that it came by and the one that it leaves by, and for how long that may be
-/// remembered; both are then kept alive. Nothing may be remembered of a packet before this has said so: what is remembered there
+/// remembered. The entries are not touched: the stack's turn keeps them alive, and with each that of the other direction, which it
+/// would leave alone if this one seemed fresh. Nothing may be remembered of a packet before this has said so: what is remembered there
 /// is another's.
 #[inline(always)]
 fn go_on<F: Family, C: FrameContext, E: Entry>(
@@ -261,7 +254,5 @@ fn go_on<F: Family, C: FrameContext, E: Entry>(
     let next_hop = forward::next_hop(context, exit.found, search.arrival, search.epoch)?;
     let lifetime = entry.settled(search.settings)?;
     exit.settled(search.settings)?;
-    entry.refresh(search.now);
-    exit.refresh(search.now);
     Some((next_hop, lifetime))
 }

@@ -15,21 +15,21 @@ use aya_ebpf::{
     helpers::bpf_get_prandom_u32,
 };
 use dsproxy_common::{
-    Port, Protocol,
+    Address as _, Port, Protocol,
     count::Reason,
-    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, Segment, SnatEntry, jiffies_since},
+    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, Segment, SnatEntry},
     settings::Settings,
 };
 
 use super::{Entry as _, Found, NewEntry, egress, enter_egress, give_way_egress, snat, to_write, write_egress};
 use crate::family::Family;
 
-/// How many ports are tried. With half of the range in use by connections to one backend, all of them are taken one time in
-/// 256.
-const TRIES: u32 = 8;
+/// How many ports are tried. With three quarters of the range in use by connections to one backend, all of them are taken one
+/// time in ten thousand.
+const TRIES: u32 = 32;
 
-/// How long an opening that nobody answered keeps its port from others, in seconds: until its SYN is sent again, and some.
-const UNANSWERED: u32 = 3;
+/// The first of them that is taken from a connection that may be going on, if it has been silent for long enough.
+const IN_NEED: u32 = TRIES / 2;
 
 /// False when a packet of `key` is certainly no answer to a masqueraded one.
 #[inline(always)]
@@ -117,7 +117,7 @@ pub(crate) fn settle<F: Family>(
             random_port(settings)
         };
         answer.destination_port = port;
-        if take::<F>(&answer, &entry, now, settings) {
+        if take::<F>(&answer, &entry, tried >= IN_NEED, now, settings) {
             break port;
         }
         tried += 1;
@@ -129,19 +129,25 @@ pub(crate) fn settle<F: Family>(
     Ok((address, port))
 }
 
-/// Enters `entry` for answers of `key`, unless they are another living connection's.
+/// Enters `entry` for answers of `key`, unless they are another living connection's; `in_need` also if that is silent.
 #[inline(always)]
-fn take<F: Family>(key: &FlowKey<F::Address>, entry: &SnatEntry<F::Address>, now: u32, settings: &Settings) -> bool {
+fn take<F: Family>(
+    key: &FlowKey<F::Address>,
+    entry: &SnatEntry<F::Address>,
+    in_need: bool,
+    now: u32,
+    settings: &Settings,
+) -> bool {
     let maps = F::maps();
     if maps.snat.insert(key, entry, BPF_NOEXIST.into()).is_ok() {
         return true;
     }
     let Some(found) = snat::<F>(key) else { return false };
     let held = found.read();
-    let is_own = held.client == entry.client && held.port == entry.port;
-    let is_unanswered = matches!(held.state(), FlowState::Opening)
-        && jiffies_since(held.last_seen, now) >= UNANSWERED * settings.jiffies_per_second;
-    let may_be_taken = is_own || is_unanswered || held.state().is_over() || held.age(now, settings).is_expired();
+    // Without a branch for each word: it stands in a loop, which the verifier follows every way through.
+    let words = held.client.words().iter().zip(entry.client.words());
+    let difference = words.fold(u32::from(held.port != entry.port), |all, (one, other)| all | (one ^ other));
+    let may_be_taken = difference == 0 || settings.gives_port_away(held.state, held.last_seen, in_need, now);
     may_be_taken && maps.snat.insert(key, entry, BPF_ANY.into()).is_ok()
 }
 
@@ -153,24 +159,26 @@ pub(crate) fn node_address<F: Family>(device: u32) -> Option<F::Address> {
     unsafe { addresses.get(&device).or_else(|| addresses.get(&0)) }.copied()
 }
 
-/// Records that the connection of a packet of `key` that leaves is alive, as `connection::seen_forward` does.
+/// Records that the connection of a packet of `key` that leaves is alive, as `connection::seen_forward` does. False when its port
+/// has meanwhile been taken from it: no answer to what leaves with that would be its own.
 #[inline(always)]
+#[must_use]
 pub(crate) fn seen_forward<F: Family>(
     key: &FlowKey<F::Address>,
     (found, held): (Found<EgressEntry<F::Address>>, &EgressEntry<F::Address>),
     age: Age,
     segment: Segment,
     now: u32,
-) {
-    let Some(next) = to_write(held, held.state().after_forward(segment), age) else { return };
-    write_egress::<F>(key, found, next, now);
+) -> bool {
+    let Some(next) = to_write(held, held.state().after_forward(segment), age) else { return true };
     let answer = answer_to(key, held.address, held.port);
     match snat::<F>(&answer) {
         Some(found) => {
             let held = found.read();
-            if held.client == key.source && held.port == key.source_port {
-                found.write(next, now);
+            if held.client != key.source || held.port != key.source_port {
+                return false;
             }
+            found.write(next, now);
         }
         // Evicted: without it the next answer would be taken for the host's own.
         None => {
@@ -178,6 +186,8 @@ pub(crate) fn seen_forward<F: Family>(
             let _ = F::maps().snat.insert(&answer, &entry, BPF_NOEXIST.into());
         }
     }
+    write_egress::<F>(key, found, next, now);
+    true
 }
 
 /// As `seen_forward`, for a packet of `key` that enters in answer.

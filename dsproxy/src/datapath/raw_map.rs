@@ -145,7 +145,8 @@ impl RawMap {
 
     /// Takes away what is under `key`, if anything is.
     pub(super) fn remove(&self, key: &[u8]) -> io::Result<()> {
-        match run(command::MAP_DELETE_ELEM, &mut self.element(key, &mut [], 0)) {
+        // The kernel minds what is set beyond the key.
+        match run(command::MAP_DELETE_ELEM, &mut Element { value: 0, ..self.element(key, &mut [], 0) }) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),

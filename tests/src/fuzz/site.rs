@@ -194,7 +194,8 @@ impl Site {
             snat_ports: [*rules.snat_ports.start(), *rules.snat_ports.end()],
             refusals_per_second: if rules.answers { u32::MAX } else { 0 },
             ..self.told
-        };
+        }
+        .with_port_waits(true);
         if wanted != self.told {
             self.datapath.set_settings(&wanted)?;
             self.told = wanted;

@@ -76,8 +76,13 @@ impl LoadReport {
 }
 
 impl Load {
-    /// Starts one client in `namespace` for each of `targets`.
+    /// Starts one client in `namespace` for each of `targets`, as fast as it can.
     pub fn start(namespace: &Namespace, targets: &[(Protocol, SocketAddr)]) -> Self {
+        Self::paced(namespace, targets, Duration::ZERO)
+    }
+
+    /// As `start`, with `pause` after each exchange.
+    pub fn paced(namespace: &Namespace, targets: &[(Protocol, SocketAddr)], pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let done = Arc::new(AtomicU64::new(0));
         let workers = targets
@@ -90,6 +95,7 @@ impl Load {
                     while !stop.load(Ordering::Relaxed) {
                         report.add(exchange_once(protocol, target), started);
                         done.fetch_add(1, Ordering::Relaxed);
+                        thread::sleep(pause);
                     }
                     report
                 })

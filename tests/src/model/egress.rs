@@ -23,6 +23,9 @@ use crate::{
 /// For how many seconds an opening that nobody answers keeps its port.
 const UNANSWERED: u64 = 3;
 
+/// For how many seconds what is not TCP keeps it from those that find no other.
+const SILENT: u64 = 30;
+
 impl Model {
     /// What has to become of a packet behind the stack.
     ///
@@ -70,8 +73,7 @@ impl Model {
         let held = self.note_next_hop(at, parsed, held);
         match (held.kind, held.end) {
             (Kind::Reply, Some(vip)) => Ok(self.named_vip(at, parsed, held, vip)),
-            (Kind::Masquerade, Some(node)) => {
-                self.masqueraded_was_seen(parsed, held, node);
+            (Kind::Masquerade, Some(node)) if self.masqueraded_was_seen(parsed, held, node) => {
                 Ok(masqueraded(at, parsed, node))
             }
             (_, _) => self.settle(at, parsed, held.service, seen),
@@ -119,20 +121,23 @@ impl Model {
         Ruling::Rewritten(Reason::Replied, draft, held.service.map(|service| (service, counters)))
     }
 
-    fn masqueraded_was_seen(&mut self, parsed: &Parsed, held: Egress, node: SocketAddr) {
+    /// False when another connection has its port by now.
+    fn masqueraded_was_seen(&mut self, parsed: &Parsed, held: Egress, node: SocketAddr) -> bool {
         let flow = parsed.flow();
         let next = held.state.client_sends(parsed.flags());
         if next == held.state && !self.is_stale(held.seen) {
-            return;
+            return true;
         }
         let seen = self.now;
-        let is_confirmed = held.is_confirmed || next == State::Established;
-        self.tables.egress.insert(flow, Egress { state: next, is_confirmed, seen, ..held });
         let answer = Flow { source: flow.destination, destination: node, protocol: flow.protocol };
         let entry = self.tables.snat.entry(answer).or_insert(Snat { client: flow.source, state: next, seen });
-        if entry.client == flow.source {
-            (entry.state, entry.seen) = (next, seen);
+        if entry.client != flow.source {
+            return false;
         }
+        (entry.state, entry.seen) = (next, seen);
+        let is_confirmed = held.is_confirmed || next == State::Established;
+        self.tables.egress.insert(flow, Egress { state: next, is_confirmed, seen, ..held });
+        true
     }
 
     /// Finds an address and port of the node for a packet that is the first to leave.
@@ -146,22 +151,26 @@ impl Model {
             destination: SocketAddr::new(address, port),
             protocol: flow.protocol,
         };
-        let is_free = |port| {
+        let is_free = |port, in_need| {
             self.tables.snat.get(&answer_at(port)).is_none_or(|held| {
-                let is_unanswered = held.state == State::Opening && self.seconds_since(held.seen) >= UNANSWERED;
-                held.client == flow.source
-                    || is_unanswered
-                    || held.state.is_over()
-                    || self.is_over(held.state, held.seen)
+                let silent = self.seconds_since(held.seen);
+                // XDP may remember where the answers of what has just ended went.
+                match held.state {
+                    _ if held.client == flow.source => true,
+                    state if state.is_over() => self.is_stale(held.seen),
+                    State::Opening if silent >= UNANSWERED => true,
+                    State::Stateless if in_need && silent >= SILENT => true,
+                    state => self.is_over(state, held.seen),
+                }
             })
         };
         let (own, ports) = (flow.source.port(), &self.node.rules.snat_ports);
         // SCTP has no other.
         let keeps_port = flow.protocol == number::SCTP;
-        let port = if (keeps_port || ports.contains(&own)) && is_free(own) {
+        let port = if (keeps_port || ports.contains(&own)) && is_free(own, false) {
             own
         } else if seen.verdict == Verdict::Drop {
-            let may_find_none = keeps_port || ports.clone().any(|port| !is_free(port));
+            let may_find_none = keeps_port || ports.clone().any(|port| !is_free(port, false));
             return if may_find_none {
                 Ok(Ruling::Left(Reason::SnatExhausted))
             } else {
@@ -171,8 +180,9 @@ impl Model {
             // A later fragment does not show it.
             parsed.end_of(seen.packet, End::Source).ok_or(Objection::Unknowable)?.port()
         };
-        if !is_free(port) || !(keeps_port || ports.contains(&port)) {
-            return Err(wrong(format!("masqueraded with port {port}, of {ports:?}, free: {}", is_free(port))));
+        // It takes what is silent if it finds no other.
+        if !is_free(port, true) || !(keeps_port || ports.contains(&port)) {
+            return Err(wrong(format!("masqueraded with port {port}, of {ports:?}, free: {}", is_free(port, true))));
         }
         let state = State::first(parsed.flags());
         self.tables.snat.insert(answer_at(port), Snat { client: flow.source, state, seen: self.now });

@@ -11,7 +11,7 @@ use dsproxy_common::{
 };
 
 use super::{
-    Arrival, Fate, Model, Objection, SIXTEENTHS, Seen,
+    Arrival, Fate, Model, Objection, Seen,
     edit::{Draft, End},
     ingress::wrong,
     node::Standing,
@@ -86,7 +86,6 @@ impl Model {
             may.iter().filter_map(|flow| Some((*flow, self.sent(at, &parsed, flow)?))).collect();
         match found {
             Some(found) if remembered.is_none() => {
-                self.touch(&parsed, &found);
                 self.tables.remembered.insert(flow, found);
             }
             None if remembered.is_none() => {
@@ -164,31 +163,6 @@ impl Model {
     fn settled(&self, state: State, seen: Instant) -> Option<()> {
         let is_settled = matches!(state, State::Established | State::Stateless);
         (is_settled && !self.is_over(state, seen)).then_some(())
-    }
-
-    /// Both entries that have led a frame on are alive.
-    fn touch(&mut self, parsed: &Parsed, found: &Remembered) {
-        let (flow, now) = (parsed.flow(), self.now);
-        let is_stale = |seen| now - seen >= SIXTEENTHS;
-        let (entry, inner) = match found.backend {
-            Some(backend) => {
-                let Some(forward) = self.tables.forward.get_mut(&flow) else { return };
-                let port = forward.other_port.unwrap_or(flow.source.port());
-                let source = SocketAddr::new(flow.source.ip(), port);
-                (&mut forward.seen, Flow { source, destination: backend.address, ..flow })
-            }
-            None => {
-                let Some(snat) = self.tables.snat.get_mut(&flow) else { return };
-                let destination = snat.client;
-                (&mut snat.seen, Flow { destination, ..flow })
-            }
-        };
-        let exit = self.tables.egress.get_mut(&inner).map(|exit| &mut exit.seen);
-        for seen in [Some(entry), exit].into_iter().flatten() {
-            if is_stale(*seen) {
-                *seen = now;
-            }
-        }
     }
 
     /// The frame as it is sent on; none if it is at its last hop, or too long.

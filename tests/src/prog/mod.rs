@@ -210,7 +210,7 @@ impl Datapath {
     ///
     /// When the settings cannot be read or written.
     pub fn set_lifetimes(&mut self, lifetimes: [u32; FlowState::COUNT]) -> Result<(), ProgError> {
-        let settings = Settings { lifetimes, ..self.maps.settings()? };
+        let settings = Settings { lifetimes, ..self.maps.settings()? }.with_port_waits(true);
         Ok(self.maps.set_settings(&settings)?)
     }
 
@@ -221,7 +221,7 @@ impl Datapath {
     ///
     /// When the settings cannot be read or written.
     pub fn shorten_lifetimes(&mut self, lifetimes: [u32; FlowState::COUNT]) -> Result<(), ProgError> {
-        let settings = Settings { lifetimes, jiffies_per_second: 1, ..self.maps.settings()? };
+        let settings = Settings { lifetimes, jiffies_per_second: 1, ..self.maps.settings()? }.with_port_waits(true);
         Ok(self.maps.set_settings(&settings)?)
     }
 

@@ -54,7 +54,7 @@ pub struct DatapathSettings {
     pub snat_ports: [u16; 2],
     /// How many refusals a CPU sends in a second.
     pub refusals_per_second: u32,
-    /// How many flows each CPU remembers for XDP: a power of two.
+    /// How many flows each CPU remembers for XDP: a power of two; one where XDP is not used.
     pub cached_flows: u32,
 }
 
@@ -79,7 +79,7 @@ pub(super) fn settings(
     host_namespace: u64,
     before: Option<&Settings>,
 ) -> Settings {
-    let DatapathSettings { lifetimes, flags, snat_ports, refusals_per_second, cached_flows: _ } = *wanted;
+    let DatapathSettings { lifetimes, flags, snat_ports, refusals_per_second, cached_flows } = *wanted;
     let jiffies = |time: Duration| {
         let jiffies = time.as_secs().saturating_mul(jiffies_per_second.into());
         // Half the range of the clock: beyond that an age could not be told from a younger one. And a second at least (`Age`).
@@ -89,6 +89,7 @@ pub(super) fn settings(
     let mut settings = Settings {
         jiffies_per_second,
         lifetimes: [0; FlowState::COUNT],
+        port_waits: [[0; FlowState::COUNT]; 2],
         flags,
         snat_ports,
         refusals_per_second,
@@ -108,7 +109,7 @@ pub(super) fn settings(
     ] {
         settings.lifetimes[usize::from(state.number())] = jiffies(time);
     }
-    settings
+    settings.with_port_waits(cached_flows > 1)
 }
 
 /// The settings that a map of this layout holds as these bytes.

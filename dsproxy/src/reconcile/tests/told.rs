@@ -1,5 +1,10 @@
 //! What the task tells others: load balancers, the metrics, and whoever asks whether it has begun.
 
+use std::{
+    future::{Future as _, poll_fn},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
 use crate::model::{Node, TrafficPolicy};
 
 use super::*;
@@ -125,4 +130,25 @@ async fn the_node_object_is_waited_for_as_long_as_kube_proxy_waits() {
     }
     let waited = started.elapsed();
     assert!(waited >= NODE && waited < NODE + Duration::from_secs(1), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_nothing_is_listed_nobody_is_kept_busy() {
+    let (store, progress) = (MemoryMaps::new(ROOM), Arc::new(Progress::default()));
+    let reconciler = Reconciler::new(store, &Contents::default(), LocalNode::default(), progress, Instant::now());
+    let (_events, receiver) = mpsc::channel(4);
+    let (_addresses, addresses) = watch::channel(NodeAddresses::default());
+    let polls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&polls);
+    let mut run = Box::pin(reconciler.run(receiver, addresses));
+    let _task = tokio::spawn(poll_fn(move |context| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        run.as_mut().poll(context)
+    }));
+    time::advance(NODE + Duration::from_secs(1)).await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    let polls = polls.load(Ordering::Relaxed);
+    assert!((2..20).contains(&polls), "{polls}");
 }
