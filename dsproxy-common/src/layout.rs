@@ -4,7 +4,7 @@ use crate::IpFamily;
 
 /// The version of the map layout; it is part of the pin path. A change to a key, a value or the meaning of a map
 /// takes a new number.
-pub const LAYOUT_VERSION: u32 = 5 + cfg!(feature = "next-layout") as u32;
+pub const LAYOUT_VERSION: u32 = 6 + cfg!(feature = "next-layout") as u32;
 
 /// The name of the map of settings.
 pub const SETTINGS: &str = "SETTINGS";
@@ -21,6 +21,8 @@ pub const REFUSALS: &str = "REFUSALS";
 pub const ROUTING: &str = "ROUTING";
 /// The name of the map from a device's index to its `XdpDevice`.
 pub const XDP_DEVICES: &str = "XDP_DEVICES";
+/// The name of the map that holds `DaemonRecord`.
+pub const DAEMON: &str = "DAEMON";
 
 /// The names of the maps that exist once for each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use crate::{
     config::{
         self, Assembled, Config, LogConfig, LogFormat, RunFlags, SocketLb, SourceConfig, Xdp, file::File, follow,
     },
+    daemon_word,
     datapath::{
         attach::{
             self, Attacher, Programs,
@@ -195,6 +196,14 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
         }
         tokio::spawn(http::serve(what, address, listener, routes));
     }
+
+    let speaker = daemon_word::Speaker {
+        progress: Arc::clone(&progress),
+        source: Arc::clone(&status),
+        attached: attachments.report(),
+        metrics: config.metrics_bind_address,
+    };
+    tokio::spawn(daemon_word::speak(load::open_pinned_daemon(&bpffs)?, speaker));
 
     let (sender, events) = mpsc::channel(EVENT_BACKLOG);
     let local_node =

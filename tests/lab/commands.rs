@@ -1,7 +1,7 @@
 //! `status`, `services`, `backends` and `connections` tell what is so, and so do the HTTP servers.
 
 use dsproxy_common::{IpFamily, Protocol};
-use dsproxy_tests::lab::{DualStack, TcpSession, eventually};
+use dsproxy_tests::lab::{Daemon, DualStack, TcpSession, eventually};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, PORT, SOON, TARGET, service, wait_until_answers};
@@ -62,6 +62,52 @@ fn the_commands_show_what_is_so() {
             assert_eq!(row["endpoints"], serde_json::json!([endpoint]), "{services}");
         }
     }
+}
+
+#[test]
+fn status_tells_whether_a_daemon_keeps_the_maps_up_to_date() {
+    let cluster = Cluster::build();
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
+    let mut daemon = cluster.start_daemon();
+    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let in_charge = |daemon: &Daemon<'_>| {
+        eventually("the daemon's word", SOON, || {
+            let status = daemon.json(&["status"]).expect("JSON");
+            let word = &status["daemon"]["word"];
+            let is_so = status["daemon"]["standing"] == "inCharge"
+                && status["daemon"]["process"] == daemon.id().expect("it runs")
+                && word["synced"] == true
+                && word["sourceAnswers"] == true
+                && word["servicePorts"] == 2
+                && word["oldestChangeWaitsSeconds"].is_null()
+                && word["lastSyncTookSeconds"].as_f64().is_some_and(|seconds| seconds > 0.0);
+            if is_so { Ok(status) } else { Err(status["daemon"].to_string()) }
+        })
+        .expect("it is in charge")
+    };
+    let status = in_charge(&daemon);
+    assert_eq!(status["daemon"]["word"]["servicesFailed"], 0);
+    assert_eq!(status["daemon"]["word"]["metrics"], "127.0.0.1:10249");
+    assert!(rows_with(&status["features"], &[("name", "tc programs")])[0]["found"] == true, "{status}");
+    for family in IpFamily::ALL {
+        for map in ["frontends", "backends", "connections", "brief connections", "networks", "filter"] {
+            let rows = rows_with(&status["maps"], &[("map", map), ("family", &family.to_string())]);
+            assert_eq!(rows.len(), 1, "{map} {family}: {status}");
+            assert!(rows[0]["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{}", rows[0]);
+        }
+        let frontends = rows_with(&status["maps"], &[("map", "frontends"), ("family", &family.to_string())]);
+        assert_eq!(frontends[0]["entries"], 2, "TCP and UDP");
+    }
+
+    daemon.kill().expect("it runs");
+    let status = daemon.json(&["status"]).expect("JSON");
+    assert_eq!(status["daemon"]["standing"], "notRunning", "{status}");
+    assert_eq!(status["daemon"]["word"]["servicePorts"], 2, "what it said last stays: {status}");
+    let table = daemon.command(&["status"]).expect("the command runs");
+    assert!(String::from_utf8_lossy(&table.stdout).contains("no daemon is running"), "{table:?}");
+    daemon.start_again().expect("it starts");
+    in_charge(&daemon);
 }
 
 #[test]

@@ -5,4 +5,6 @@ pub mod bpffs;
 pub mod carry;
 pub mod charge;
 pub mod load;
+pub mod map_memory;
+pub mod probe;
 mod raw_map;

@@ -1,7 +1,9 @@
 //! `dsproxy status`, `services`, `backends`, `connections` and `trace`: read from the live maps, whether a daemon runs or not.
 
 mod columns;
+mod fill;
 pub mod filter;
+mod human;
 pub mod trace;
 mod views;
 
