@@ -39,6 +39,8 @@ enum Command {
     Backends(RowArguments),
     /// The connections in the maps
     Connections(FlowArguments),
+    /// What passes by the Services just now, and what is dropped
+    Top(inspect::top::TopArguments),
     /// What would become of a packet that enters, and why
     Trace(TraceArguments),
     /// Remove programs, maps and pins, so that connections through Services end; or what kube-proxy has left
@@ -68,7 +70,7 @@ pub struct InspectArguments {
     pub watch: Option<Duration>,
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     let interval = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
     if interval.is_zero() { Err("must be more than none".to_owned()) } else { Ok(interval) }
@@ -174,6 +176,7 @@ impl Arguments {
             Command::Connections(FlowArguments { filter, inspect }) => {
                 inspect::print(&inspect, |live| inspect::connections(live, &filter))
             }
+            Command::Top(arguments) => inspect::top::top(&arguments),
             Command::Trace(arguments) => {
                 inspect::print(&arguments.inspect, |live| inspect::trace::trace(live, &arguments))
             }

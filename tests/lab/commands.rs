@@ -1,5 +1,7 @@
 //! `status`, `services`, `backends` and `connections` tell what is so, and so do the HTTP servers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::lab::{Daemon, DualStack, TcpSession, eventually};
 use serde_json::Value;
@@ -108,6 +110,56 @@ fn status_tells_whether_a_daemon_keeps_the_maps_up_to_date() {
     assert!(String::from_utf8_lossy(&table.stdout).contains("no daemon is running"), "{table:?}");
     daemon.start_again().expect("it starts");
     in_charge(&daemon);
+}
+
+#[test]
+fn top_shows_what_passes_and_what_is_dropped() {
+    let cluster = Cluster::build();
+    let client = cluster.client.namespace();
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
+    let daemon = cluster.start_daemon();
+    wait_until_answers(client, vip, "local");
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for family in IpFamily::ALL {
+            let mut session = TcpSession::open(client, vip.socket(family, PORT)).expect("the VIP answers");
+            let is_over = &is_over;
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    session.exchange(b"something").expect("the connection stays");
+                    // No such port: refused, and counted.
+                    TcpSession::open(client, vip.socket(family, PORT + 1)).expect_err("no such port");
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+            });
+        }
+        let top = daemon.json(&["top", "--once", "--interval", "1"]).expect("JSON");
+        let only_udp = daemon.json(&["top", "--once", "--interval", "0.2", "--protocol", "udp"]).expect("JSON");
+        let text = daemon.command(&["top", "--interval", "0.2", "--sort", "packets", "--limit", "1"]);
+        is_over.store(true, Ordering::Relaxed);
+
+        let services = top["services"].as_array().expect("service ports");
+        let row = services.iter().find(|row| row["name"].as_str().is_some_and(|text| text.ends_with("/TCP")));
+        let row = row.unwrap_or_else(|| panic!("{top}"));
+        for rate in ["packets", "bytes", "replyPackets", "replyBytes"] {
+            assert!(row[rate].as_f64().is_some_and(|rate| rate > 1.0), "{rate}: {top}");
+        }
+        assert!(row["openConnections"].as_u64().is_some_and(|open| open >= 2), "one of each family: {top}");
+        for family in IpFamily::ALL {
+            let drops = rows_with(&top["drops"], &[("reason", "no-port"), ("family", &family.to_string())]);
+            assert!(drops[0]["packets"].as_f64().is_some_and(|rate| rate > 0.0), "{family}: {top}");
+            let rows = rows_with(&top["maps"], &[("map", "connections"), ("family", &family.to_string())]);
+            assert!(rows[0]["entries"].as_u64().is_some_and(|entries| entries > 0), "{family}: {top}");
+        }
+        let names: Vec<_> =
+            only_udp["services"].as_array().expect("service ports").iter().map(|row| &row["name"]).collect();
+        assert!(names.len() == 1 && names[0].as_str().is_some_and(|name| name.ends_with("/UDP")), "{only_udp}");
+        // Standard output is no terminal, so it ends by itself.
+        let text = text.expect("the command runs");
+        let printed = String::from_utf8_lossy(&text.stdout);
+        assert!(text.status.success() && printed.starts_with("1 of 2 service ports, over "), "{text:?}");
+    });
 }
 
 #[test]

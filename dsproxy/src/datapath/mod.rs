@@ -6,5 +6,6 @@ pub mod carry;
 pub mod charge;
 pub mod load;
 pub mod map_memory;
+pub mod open_connections;
 pub mod probe;
 mod raw_map;
