@@ -186,7 +186,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     let health = Health::new(Arc::clone(&progress), Arc::clone(&status));
     let servers = [
         ("health", config.healthz_bind_address, health::routes(health.clone())),
-        ("metrics", config.metrics_bind_address, http::metrics_routes(metrics, &kube_proxy)),
+        ("metrics", config.metrics_bind_address, http::metrics_routes(metrics, &kube_proxy, config.lines())),
     ];
     for (what, address, routes) in servers {
         let Some(address) = address else { continue };

@@ -43,6 +43,8 @@ enum Command {
     Top(inspect::top::TopArguments),
     /// What would become of a packet that enters, and why
     Trace(TraceArguments),
+    /// Write one archive with all that a report of a fault needs
+    Dump(inspect::dump::DumpArguments),
     /// Remove programs, maps and pins, so that connections through Services end; or what kube-proxy has left
     Cleanup(CleanupArguments),
     /// Print the script by which a shell completes commands and flags
@@ -180,6 +182,7 @@ impl Arguments {
             Command::Trace(arguments) => {
                 inspect::print(&arguments.inspect, |live| inspect::trace::trace(live, &arguments))
             }
+            Command::Dump(arguments) => inspect::dump::dump(&arguments),
             Command::Cleanup(CleanupArguments { bpffs: _, kube_proxy: true }) => app::cleanup_kube_proxy(),
             Command::Cleanup(CleanupArguments { bpffs, kube_proxy: false }) => app::cleanup(&bpffs.directory),
             Command::Completions(arguments) => {

@@ -1,6 +1,10 @@
 //! `status`, `services`, `backends` and `connections` tell what is so, and so do the HTTP servers.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::lab::{Daemon, DualStack, TcpSession, eventually};
@@ -160,6 +164,82 @@ fn top_shows_what_passes_and_what_is_dropped() {
         let printed = String::from_utf8_lossy(&text.stdout);
         assert!(text.status.success() && printed.starts_with("1 of 2 service ports, over "), "{text:?}");
     });
+}
+
+#[test]
+fn a_dump_has_everything_and_says_what_it_could_not_have() {
+    let cluster = Cluster::build();
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
+    let mut daemon = cluster.start_daemon();
+    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let dump = |daemon: &Daemon<'_>, name: &str| {
+        let path = cluster.lab.directory().join(name);
+        let output = daemon.command(&["dump", &path.display().to_string()]).expect("the command runs");
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), path.display().to_string(), "where it is");
+        let again = daemon.command(&["dump", &path.display().to_string()]).expect("the command runs");
+        assert!(!again.status.success(), "what is there is not written over: {again:?}");
+        files(&std::fs::read(&path).expect("the archive"))
+    };
+    eventually("metrics of a daemon that has spoken", SOON, || {
+        let status = daemon.json(&["status"]).expect("JSON");
+        if status["daemon"]["standing"] == "inCharge" { Ok(()) } else { Err(status["daemon"].to_string()) }
+    })
+    .expect("it is in charge");
+    let found = dump(&daemon, "alive.tar.gz");
+    let failed: Vec<_> = found.keys().filter(|name| name.ends_with(".failed")).collect();
+    // Where tests run the kernel need not have said how it was built.
+    assert!(failed.iter().all(|name| *name == "kernel/configuration.txt.failed"), "{failed:?}");
+    let has = |name: &str, part: &str| {
+        let text = found.get(name).unwrap_or_else(|| panic!("{name}: {:?}", found.keys()));
+        assert!(text.contains(part), "{name} is to have {part}: {text}");
+    };
+    for (name, part) in [
+        ("README.txt", "connections.json"),
+        ("status.txt", "is in charge"),
+        ("status.json", "\"inCharge\""),
+        ("top.txt", "service ports, over"),
+        ("settings.txt", "jiffies_per_second"),
+        ("daemon/metrics.txt", "dsproxy_service_packets_total"),
+        ("daemon/configz.json", "kubeproxy.config.k8s.io"),
+        ("daemon/flagz.txt", "--max-services=65536"),
+        ("kernel/about.txt", "net.ipv4.ip_forward = "),
+        ("network/interfaces.txt", cluster.client.host_interface()),
+        ("network/addresses.txt", "127.0.0.1"),
+        ("network/rules.txt", "RuleMessage"),
+        ("network/neighbours.txt", ""),
+    ] {
+        has(name, part);
+    }
+    for family in IpFamily::ALL {
+        let endpoint = cluster.backend("local").socket(family, TARGET).to_string();
+        has("services.json", &vip.socket(family, PORT).to_string());
+        has("backends.json", &endpoint);
+        has("connections.json", &endpoint);
+    }
+
+    daemon.kill().expect("it runs");
+    let found = dump(&daemon, "dead.tar.gz");
+    assert!(found["status.txt"].contains("no daemon is running"), "{}", found["status.txt"]);
+    assert!(found["daemon/metrics.txt.failed"].contains("no daemon"), "{:?}", found.keys());
+    assert!(found.contains_key("services.json"), "the maps are there all the same");
+}
+
+/// The files of an archive, by their names within its directory.
+fn files(archive: &[u8]) -> BTreeMap<String, String> {
+    let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(archive));
+    let mut files = BTreeMap::new();
+    for entry in tar.entries().expect("an archive") {
+        let mut entry = entry.expect("an entry");
+        let path = entry.path().expect("a name").display().to_string();
+        let (_, name) = path.split_once('/').expect("a directory");
+        let name = name.to_owned();
+        let mut content = String::new();
+        entry.read_to_string(&mut content).expect("text");
+        files.insert(name, content);
+    }
+    files
 }
 
 #[test]

@@ -19,6 +19,11 @@ impl fmt::Display for Config {
 }
 
 impl Config {
+    /// The flags that make this configuration, one on a line.
+    pub fn lines(&self) -> String {
+        self.flags().into_iter().map(|(flag, value)| format!("{flag}={value}\n")).collect()
+    }
+
     /// The flags that make this configuration, without a file.
     fn flags(&self) -> Vec<(&'static str, String)> {
         let Self {

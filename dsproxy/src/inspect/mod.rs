@@ -1,6 +1,7 @@
-//! `dsproxy status`, `services`, `backends`, `connections`, `top` and `trace`: read from the live maps, whether a daemon runs or not.
+//! `dsproxy status`, `services`, `backends`, `connections`, `top`, `trace` and `dump`: read from the live maps, whether a daemon runs or not.
 
 mod columns;
+pub mod dump;
 mod fill;
 pub mod filter;
 mod human;
