@@ -34,7 +34,7 @@ use crate::{
     leftovers,
     local_node::LocalNode,
     maps::Contents,
-    metrics::Metrics,
+    metrics::{Metrics, Observed},
     progress::Progress,
     reconcile::Reconciler,
     routing, sockets,
@@ -175,14 +175,15 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     let progress = Arc::new(Progress::default());
     let status = SourceStatus::new();
     let health_check_ports = Arc::new(health::Report::default());
-    let metrics = Metrics::new(
-        load::open_pinned(&bpffs)?,
-        Arc::clone(&progress),
-        Arc::clone(&status),
-        attachments.report(),
-        Arc::clone(&health_check_ports),
-        node.clone(),
-    );
+    let observed = Observed {
+        maps: load::open_pinned(&bpffs)?,
+        bpffs: bpffs.clone(),
+        progress: Arc::clone(&progress),
+        source: Arc::clone(&status),
+        attached: attachments.report(),
+        health_check_ports: Arc::clone(&health_check_ports),
+    };
+    let metrics = Metrics::new(observed, node.clone(), config.metrics_services);
     let health = Health::new(Arc::clone(&progress), Arc::clone(&status));
     let servers = [
         ("health", config.healthz_bind_address, health::routes(health.clone())),
