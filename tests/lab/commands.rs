@@ -7,7 +7,7 @@ use std::{
 };
 
 use dsproxy_common::{IpFamily, Protocol};
-use dsproxy_tests::lab::{Daemon, DualStack, TcpSession, eventually};
+use dsproxy_tests::lab::{Daemon, DaemonOptions, DualStack, TcpSession, eventually};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, PORT, SOON, TARGET, service, wait_until_answers};
@@ -114,6 +114,40 @@ fn status_tells_whether_a_daemon_keeps_the_maps_up_to_date() {
     assert!(String::from_utf8_lossy(&table.stdout).contains("no daemon is running"), "{table:?}");
     daemon.start_again().expect("it starts");
     in_charge(&daemon);
+}
+
+#[test]
+fn what_waits_for_room_is_told_and_what_has_no_series_is_summed() {
+    let cluster = Cluster::build();
+    let arguments = ["--max-services=2", "--metrics-services=1"].map(str::to_owned).into();
+    let options = DaemonOptions { arguments, ..DaemonOptions::default() };
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("first", vip, &[cluster.backend("local")]));
+    let daemon = Daemon::start(&cluster.lab, &cluster.manifests, options).expect("it starts");
+    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let metric = |name: &str| {
+        let page = daemon.metrics().expect("the daemon answers").body;
+        let line = page.lines().find(|line| line.starts_with(name))?;
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    assert_eq!(metric("dsproxy_oldest_change_waiting_seconds "), Some(0.0));
+    let others = "dsproxy_service_connections_total{namespace=\"\",service=\"other\"";
+    assert!(metric(others).is_some(), "one service port of two has no series");
+    for family in IpFamily::ALL {
+        let bytes = metric(&format!("dsproxy_map_bytes{{map=\"connections\",ip_family=\"{family}\"}}"));
+        assert!(bytes.is_some_and(|bytes| bytes > 0.0), "{bytes:?}");
+        let entries = metric(&format!("dsproxy_lru_map_entries{{map=\"connections\",ip_family=\"{family}\"}}"));
+        assert!(entries.is_some_and(|entries| entries > 0.0), "{entries:?}");
+    }
+
+    cluster.write(&service("second", DualStack::cluster_ip(2), &[cluster.backend("local")]));
+    eventually("a change that waits", SOON, || {
+        let word = daemon.json(&["status"]).expect("JSON")["daemon"]["word"].clone();
+        let waits = word["oldestChangeWaitsSeconds"].as_f64().is_some_and(|seconds| seconds > 0.0);
+        if waits && word["servicesFailed"] == 1 { Ok(()) } else { Err(word.to_string()) }
+    })
+    .expect("there is no room for it");
+    assert!(metric("dsproxy_oldest_change_waiting_seconds ").is_some_and(|seconds| seconds > 0.0));
 }
 
 #[test]
