@@ -145,7 +145,10 @@ impl RawMap {
 
     /// Takes away what is under `key`, if anything is.
     pub(super) fn remove(&self, key: &[u8]) -> io::Result<()> {
-        match run(command::MAP_DELETE_ELEM, &mut self.element(key, &mut [], 0)) {
+        debug_assert_eq!(key.len(), self.key_size());
+        // The kernel takes no address of a value here, not even that of an empty one.
+        let mut attribute = Element { map: raw(&self.descriptor), key: key.as_ptr() as u64, ..Element::default() };
+        match run(command::MAP_DELETE_ELEM, &mut attribute) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
