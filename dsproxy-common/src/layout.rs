@@ -21,6 +21,8 @@ pub const REFUSALS: &str = "REFUSALS";
 pub const ROUTING: &str = "ROUTING";
 /// The name of the map from a device's index to its `XdpDevice`.
 pub const XDP_DEVICES: &str = "XDP_DEVICES";
+/// The name of the map that holds `DaemonRecord`.
+pub const DAEMON: &str = "DAEMON";
 
 /// The names of the maps that exist once for each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ mod address;
 pub mod cached_flow;
 pub mod checksum;
 pub mod count;
+pub mod daemon;
 pub mod filter;
 pub mod flow;
 pub mod fragment;

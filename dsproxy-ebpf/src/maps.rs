@@ -10,6 +10,7 @@ use dsproxy_common::{
     Addr4, Addr6,
     cached_flow::{FlowSet, sets},
     count::{COUNTERS as COUNTER_COUNT, ServiceCounters},
+    daemon::DaemonRecord,
     filter,
     flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
     fragment::{Fragment, FragmentKey},
@@ -72,6 +73,9 @@ pub(crate) static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, SERVICES> = Per
 /// Not read by any program: it is for whoever looks at the maps without the daemon.
 #[btf_map]
 pub(crate) static SERVICE_NAMES: HashMap<u32, ServiceName, SERVICES, NO_PREALLOC> = HashMap::new();
+/// Likewise.
+#[btf_map]
+pub(crate) static DAEMON: Array<DaemonRecord, 1> = Array::new();
 #[btf_map]
 pub(crate) static REFUSALS: PerCpuArray<Budget, 1> = PerCpuArray::new();
 /// Not kept from one packet to the next.

@@ -17,6 +17,7 @@ use crate::{
     config::{
         self, Assembled, Config, LogConfig, LogFormat, RunFlags, SocketLb, SourceConfig, Xdp, file::File, follow,
     },
+    daemon_word,
     datapath::{
         attach::{
             self, Attacher, Programs,
@@ -33,7 +34,7 @@ use crate::{
     leftovers,
     local_node::LocalNode,
     maps::Contents,
-    metrics::Metrics,
+    metrics::{Metrics, Observed},
     progress::Progress,
     reconcile::Reconciler,
     routing, sockets,
@@ -174,18 +175,19 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     let progress = Arc::new(Progress::default());
     let status = SourceStatus::new();
     let health_check_ports = Arc::new(health::Report::default());
-    let metrics = Metrics::new(
-        load::open_pinned(&bpffs)?,
-        Arc::clone(&progress),
-        Arc::clone(&status),
-        attachments.report(),
-        Arc::clone(&health_check_ports),
-        node.clone(),
-    );
+    let observed = Observed {
+        maps: load::open_pinned(&bpffs)?,
+        bpffs: bpffs.clone(),
+        progress: Arc::clone(&progress),
+        source: Arc::clone(&status),
+        attached: attachments.report(),
+        health_check_ports: Arc::clone(&health_check_ports),
+    };
+    let metrics = Metrics::new(observed, node.clone(), config.metrics_services);
     let health = Health::new(Arc::clone(&progress), Arc::clone(&status));
     let servers = [
         ("health", config.healthz_bind_address, health::routes(health.clone())),
-        ("metrics", config.metrics_bind_address, http::metrics_routes(metrics, &kube_proxy)),
+        ("metrics", config.metrics_bind_address, http::metrics_routes(metrics, &kube_proxy, config.lines())),
     ];
     for (what, address, routes) in servers {
         let Some(address) = address else { continue };
@@ -195,6 +197,14 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
         }
         tokio::spawn(http::serve(what, address, listener, routes));
     }
+
+    let speaker = daemon_word::Speaker {
+        progress: Arc::clone(&progress),
+        source: Arc::clone(&status),
+        attached: attachments.report(),
+        metrics: config.metrics_bind_address,
+    };
+    tokio::spawn(daemon_word::speak(load::open_pinned_daemon(&bpffs)?, speaker));
 
     let (sender, events) = mpsc::channel(EVENT_BACKLOG);
     let local_node =

@@ -39,8 +39,12 @@ enum Command {
     Backends(RowArguments),
     /// The connections in the maps
     Connections(FlowArguments),
+    /// What passes by the Services just now, and what is dropped
+    Top(inspect::top::TopArguments),
     /// What would become of a packet that enters, and why
     Trace(TraceArguments),
+    /// Write one archive with all that a report of a fault needs
+    Dump(inspect::dump::DumpArguments),
     /// Remove programs, maps and pins, so that connections through Services end; or what kube-proxy has left
     Cleanup(CleanupArguments),
     /// Print the script by which a shell completes commands and flags
@@ -68,7 +72,7 @@ pub struct InspectArguments {
     pub watch: Option<Duration>,
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     let interval = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
     if interval.is_zero() { Err("must be more than none".to_owned()) } else { Ok(interval) }
@@ -174,9 +178,11 @@ impl Arguments {
             Command::Connections(FlowArguments { filter, inspect }) => {
                 inspect::print(&inspect, |live| inspect::connections(live, &filter))
             }
+            Command::Top(arguments) => inspect::top::top(&arguments),
             Command::Trace(arguments) => {
                 inspect::print(&arguments.inspect, |live| inspect::trace::trace(live, &arguments))
             }
+            Command::Dump(arguments) => inspect::dump::dump(&arguments),
             Command::Cleanup(CleanupArguments { bpffs: _, kube_proxy: true }) => app::cleanup_kube_proxy(),
             Command::Cleanup(CleanupArguments { bpffs, kube_proxy: false }) => app::cleanup(&bpffs.directory),
             Command::Completions(arguments) => {

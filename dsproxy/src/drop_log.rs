@@ -128,7 +128,7 @@ fn advice(reason: Reason) -> &'static str {
         }
         Reason::NoNodeAddress => "neither their device nor the node has an address to masquerade with; see --node-ip",
         Reason::TableRefused => "the connection table took no more just then; raise --max-connections, if this goes on",
-        Reason::RewriteFailed => "they could not be rewritten; please report it, with `dsproxy status`",
+        Reason::RewriteFailed => "they could not be rewritten; please report it, with what `dsproxy dump` writes",
         Reason::Forwarded
         | Reason::Opened
         | Reason::Replied

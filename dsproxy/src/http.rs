@@ -26,14 +26,15 @@ const PROXY_MODE: &str = "ebpf";
 const CONFIGZ_KEY: &str = "kubeproxy.config.k8s.io";
 
 /// `/metrics`, in the OpenMetrics text format, and what else kube-proxy serves beside it: that the server is there, its
-/// mode, and its configuration.
-pub fn metrics_routes(metrics: Metrics, configuration: &KubeProxyConfiguration) -> Router {
+/// mode, and its configuration, also as `flags`.
+pub fn metrics_routes(metrics: Metrics, configuration: &KubeProxyConfiguration, flags: String) -> Router {
     let configuration = json!({ CONFIGZ_KEY: configuration });
     Router::new()
         .route("/metrics", get(scrape))
         .with_state(Arc::new(metrics))
         .route("/healthz", get(|| async { "ok" }))
         .route("/proxyMode", get(|| async { PROXY_MODE }))
+        .route("/flagz", get(move || async move { flags }))
         .route("/configz", get(move || async move { Json(configuration) }))
 }
 

@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod attachments;
+pub mod boot_clock;
 pub mod capabilities;
 pub mod claims;
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod cluster;
 pub mod cluster_cidr;
 pub mod complaint;
 pub mod config;
+pub mod daemon_word;
 pub mod datapath;
 pub mod diff;
 pub mod drop_log;

@@ -1,7 +1,12 @@
 //! `/metrics`. Everything is read at the moment of the scrape, so that no gauge can drift from what it tells.
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Instant, SystemTime},
+};
 
+use dsproxy_common::{count::ServiceCounters, layout::capacity};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text},
@@ -12,6 +17,7 @@ use tracing::warn;
 
 use crate::{
     attachments::Report,
+    datapath::{bpffs::Bpffs, map_memory, open_connections},
     health,
     maps::{MapKind, MapStore as _, kernel::KernelMaps},
     model::IpFamily,
@@ -20,6 +26,32 @@ use crate::{
 };
 
 mod kube_proxy;
+mod service_series;
+
+use self::service_series::{ServiceSeries, Told};
+
+/// Where the service port's name stands, for all that have no series of their own. No Service is in a namespace without a name.
+const OTHERS: &str = "other";
+
+/// What the programs write themselves. When such a map is full, the least recently used gives way.
+const MADE_BY_PROGRAMS: [MapKind; 5] =
+    [MapKind::Connections, MapKind::BriefConnections, MapKind::Masqueraded, MapKind::Affinities, MapKind::Sockets];
+
+/// What metrics are read from.
+pub struct Observed {
+    /// The maps.
+    pub maps: KernelMaps,
+    /// Where they are pinned.
+    pub bpffs: Bpffs,
+    /// How far they are.
+    pub progress: Arc<Progress>,
+    /// How the source fares.
+    pub source: Arc<SourceStatus>,
+    /// What is attached.
+    pub attached: Arc<Report>,
+    /// The sockets of health checks.
+    pub health_check_ports: Arc<health::Report>,
+}
 
 /// The registry.
 pub struct Metrics {
@@ -28,30 +60,25 @@ pub struct Metrics {
 
 impl Metrics {
     /// Metrics of the maps, the reconciler, the source and what is attached.
-    pub fn new(
-        maps: KernelMaps,
-        progress: Arc<Progress>,
-        source: Arc<SourceStatus>,
-        attached: Arc<Report>,
-        health_check_ports: Arc<health::Report>,
-        node: String,
-    ) -> Self {
+    ///
+    /// At most `most_services` service ports have series of their own.
+    pub fn new(observed: Observed, node: String, most_services: usize) -> Self {
         let mut root = Registry::default();
-        let theirs = kube_proxy::KubeProxyMetrics(Arc::clone(&progress));
+        let theirs = kube_proxy::KubeProxyMetrics(Arc::clone(&observed.progress));
         root.sub_registry_with_prefix("kubeproxy").register_collector(Box::new(theirs));
         let registry = root.sub_registry_with_prefix("dsproxy");
         registry.register_with_unit(
             "sync_duration",
             "The time from taking up changes to the last map write for them",
             Unit::Seconds,
-            progress.sync_duration(),
+            observed.progress.sync_duration(),
         );
         registry.register(
             "build",
             "The version that runs, and the node it runs for",
             Info::new([("version", env!("CARGO_PKG_VERSION").to_owned()), ("node", node)]),
         );
-        registry.register_collector(Box::new(State { maps, progress, source, attached, health_check_ports }));
+        registry.register_collector(Box::new(State::new(observed, most_services)));
         Self { registry: root }
     }
 
@@ -69,6 +96,8 @@ impl Metrics {
 
 struct State {
     maps: KernelMaps,
+    bpffs: Bpffs,
+    series: Mutex<ServiceSeries>,
     progress: Arc<Progress>,
     source: Arc<SourceStatus>,
     attached: Arc<Report>,
@@ -86,6 +115,7 @@ impl Collector for State {
         self.packets(&mut encoder)?;
         self.services(&mut encoder)?;
         self.reconciler(&mut encoder)?;
+        self.lag(&mut encoder)?;
         self.source(&mut encoder)?;
         self.attachments(&mut encoder)?;
         self.health_check_ports(&mut encoder)
@@ -148,6 +178,12 @@ fn seconds_of(time: SystemTime) -> u64 {
 }
 
 impl State {
+    fn new(observed: Observed, most_services: usize) -> Self {
+        let Observed { maps, bpffs, progress, source, attached, health_check_ports } = observed;
+        let series = Mutex::new(ServiceSeries::new(most_services));
+        Self { maps, bpffs, series, progress, source, attached, health_check_ports }
+    }
+
     fn packets(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let samples = self.maps.counters().unwrap_or_else(|error| {
             warn!(%error, "metrics without packet counters");
@@ -168,9 +204,7 @@ impl State {
         let mut connections = Vec::new();
         let mut packets = Vec::new();
         let mut bytes = Vec::new();
-        for (id, name) in names {
-            let Ok(counted) = self.maps.service_counters(id) else { continue };
-            let [namespace, service, port, protocol] = name_parts(&name);
+        for ([namespace, service, port, protocol], counted) in self.told(names) {
             let labels = [("namespace", namespace), ("service", service), ("port", port), ("protocol", protocol)];
             let directed = |direction: &str| {
                 let [namespace, service, port, protocol] = labels.clone();
@@ -185,6 +219,41 @@ impl State {
         counters(encoder, "service_connections", "Connections opened, by service port", connections)?;
         counters(encoder, "service_packets", "Packets translated, by service port", packets)?;
         counters(encoder, "service_bytes", "Bytes translated, by service port", bytes)
+    }
+
+    /// The names and counters that are told, those of all others together.
+    fn told(&self, mut names: Vec<(u32, String)>) -> Vec<([String; 4], ServiceCounters)> {
+        names.sort_unstable();
+        let counted = names.into_iter().filter_map(|(id, name)| Some((name, self.maps.service_counters(id).ok()?)));
+        let counted = counted.collect();
+        let Told { own, others } = self.series.lock().unwrap_or_else(PoisonError::into_inner).tell(counted);
+        let others = others.map(|counted| (["", OTHERS, "", ""].map(str::to_owned), counted));
+        own.into_iter().map(|(name, counted)| (name_parts(&name), counted)).chain(others).collect()
+    }
+
+    fn lag(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let waiting = self.progress.lag().waiting_since;
+        let waits = waiting.map_or(0.0, |since| Instant::now().saturating_duration_since(since).as_secs_f64());
+        let name = "oldest_change_waiting";
+        let help = "How long the oldest change waits that is not in the maps; 0 while nothing does";
+        let metric = ConstGauge::new(waits);
+        metric.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), metric.metric_type())?)
+    }
+
+    fn memory(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let memory = map_memory::pinned(&self.bpffs).unwrap_or_else(|error| {
+            warn!(%error, "metrics without the memory of maps");
+            std::collections::BTreeMap::new()
+        });
+        let of = |map: MapKind, family| {
+            let maps = map.kernel_maps(family);
+            let bytes = maps.iter().filter_map(|name| memory.get(*name)).sum();
+            (!maps.is_empty()).then(|| ([("map", map.name().to_owned()), family_label(family)], bytes))
+        };
+        let families = [None, Some(IpFamily::V4), Some(IpFamily::V6)];
+        let bytes =
+            MapKind::ALL.into_iter().flat_map(|map| families.into_iter().filter_map(move |family| of(map, family)));
+        gauges(encoder, "map_bytes", "The kernel's memory for maps", bytes)
     }
 
     fn reconciler(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
@@ -211,11 +280,23 @@ impl State {
         let full = full.into_iter().map(|(map, count)| ([("map", map.name().to_owned())], count));
         counters(encoder, "map_full", "Writes refused because a map had no room", full)?;
 
-        let entries = snapshot.fill.iter().flat_map(|(family, fill)| {
-            fill.iter()
-                .map(|(map, used)| ([("map", map.name().to_owned()), family_label(Some(*family))], (*used).into()))
+        let label = |map: MapKind, family| [("map", map.name().to_owned()), family_label(family)];
+        let written = snapshot
+            .fill
+            .iter()
+            .flat_map(|(family, fill)| fill.iter().map(|(map, used)| (label(*map, Some(*family)), u64::from(*used))));
+        let made = IpFamily::ALL.into_iter().flat_map(|family| {
+            MADE_BY_PROGRAMS.into_iter().filter_map(move |map| {
+                let name = *map.kernel_maps(Some(family)).first()?;
+                let entries = open_connections::entries(&self.bpffs, name).ok()?;
+                Some((label(map, Some(family)), entries as u64))
+            })
         });
+        let services = [(label(MapKind::Services, None), snapshot.service_ports as u64)];
+        let entries = services.into_iter().chain(written);
         gauges(encoder, "map_entries", "Entries in use", entries)?;
+        let help = "Entries of maps in which the least recently used gives way, those included that no longer count";
+        gauges(encoder, "lru_map_entries", help, made)?;
         let capacities = self.maps.capacities();
         let capacities = [
             (MapKind::Services, capacities.services),
@@ -228,9 +309,11 @@ impl State {
             (MapKind::BriefConnections, capacities.brief_connections),
             (MapKind::Masqueraded, capacities.connections),
             (MapKind::Affinities, capacities.affinities),
+            (MapKind::Sockets, capacity::SOCKETS),
         ];
         let capacities = capacities.map(|(map, capacity)| ([("map", map.name().to_owned())], capacity.into()));
-        gauges(encoder, "map_capacity", "Entries a map has room for, in each family", capacities)
+        gauges(encoder, "map_capacity", "Entries a map has room for, in each family", capacities)?;
+        self.memory(encoder)
     }
 
     fn source(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {

@@ -13,6 +13,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use dsproxy_common::service::FrontendKind;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use tokio::sync::Notify;
 
 use crate::{
     maps::MapKind,
@@ -118,7 +119,24 @@ struct State {
     snapshot: Snapshot,
     /// Since when an update has waited.
     waiting_since: Option<Instant>,
+    /// Since when something waits that is not in the maps, for whatever reason.
+    behind_since: Option<Instant>,
+    /// When the reconciler was last done, and how long it took.
+    synced: Option<(Instant, Duration)>,
+    /// When that left nothing to be done.
+    complete: Option<Instant>,
     updated: Option<DateTime<Utc>>,
+}
+
+/// When the maps last followed the source, and how far they are behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// When the reconciler was last done, and how long it took.
+    pub synced: Option<(Instant, Duration)>,
+    /// When that left nothing to be done.
+    pub complete: Option<Instant>,
+    /// Since when the oldest change waits that is not in the maps; a full map keeps it waiting as well.
+    pub waiting_since: Option<Instant>,
 }
 
 /// Shared by the reconciler, which writes it, and whoever asks.
@@ -131,6 +149,7 @@ pub struct Progress {
     full: Mutex<BTreeMap<MapKind, u64>>,
     sync_duration: Histogram,
     sync_times: SyncTimes,
+    published: Notify,
 }
 
 impl Default for Progress {
@@ -144,6 +163,7 @@ impl Default for Progress {
             // From 100 us, a change of one endpoint, to 13 s, a cold start of a very large cluster.
             sync_duration: Histogram::new(exponential_buckets(0.0001, 2.0, 18)),
             sync_times: SyncTimes::default(),
+            published: Notify::new(),
         }
     }
 }
@@ -151,7 +171,9 @@ impl Default for Progress {
 impl Progress {
     /// An event has come in.
     pub fn received(&self, now: Instant) {
-        self.state().waiting_since.get_or_insert(now);
+        let mut state = self.state();
+        state.waiting_since.get_or_insert(now);
+        state.behind_since.get_or_insert(now);
     }
 
     /// So many writes were done.
@@ -177,6 +199,14 @@ impl Progress {
             // fits is served, and will not be more for it.
             state.waiting_since = None;
         }
+        let done = now + took;
+        state.synced = Some((done, took));
+        if snapshot.failed.is_empty() && !snapshot.stuck {
+            state.behind_since = None;
+            state.complete = Some(done);
+        } else {
+            state.behind_since.get_or_insert(now);
+        }
         if snapshot.failed.is_empty() {
             state.updated = Some(Utc::now());
         }
@@ -186,6 +216,18 @@ impl Progress {
         self.sync_times.synced(took, complete, SystemTime::now());
         self.passes.fetch_add(1, Ordering::Relaxed);
         self.sync_duration.observe(took.as_secs_f64());
+        self.published.notify_one();
+    }
+
+    /// Waits until the reconciler has done something since the last time. For one task alone.
+    pub async fn published(&self) {
+        self.published.notified().await;
+    }
+
+    /// How far the maps are behind the source.
+    pub fn lag(&self) -> Lag {
+        let state = self.state();
+        Lag { synced: state.synced, complete: state.complete, waiting_since: state.behind_since }
     }
 
     /// What the reconciler last found.
@@ -264,6 +306,24 @@ mod tests {
         progress.publish(failed(false), start, Duration::ZERO);
         assert!(!progress.is_stale(start + 10 * STALE_AFTER));
         assert_eq!(progress.updated(), None, "the maps do not hold everything");
+    }
+
+    #[test]
+    fn what_failed_waits_from_when_it_came() {
+        let (progress, start) = (Progress::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(progress.lag(), Lag::default());
+        progress.received(at(1));
+        assert_eq!(progress.lag().waiting_since, Some(at(1)));
+        progress.publish(Snapshot { synced: true, ..Snapshot::default() }, at(2), Duration::from_secs(1));
+        let done = Some((at(3), Duration::from_secs(1)));
+        assert_eq!(progress.lag(), Lag { synced: done, complete: Some(at(3)), waiting_since: None });
+        progress.received(at(5));
+        progress.publish(failed(false), at(6), Duration::ZERO);
+        progress.received(at(7));
+        progress.publish(failed(false), at(8), Duration::ZERO);
+        let lag = Lag { synced: Some((at(8), Duration::ZERO)), complete: Some(at(3)), waiting_since: Some(at(5)) };
+        assert_eq!(progress.lag(), lag, "no room is no reason not to tell of it");
     }
 
     #[test]

@@ -30,7 +30,7 @@ timeouts: {tcpOpening: 61s, tcpEstablished: 3h, tcpHalfClosed: 62s, tcpClosing: 
 sizes: {services: 101, frontends: 102, backends: 103, slots: 104, connections: 12345678, briefConnections: 106,
   affinities: 107, cachedFlows: 108, sourceRanges: 109}
 health: {port: 20256}
-metrics: {bindAddress: '[::]:20249'}
+metrics: {bindAddress: '[::]:20249', services: 50}
 bindAddressHardFail: true
 log: {level: 'info,dsproxy=debug', format: json}
 oomScoreAdj: -500
@@ -80,6 +80,7 @@ run
 --timeout-udp=64s
 --healthz-bind-address=[::]:20256
 --metrics-bind-address=[::]:20249
+--metrics-services=50
 --bind-address-hard-fail
 --oom-score-adj=-500
 --log-level=info,dsproxy=debug

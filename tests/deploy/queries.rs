@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-use dsproxy_tests::lab::{DaemonOptions, DualStack, Side, eventually, http_get};
+use dsproxy_tests::{
+    apiserver::ApiServer,
+    lab::{Daemon, DaemonOptions, DualStack, Side, eventually, http_get},
+};
 use promql_parser::{
     label::Matcher,
     parser::{self, Expr, LabelModifier, VectorMatchCardinality, VectorSelector},
@@ -70,7 +73,7 @@ fn served() -> Served {
     let options = DaemonOptions { arguments: vec!["--max-services=2".to_owned()], ..DaemonOptions::default() };
     let vip = DualStack::cluster_ip(1);
     cluster.write(&service("first", vip, &[cluster.backend("local")]));
-    let daemon = dsproxy_tests::lab::Daemon::start(&cluster.lab, &cluster.manifests, options).expect("it starts");
+    let daemon = Daemon::start(&cluster.lab, &cluster.manifests, options).expect("it starts");
     wait_until_answers(cluster.client.namespace(), vip, "local");
     cluster.write(&service("second", DualStack::cluster_ip(2), &[cluster.backend("remote")]));
     let livez = http_get(cluster.lab.node(Side::A).namespace(), HEALTH, "/livez").expect("the daemon answers");
@@ -78,7 +81,28 @@ fn served() -> Served {
     let page = || daemon.metrics().expect("the daemon answers").body;
     let full = || page().lines().any(|line| line.starts_with("dsproxy_map_full_total{"));
     eventually("a map that is full", SOON, || if full() { Ok(()) } else { Err(page()) }).expect("it has no room");
-    samples(&page())
+    let of_manifests = page();
+    drop(daemon);
+    samples(&[of_manifests, with_trouble(&cluster)].concat())
+}
+
+/// What a daemon serves whose API server is gone.
+fn with_trouble(cluster: &Cluster) -> String {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    // Where no daemon has served yet, nothing is there that an empty server could be doubted for.
+    let namespace = cluster.lab.node(Side::B).namespace();
+    // A socket belongs to the namespace of the thread that makes it.
+    let server = namespace.run(|| runtime.block_on(ApiServer::start_on(Ipv4Addr::LOCALHOST.into())));
+    let mut server = server.expect("node B is there");
+    let kubeconfig = server.kubeconfig();
+    let options = DaemonOptions { side: Some(Side::B), ..DaemonOptions::default() };
+    let daemon = Daemon::start_by_kubeconfig(&cluster.lab, kubeconfig.path(), options).expect("it starts");
+    runtime.block_on(server.stop());
+    let page = || daemon.metrics().expect("the daemon answers").body;
+    let troubled = || page().contains("dsproxy_source_watch_trouble_since_timestamp_seconds{");
+    eventually("trouble", SOON, || if troubled() { Ok(()) } else { Err(page()) }).expect("nobody answers it");
+    page()
 }
 
 /// The samples of a page of metrics.

@@ -1,7 +1,13 @@
 //! `status`, `services`, `backends` and `connections` tell what is so, and so do the HTTP servers.
 
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
 use dsproxy_common::{IpFamily, Protocol};
-use dsproxy_tests::lab::{DualStack, TcpSession, eventually};
+use dsproxy_tests::lab::{Daemon, DaemonOptions, DualStack, TcpSession, eventually};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, PORT, SOON, TARGET, service, wait_until_answers};
@@ -62,6 +68,212 @@ fn the_commands_show_what_is_so() {
             assert_eq!(row["endpoints"], serde_json::json!([endpoint]), "{services}");
         }
     }
+}
+
+#[test]
+fn status_tells_whether_a_daemon_keeps_the_maps_up_to_date() {
+    let cluster = Cluster::build();
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
+    let mut daemon = cluster.start_daemon();
+    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let in_charge = |daemon: &Daemon<'_>| {
+        eventually("the daemon's word", SOON, || {
+            let status = daemon.json(&["status"]).expect("JSON");
+            let word = &status["daemon"]["word"];
+            let is_so = status["daemon"]["standing"] == "inCharge"
+                && status["daemon"]["process"] == daemon.id().expect("it runs")
+                && word["synced"] == true
+                && word["sourceAnswers"] == true
+                && word["servicePorts"] == 2
+                && word["oldestChangeWaitsSeconds"].is_null()
+                && word["lastSyncTookSeconds"].as_f64().is_some_and(|seconds| seconds > 0.0);
+            if is_so { Ok(status) } else { Err(status["daemon"].to_string()) }
+        })
+        .expect("it is in charge")
+    };
+    let status = in_charge(&daemon);
+    assert_eq!(status["daemon"]["word"]["servicesFailed"], 0);
+    assert_eq!(status["daemon"]["word"]["metrics"], "127.0.0.1:10249");
+    assert!(rows_with(&status["features"], &[("name", "tc programs")])[0]["found"] == true, "{status}");
+    for family in IpFamily::ALL {
+        for map in ["frontends", "backends", "connections", "brief connections", "networks", "filter"] {
+            let rows = rows_with(&status["maps"], &[("map", map), ("family", &family.to_string())]);
+            assert_eq!(rows.len(), 1, "{map} {family}: {status}");
+            assert!(rows[0]["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{}", rows[0]);
+        }
+        let frontends = rows_with(&status["maps"], &[("map", "frontends"), ("family", &family.to_string())]);
+        assert_eq!(frontends[0]["entries"], 2, "TCP and UDP");
+    }
+
+    daemon.kill().expect("it runs");
+    let status = daemon.json(&["status"]).expect("JSON");
+    assert_eq!(status["daemon"]["standing"], "notRunning", "{status}");
+    assert_eq!(status["daemon"]["word"]["servicePorts"], 2, "what it said last stays: {status}");
+    let table = daemon.command(&["status"]).expect("the command runs");
+    assert!(String::from_utf8_lossy(&table.stdout).contains("no daemon is running"), "{table:?}");
+    daemon.start_again().expect("it starts");
+    in_charge(&daemon);
+}
+
+#[test]
+fn what_waits_for_room_is_told_and_what_has_no_series_is_summed() {
+    let cluster = Cluster::build();
+    let arguments = ["--max-services=2", "--metrics-services=1"].map(str::to_owned).into();
+    let options = DaemonOptions { arguments, ..DaemonOptions::default() };
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("first", vip, &[cluster.backend("local")]));
+    let daemon = Daemon::start(&cluster.lab, &cluster.manifests, options).expect("it starts");
+    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let metric = |name: &str| {
+        let page = daemon.metrics().expect("the daemon answers").body;
+        let line = page.lines().find(|line| line.starts_with(name))?;
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    assert_eq!(metric("dsproxy_oldest_change_waiting_seconds "), Some(0.0));
+    let others = "dsproxy_service_connections_total{namespace=\"\",service=\"other\"";
+    assert!(metric(others).is_some(), "one service port of two has no series");
+    for family in IpFamily::ALL {
+        let bytes = metric(&format!("dsproxy_map_bytes{{map=\"connections\",ip_family=\"{family}\"}}"));
+        assert!(bytes.is_some_and(|bytes| bytes > 0.0), "{bytes:?}");
+        let entries = metric(&format!("dsproxy_lru_map_entries{{map=\"connections\",ip_family=\"{family}\"}}"));
+        assert!(entries.is_some_and(|entries| entries > 0.0), "{entries:?}");
+    }
+
+    cluster.write(&service("second", DualStack::cluster_ip(2), &[cluster.backend("local")]));
+    eventually("a change that waits", SOON, || {
+        let word = daemon.json(&["status"]).expect("JSON")["daemon"]["word"].clone();
+        let waits = word["oldestChangeWaitsSeconds"].as_f64().is_some_and(|seconds| seconds > 0.0);
+        if waits && word["servicesFailed"] == 1 { Ok(()) } else { Err(word.to_string()) }
+    })
+    .expect("there is no room for it");
+    assert!(metric("dsproxy_oldest_change_waiting_seconds ").is_some_and(|seconds| seconds > 0.0));
+}
+
+#[test]
+fn top_shows_what_passes_and_what_is_dropped() {
+    let cluster = Cluster::build();
+    let client = cluster.client.namespace();
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
+    let daemon = cluster.start_daemon();
+    wait_until_answers(client, vip, "local");
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for family in IpFamily::ALL {
+            let mut session = TcpSession::open(client, vip.socket(family, PORT)).expect("the VIP answers");
+            let is_over = &is_over;
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    session.exchange(b"something").expect("the connection stays");
+                    // No such port: refused, and counted.
+                    TcpSession::open(client, vip.socket(family, PORT + 1)).expect_err("no such port");
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+            });
+        }
+        let top = daemon.json(&["top", "--once", "--interval", "1"]).expect("JSON");
+        let only_udp = daemon.json(&["top", "--once", "--interval", "0.2", "--protocol", "udp"]).expect("JSON");
+        let text = daemon.command(&["top", "--interval", "0.2", "--sort", "packets", "--limit", "1"]);
+        is_over.store(true, Ordering::Relaxed);
+
+        let services = top["services"].as_array().expect("service ports");
+        let row = services.iter().find(|row| row["name"].as_str().is_some_and(|text| text.ends_with("/TCP")));
+        let row = row.unwrap_or_else(|| panic!("{top}"));
+        for rate in ["packets", "bytes", "replyPackets", "replyBytes"] {
+            assert!(row[rate].as_f64().is_some_and(|rate| rate > 1.0), "{rate}: {top}");
+        }
+        assert!(row["openConnections"].as_u64().is_some_and(|open| open >= 2), "one of each family: {top}");
+        for family in IpFamily::ALL {
+            let drops = rows_with(&top["drops"], &[("reason", "no-port"), ("family", &family.to_string())]);
+            assert!(drops[0]["packets"].as_f64().is_some_and(|rate| rate > 0.0), "{family}: {top}");
+            let rows = rows_with(&top["maps"], &[("map", "connections"), ("family", &family.to_string())]);
+            assert!(rows[0]["entries"].as_u64().is_some_and(|entries| entries > 0), "{family}: {top}");
+        }
+        let names: Vec<_> =
+            only_udp["services"].as_array().expect("service ports").iter().map(|row| &row["name"]).collect();
+        assert!(names.len() == 1 && names[0].as_str().is_some_and(|name| name.ends_with("/UDP")), "{only_udp}");
+        // Standard output is no terminal, so it ends by itself.
+        let text = text.expect("the command runs");
+        let printed = String::from_utf8_lossy(&text.stdout);
+        assert!(text.status.success() && printed.starts_with("1 of 2 service ports, over "), "{text:?}");
+    });
+}
+
+#[test]
+fn a_dump_has_everything_and_says_what_it_could_not_have() {
+    let cluster = Cluster::build();
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
+    let mut daemon = cluster.start_daemon();
+    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let dump = |daemon: &Daemon<'_>, name: &str| {
+        let path = cluster.lab.directory().join(name);
+        let output = daemon.command(&["dump", &path.display().to_string()]).expect("the command runs");
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), path.display().to_string(), "where it is");
+        let again = daemon.command(&["dump", &path.display().to_string()]).expect("the command runs");
+        assert!(!again.status.success(), "what is there is not written over: {again:?}");
+        files(&std::fs::read(&path).expect("the archive"))
+    };
+    eventually("metrics of a daemon that has spoken", SOON, || {
+        let status = daemon.json(&["status"]).expect("JSON");
+        if status["daemon"]["standing"] == "inCharge" { Ok(()) } else { Err(status["daemon"].to_string()) }
+    })
+    .expect("it is in charge");
+    let found = dump(&daemon, "alive.tar.gz");
+    let failed: Vec<_> = found.keys().filter(|name| name.ends_with(".failed")).collect();
+    // Where tests run the kernel need not have said how it was built.
+    assert!(failed.iter().all(|name| *name == "kernel/configuration.txt.failed"), "{failed:?}");
+    let has = |name: &str, part: &str| {
+        let text = found.get(name).unwrap_or_else(|| panic!("{name}: {:?}", found.keys()));
+        assert!(text.contains(part), "{name} is to have {part}: {text}");
+    };
+    for (name, part) in [
+        ("README.txt", "connections.json"),
+        ("status.txt", "is in charge"),
+        ("status.json", "\"inCharge\""),
+        ("top.txt", "service ports, over"),
+        ("settings.txt", "jiffies_per_second"),
+        ("daemon/metrics.txt", "dsproxy_service_packets_total"),
+        ("daemon/configz.json", "kubeproxy.config.k8s.io"),
+        ("daemon/flagz.txt", "--max-services=65536"),
+        ("kernel/about.txt", "net.ipv4.ip_forward = "),
+        ("network/interfaces.txt", cluster.client.host_interface()),
+        ("network/addresses.txt", "127.0.0.1"),
+        ("network/rules.txt", "RuleMessage"),
+        ("network/neighbours.txt", ""),
+    ] {
+        has(name, part);
+    }
+    for family in IpFamily::ALL {
+        let endpoint = cluster.backend("local").socket(family, TARGET).to_string();
+        has("services.json", &vip.socket(family, PORT).to_string());
+        has("backends.json", &endpoint);
+        has("connections.json", &endpoint);
+    }
+
+    daemon.kill().expect("it runs");
+    let found = dump(&daemon, "dead.tar.gz");
+    assert!(found["status.txt"].contains("no daemon is running"), "{}", found["status.txt"]);
+    assert!(found["daemon/metrics.txt.failed"].contains("no daemon"), "{:?}", found.keys());
+    assert!(found.contains_key("services.json"), "the maps are there all the same");
+}
+
+/// The files of an archive, by their names within its directory.
+fn files(archive: &[u8]) -> BTreeMap<String, String> {
+    let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(archive));
+    let mut files = BTreeMap::new();
+    for entry in tar.entries().expect("an archive") {
+        let mut entry = entry.expect("an entry");
+        let path = entry.path().expect("a name").display().to_string();
+        let (_, name) = path.split_once('/').expect("a directory");
+        let name = name.to_owned();
+        let mut content = String::new();
+        entry.read_to_string(&mut content).expect("text");
+        files.insert(name, content);
+    }
+    files
 }
 
 #[test]

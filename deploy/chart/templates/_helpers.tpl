@@ -74,6 +74,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 - --healthz-bind-address=[::]:{{ $values.health.port }}
 - --metrics-bind-address={{ $values.metrics.bindAddress }}
+- --metrics-services={{ int64 $values.metrics.services }}
 {{- if $values.bindAddressHardFail }}
 - --bind-address-hard-fail
 {{- end }}

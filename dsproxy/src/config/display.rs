@@ -19,6 +19,11 @@ impl fmt::Display for Config {
 }
 
 impl Config {
+    /// The flags that make this configuration, one on a line.
+    pub fn lines(&self) -> String {
+        self.flags().into_iter().map(|(flag, value)| format!("{flag}={value}\n")).collect()
+    }
+
     /// The flags that make this configuration, without a file.
     fn flags(&self) -> Vec<(&'static str, String)> {
         let Self {
@@ -48,6 +53,7 @@ impl Config {
             xdp,
             healthz_bind_address,
             metrics_bind_address,
+            metrics_services,
             bind_address_hard_fail,
             bpffs,
             capacities,
@@ -73,6 +79,7 @@ impl Config {
             ("--xdp", word(xdp)),
             ("--healthz-bind-address", address(healthz_bind_address)),
             ("--metrics-bind-address", address(metrics_bind_address)),
+            ("--metrics-services", metrics_services.to_string()),
             ("--bind-address-hard-fail", bind_address_hard_fail.to_string()),
             ("--bpffs", bpffs.display().to_string()),
             ("--max-services", capacities.services.to_string()),

@@ -19,6 +19,9 @@ use crate::{
     maps::Capacities,
 };
 
+/// Five series each, so five thousand for each node.
+const METRICS_SERVICES: usize = 1000;
+
 /// What `dsproxy run` is told.
 #[derive(Clone, Debug, Args)]
 pub struct RunFlags {
@@ -121,6 +124,10 @@ pub struct OwnFlags {
     /// What becomes of established TCP whose backend has gone from its Service
     #[arg(long, value_name = "WHAT", default_value = "continue")]
     pub tcp_gone_backend: GoneBackend,
+
+    /// How many service ports have metrics of their own, those that were there first; the others are summed as the service "other"
+    #[arg(long, value_name = "N", default_value_t = METRICS_SERVICES)]
+    pub metrics_services: usize,
 
     /// Where pins are.
     #[command(flatten)]

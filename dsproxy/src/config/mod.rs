@@ -105,6 +105,8 @@ pub struct Config {
     pub healthz_bind_address: Option<SocketAddr>,
     /// Where `/metrics` is served. Default: port 10249 of the loopback address. None: nowhere.
     pub metrics_bind_address: Option<SocketAddr>,
+    /// How many service ports have metrics of their own. Default: 1000.
+    pub metrics_services: usize,
     /// Whether an address that cannot be listened at ends the daemon. Default: false.
     pub bind_address_hard_fail: bool,
     /// Where pins are.

@@ -40,6 +40,7 @@ pub use programs::Programs;
 use programs::{PROGRAM_NAMES, Program};
 pub(super) use retire::{retire, retire_sockets_that_lead, take_xdp};
 use stray::Strays;
+pub use tcx::is_known as kernel_has_tcx;
 use xdp::Xdp;
 pub use xdp::{WhyNot, XdpDevices, without as without_xdp};
 

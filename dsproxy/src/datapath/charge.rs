@@ -88,6 +88,32 @@ impl InCharge {
     }
 }
 
+/// Who is in charge of our directory on `bpffs`, if anybody is.
+///
+/// # Errors
+///
+/// When the directory cannot be opened or locked.
+pub fn in_charge(bpffs: &Bpffs) -> Result<Option<Other>, ChargeError> {
+    let path = bpffs.ours();
+    let failed = |operation| {
+        let path = path.clone();
+        move |source| ChargeError { operation, path, source }
+    };
+    let directory = match OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        directory => directory.map_err(failed("open the directory"))?,
+    };
+    if let Some(process) = holder(&directory) {
+        return Ok(Some(Other { process: Some(process) }));
+    }
+    // The lock of another container is not to be seen, but kept out by. A daemon that starts in this very moment tries again.
+    match Flock::lock(directory, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(None),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(Some(Other { process: None })),
+        Err((_, errno)) => Err(failed("lock the directory")(errno.into())),
+    }
+}
+
 fn is_at(directory: &File, path: &Path) -> io::Result<bool> {
     let held = directory.metadata()?;
     match fs::metadata(path) {
@@ -144,9 +170,12 @@ mod tests {
         let first = InCharge::take(&bpffs).expect("it can be asked").expect("nobody is there");
         let other = InCharge::take(&bpffs).expect("it can be asked").expect_err("somebody is");
         assert_eq!(other.process, Some(std::process::id()));
+        assert_eq!(in_charge(&bpffs).expect("it can be asked"), Some(other));
         drop(first);
+        assert_eq!(in_charge(&bpffs).expect("it can be asked"), None);
         let held = InCharge::take(&bpffs).expect("it can be asked").expect("nobody is there any more");
         fs::remove_dir(bpffs.ours()).expect("removed");
+        assert_eq!(in_charge(&bpffs).expect("it can be asked"), None, "nothing is pinned");
         let _next = InCharge::take(&bpffs).expect("it can be asked").expect("what was removed keeps nobody out");
         drop(held);
     }

@@ -27,6 +27,7 @@ use crate::{
     jiffies,
     maps::{
         Capacities, MapError, MapStore as _,
+        daemon::DaemonMap,
         kernel::{KernelMaps, OpenError},
         next_hops::NextHopMaps,
     },
@@ -257,6 +258,16 @@ pub fn open_pinned_next_hops(bpffs: &Bpffs) -> Result<NextHopMaps, OpenError> {
     NextHopMaps::open(|name| pinned(&directory, name).ok())
 }
 
+/// Opens the map that is pinned on `bpffs` in which the daemon tells of itself.
+///
+/// # Errors
+///
+/// As `open_pinned`.
+pub fn open_pinned_daemon(bpffs: &Bpffs) -> Result<DaemonMap, OpenError> {
+    let directory = map_directory(bpffs);
+    DaemonMap::open(|name| pinned(&directory, name).ok())
+}
+
 /// Opens the maps that are pinned on `bpffs`.
 ///
 /// # Errors
@@ -271,7 +282,7 @@ fn pinned(directory: &Path, name: &str) -> Result<Map, AyaMapError> {
     Map::from_map_data(MapData::from_pin(directory.join(name))?)
 }
 
-fn map_directory(bpffs: &Bpffs) -> PathBuf {
+pub(super) fn map_directory(bpffs: &Bpffs) -> PathBuf {
     bpffs.layout().join("maps")
 }
 
@@ -284,6 +295,7 @@ fn map_names() -> impl Iterator<Item = &'static str> {
         layout::SERVICE_NAMES,
         layout::ROUTING,
         layout::XDP_DEVICES,
+        layout::DAEMON,
     ]
     .into_iter()
     .chain(families)

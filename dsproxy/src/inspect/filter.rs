@@ -98,6 +98,12 @@ impl RowFilter {
 }
 
 impl FlowFilter {
+    /// Whether there is nothing that it does not take.
+    pub fn takes_all(&self) -> bool {
+        let Self { protocol, row: RowFilter { service, family, address } } = self;
+        protocol.is_none() && service.is_none() && family.is_none() && address.is_none()
+    }
+
     /// As [`RowFilter::takes`], of a row of this protocol.
     pub fn takes(&self, protocol: Protocol, name: &str, family: IpFamily, addresses: &[SocketAddr]) -> bool {
         self.protocol.is_none_or(|wanted| Protocol::from(wanted) == protocol) && self.row.takes(name, family, addresses)

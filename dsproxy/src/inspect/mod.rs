@@ -1,7 +1,11 @@
-//! `dsproxy status`, `services`, `backends`, `connections` and `trace`: read from the live maps, whether a daemon runs or not.
+//! `dsproxy status`, `services`, `backends`, `connections`, `top`, `trace` and `dump`: read from the live maps, whether a daemon runs or not.
 
 mod columns;
+pub mod dump;
+mod fill;
 pub mod filter;
+mod human;
+pub mod top;
 pub mod trace;
 mod views;
 
@@ -16,6 +20,7 @@ use serde::Serialize;
 pub use self::views::{backends, connections, services, status};
 use crate::{
     cli::{InspectArguments, OutputFormat},
+    config::flags::BpffsFlag,
     datapath::{bpffs::Bpffs, load},
     maps::kernel::KernelMaps,
 };
@@ -24,6 +29,21 @@ use crate::{
 pub struct Live {
     bpffs: Bpffs,
     maps: KernelMaps,
+}
+
+impl Live {
+    /// What is pinned where the flag says.
+    ///
+    /// # Errors
+    ///
+    /// When nothing is, or it is another version's.
+    pub fn open(BpffsFlag { directory }: &BpffsFlag) -> anyhow::Result<Self> {
+        let nothing =
+            || format!("no dsproxy maps are pinned at {}; is this the --bpffs of `dsproxy run`?", directory.display());
+        let bpffs = Bpffs::existing(directory)?.with_context(nothing)?;
+        let maps = load::open_pinned(&bpffs).with_context(nothing)?;
+        Ok(Self { bpffs, maps })
+    }
 }
 
 /// Something that can be printed for people and for programs.
@@ -42,12 +62,7 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 /// When there are none, or they cannot be read.
 pub fn print<V: View>(arguments: &InspectArguments, view: impl Fn(&Live) -> anyhow::Result<V>) -> anyhow::Result<()> {
     let InspectArguments { bpffs, output, watch } = arguments;
-    let directory = &bpffs.directory;
-    let nothing =
-        || format!("no dsproxy maps are pinned at {}; is this the --bpffs of `dsproxy run`?", directory.display());
-    let existing = Bpffs::existing(directory)?.with_context(nothing)?;
-    let maps = load::open_pinned(&existing).with_context(nothing)?;
-    let live = Live { bpffs: existing, maps };
+    let live = Live::open(bpffs)?;
     let mut output_stream = io::stdout().lock();
     let clears = watch.is_some() && *output == OutputFormat::Table && output_stream.is_terminal();
     loop {

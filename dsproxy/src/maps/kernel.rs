@@ -556,7 +556,9 @@ impl<A: Address + Pod> FamilyMaps<A> {
             | MapKind::Settings
             | MapKind::Routing
             | MapKind::XdpDevices
-            | MapKind::Counters => Ok(0),
+            | MapKind::Counters
+            | MapKind::Daemon
+            | MapKind::Fragments => Ok(0),
         }
     }
 

@@ -12,7 +12,9 @@ use dsproxy_common::{
 use ipnet::IpNet;
 use thiserror::Error;
 
+pub mod daemon;
 pub mod kernel;
+mod kernel_names;
 pub mod memory;
 pub mod next_hops;
 
@@ -282,6 +284,10 @@ pub enum MapKind {
     XdpDevices,
     /// Packet counters.
     Counters,
+    /// What the daemon says of itself.
+    Daemon,
+    /// Packets in fragments that are under way.
+    Fragments,
 }
 
 impl MapKind {
@@ -305,6 +311,8 @@ impl MapKind {
             Self::Routing => "routing",
             Self::XdpDevices => "XDP devices",
             Self::Counters => "counters",
+            Self::Daemon => "the daemon's word",
+            Self::Fragments => "fragments",
         }
     }
 
@@ -326,7 +334,9 @@ impl MapKind {
             | Self::Routing
             | Self::XdpDevices
             | Self::Sockets
-            | Self::Counters => None,
+            | Self::Counters
+            | Self::Daemon
+            | Self::Fragments => None,
         }
     }
 }

@@ -60,6 +60,7 @@ fn defaults() {
         xdp: Xdp::Auto,
         healthz_bind_address: "[::]:10256".parse().ok(),
         metrics_bind_address: "127.0.0.1:10249".parse().ok(),
+        metrics_services: 1000,
         bind_address_hard_fail: false,
         bpffs: crate::datapath::bpffs::DEFAULT_DIRECTORY.into(),
         capacities: crate::maps::Capacities::default(),
@@ -139,6 +140,7 @@ fn each_flag_says_what_it_says_in_kube_proxy() {
         (&["--metrics-bind-address="], |config| config.metrics_bind_address.is_none()),
         (&["--metrics-port=0"], |config| config.metrics_bind_address.is_none()),
         (&["--metrics-bind-address", "::"], |config| config.metrics_bind_address == "[::]:10249".parse().ok()),
+        (&["--metrics-services", "0"], |config| config.metrics_services == 0),
         (&["--bind-address-hard-fail"], |config| config.bind_address_hard_fail),
         (&["--oom-score-adj", "-5"], |config| config.oom_score_adj == -5),
         (&["--conntrack-max-per-core=0", "--conntrack-min=7", "--conntrack-tcp-be-liberal"], |config| {

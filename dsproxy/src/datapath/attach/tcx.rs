@@ -6,7 +6,24 @@
 
 use std::{os::fd::AsFd, path::Path};
 
-use super::{AttachError, Hook, Outcome, Program, bpf, bpf_error, pins, pins::Place};
+use super::{AttachError, Direction, Hook, Outcome, Program, bpf, bpf_error, pins, pins::Place};
+
+/// The loopback device, which every network namespace has.
+const LOOPBACK: u32 = 1;
+
+/// Whether the kernel has tcx.
+///
+/// # Errors
+///
+/// When it does not say.
+pub fn is_known() -> Result<bool, AttachError> {
+    let hook = Hook { index: LOOPBACK, name: "lo", direction: Direction::Ingress };
+    match programs_at(hook) {
+        Ok(_) => Ok(true),
+        Err(AttachError::NoTcx { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
 
 /// The programs at a hook.
 fn programs_at(hook: Hook<'_>) -> Result<Vec<bpf::HookEntry>, AttachError> {

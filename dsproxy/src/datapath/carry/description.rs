@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, io, path::Path};
 use dsproxy_common::{
     Addr4, Addr6, Address, IpFamily,
     count::ServiceCounters,
+    daemon::DaemonRecord,
     flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
     fragment::{Fragment, FragmentKey},
     layout::{self, FamilyMapNames, LAYOUT_VERSION, family_maps},
@@ -134,6 +135,7 @@ pub(super) fn maps() -> Vec<Held> {
         // The count of changes goes on, so that what connections have noted of earlier ones is not taken for true.
         held(layout::ROUTING, Content::Table, entry::<u32, Routing>()),
         held(layout::XDP_DEVICES, Content::Anew, entry::<u32, XdpDevice>()),
+        held(layout::DAEMON, Content::Anew, entry::<u32, DaemonRecord>()),
     ];
     maps.extend(of_family::<Addr4>(family_maps(IpFamily::V4)));
     maps.extend(of_family::<Addr6>(family_maps(IpFamily::V6)));
@@ -167,7 +169,7 @@ mod tests {
 
     /// What the description of this layout comes to. Whoever changes a record, or a map, gives the layout a new number, and this one
     /// with it: an older version knows by the number that there is something to carry over.
-    const EXPECTED: (u32, u64) = (5, 14_179_599_551_893_878_599);
+    const EXPECTED: (u32, u64) = (6, 10_333_735_847_833_796_156);
 
     /// FNV-1a: the same on every machine and in every version of Rust.
     fn digest(text: &str) -> u64 {
@@ -178,6 +180,7 @@ mod tests {
     fn a_changed_record_takes_another_layout() {
         let description = Description::own();
         let nested = [
+            ("DaemonVersion", fields::<dsproxy_common::daemon::DaemonVersion>(0)),
             ("NextHop", fields::<dsproxy_common::next_hop::NextHop>(0)),
             ("Slots", fields::<dsproxy_common::service::Slots>(0)),
         ];

@@ -89,6 +89,14 @@ pub fn connections(live: &Live, filter: &FlowFilter) -> anyhow::Result<Connectio
     Ok(Connections(rows))
 }
 
+impl Connections {
+    /// The first `most` of them.
+    pub fn first(mut self, most: usize) -> Self {
+        self.0.truncate(most);
+        self
+    }
+}
+
 /// As whom the backend sees the client.
 fn seen_as(row: &ConnectionRow) -> String {
     let seen = row.masquerade.unwrap_or(row.client);

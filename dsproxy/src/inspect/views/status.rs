@@ -1,12 +1,7 @@
-//! What is attached where, how full the maps are, and what became of packets.
+//! Whether a daemon keeps the maps up to date, what is attached where, how full the maps are, and what became of packets.
 
 use anyhow::Context as _;
-use dsproxy_common::{
-    IpFamily,
-    layout::{LAYOUT_VERSION, capacity},
-    service::BackendState,
-};
-use ipnet::IpNet;
+use dsproxy_common::layout::LAYOUT_VERSION;
 use nix::sys::utsname::uname;
 use serde::Serialize;
 
@@ -18,12 +13,20 @@ use crate::{
         },
         bpffs::Bpffs,
         load,
+        probe::{Feature, features},
     },
-    inspect::{Live, View, columns::Columns},
+    inspect::{
+        Live, View,
+        columns::Columns,
+        fill::{self, MapFill, fill},
+    },
     interfaces::{self, Overrides, Role},
     jiffies,
-    maps::{MapKind, MapStore as _},
 };
+
+pub(in crate::inspect) mod daemon;
+
+use self::daemon::{DaemonStatus, daemon};
 
 /// `dsproxy status`.
 #[derive(Debug, Serialize)]
@@ -32,6 +35,8 @@ pub struct Status {
     version: &'static str,
     kernel: String,
     layout: u32,
+    daemon: DaemonStatus,
+    features: Vec<Feature>,
     hooks: Vec<Hook>,
     without_xdp: Vec<WithoutXdp>,
     routing: Option<FollowedRouting>,
@@ -69,15 +74,6 @@ struct FollowedRouting {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct MapFill {
-    map: &'static str,
-    family: Option<String>,
-    entries: usize,
-    capacity: u32,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 struct PacketCount {
     reason: &'static str,
     family: Option<String>,
@@ -103,38 +99,9 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
         .collect();
     let has_xdp = hooks.iter().any(|hook| hook.kind == AttachKind::Xdp);
     let routing = has_xdp.then(|| followed_routing(&live.bpffs)).transpose()?;
-    let capacities = live.maps.capacities();
-    let frontends = live.maps.frontends()?;
-    let backends = live.maps.backends()?;
-    let mut maps = vec![MapFill {
-        map: "services",
-        family: None,
-        entries: live.maps.names()?.len(),
-        capacity: capacities.services,
-    }];
-    let (ranges, networks) = (live.maps.source_ranges()?, live.maps.networks()?);
-    for family in IpFamily::ALL {
-        let frontend_count = frontends.iter().filter(|(address, _)| address.family() == family).count();
-        let in_use = |state| state != BackendState::Gone;
-        let backend_count = backends.iter().filter(|(of, _, record)| *of == family && in_use(record.state)).count();
-        let of_family = |networks: &mut dyn Iterator<Item = IpNet>| {
-            networks.filter(|network| IpFamily::of(network.addr()) == family).count()
-        };
-        let made = |map| live.maps.entries(family, map);
-        for (map, entries, capacity) in [
-            (MapKind::Frontends, frontend_count, capacities.frontends),
-            (MapKind::Backends, backend_count, capacities.backends),
-            (MapKind::SourceRanges, of_family(&mut ranges.iter().map(|(_, range)| *range)), capacities.source_ranges),
-            (MapKind::Networks, of_family(&mut networks.iter().map(|(network, _)| *network)), capacities.networks()),
-            (MapKind::Connections, made(MapKind::Connections)?, capacities.connections),
-            (MapKind::BriefConnections, made(MapKind::BriefConnections)?, capacities.brief_connections),
-            (MapKind::Masqueraded, made(MapKind::Masqueraded)?, capacities.connections),
-            (MapKind::Affinities, made(MapKind::Affinities)?, capacities.affinities),
-            (MapKind::Sockets, made(MapKind::Sockets)?, capacity::SOCKETS),
-        ] {
-            maps.push(MapFill { map: map.name(), family: Some(family.to_string()), entries, capacity });
-        }
-    }
+    let socket_hooks = cgroup::list(&live.bpffs.links())?;
+    let programs = hooks.iter().map(|hook| hook.program_id).chain(socket_hooks.iter().map(|hook| hook.program_id));
+    let maps = fill(live, &programs.collect())?;
     let counted = live.maps.counters()?.into_iter().filter(|(.., packets)| *packets > 0);
     let packets = counted.map(|(reason, family, packets)| PacketCount {
         reason: reason.name(),
@@ -147,6 +114,8 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
         version: env!("CARGO_PKG_VERSION"),
         kernel: uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default(),
         layout: LAYOUT_VERSION,
+        daemon: daemon(live)?,
+        features: features(),
         hooks: hooks
             .into_iter()
             .map(|hook| Hook {
@@ -159,7 +128,7 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
             .collect(),
         without_xdp,
         routing,
-        socket_hooks: cgroup::list(&live.bpffs.links())?,
+        socket_hooks,
         maps,
         packets: packets.collect(),
     })
@@ -175,8 +144,33 @@ fn followed_routing(bpffs: &Bpffs) -> anyhow::Result<FollowedRouting> {
 
 impl View for Status {
     fn table(&self) -> String {
-        let Self { version, kernel, layout, hooks, without_xdp, routing, socket_hooks, maps, packets } = self;
+        let Self {
+            version,
+            kernel,
+            layout,
+            daemon,
+            features,
+            hooks,
+            without_xdp,
+            routing,
+            socket_hooks,
+            maps,
+            packets,
+        } = self;
         let mut text = format!("dsproxy {version}, map layout {layout}, kernel {kernel}\n\n");
+        text += &daemon.table();
+        let mut columns = Columns::new(&["KERNEL", "FOUND", "WHAT FOR"]);
+        for Feature { name, found, meaning, why_unknown } in features {
+            let found = match (found, why_unknown) {
+                (Some(true), _) => "yes".to_owned(),
+                (Some(false), _) => "no".to_owned(),
+                (None, why) => format!("unknown: {}", why.as_deref().unwrap_or_default()),
+            };
+            columns.row([(*name).to_owned(), found, (*meaning).to_owned()]);
+        }
+        text += "\n";
+        text += &columns.text();
+        text += "\n";
         let mut columns = Columns::new(&["INTERFACE", "ROLE", "DIRECTION", "KIND", "PROGRAM"]);
         for Hook { interface, role, direction, kind, program_id } in hooks {
             let role = match role {
@@ -212,13 +206,8 @@ impl View for Status {
             text += "\n";
             text += &columns.text();
         }
-        let mut columns = Columns::new(&["MAP", "FAMILY", "ENTRIES", "CAPACITY"]);
-        for MapFill { map, family, entries, capacity } in maps {
-            let family = family.clone().unwrap_or_default();
-            columns.row([(*map).to_owned(), family, entries.to_string(), capacity.to_string()]);
-        }
         text += "\n";
-        text += &columns.text();
+        text += &fill::table(maps);
         let mut columns = Columns::new(&["PACKETS", "FAMILY", "VERDICT", "REASON", "MEANING"]);
         for PacketCount { reason, family, verdict, packets, meaning } in packets {
             let family = family.clone().unwrap_or_default();

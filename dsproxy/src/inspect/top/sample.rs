@@ -1,0 +1,91 @@
+//! The counters at one moment.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+    time::Instant,
+};
+
+use anyhow::Context as _;
+use dsproxy_common::{
+    IpFamily,
+    count::{Reason, ServiceCounters},
+};
+
+use crate::{
+    datapath::open_connections,
+    inspect::{
+        Live,
+        fill::{self, MapFill},
+        filter::FlowFilter,
+    },
+    jiffies,
+    maps::kernel::KernelMaps,
+};
+
+/// What was counted, up to one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Sample {
+    pub(super) at: Instant,
+    /// By the name of the service port, which outlives its id.
+    pub(super) services: BTreeMap<String, Counted>,
+    pub(super) packets: BTreeMap<(Reason, Option<IpFamily>), u64>,
+}
+
+/// What was counted for a service port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) counters: ServiceCounters,
+    /// The connections that are open.
+    pub(super) open: u64,
+}
+
+impl Sample {
+    /// Reads those that `filter` takes.
+    pub(super) fn read(live: &Live, filter: &FlowFilter) -> anyhow::Result<Self> {
+        let maps = &live.maps;
+        let settings = maps.settings()?;
+        let now = jiffies::now(settings.jiffies_per_second).context("read the clock")?;
+        let open = open_connections::by_service(&live.bpffs, &settings, now).context("read the connections")?;
+        let taken = taken(maps, filter)?;
+        let mut services = BTreeMap::new();
+        let at = Instant::now();
+        for (id, name) in maps.names()? {
+            if taken.as_ref().is_none_or(|taken| taken.contains(&id)) {
+                let open = open.get(&id).copied().unwrap_or_default();
+                services.insert(name, Counted { counters: maps.service_counters(id)?, open });
+            }
+        }
+        let packets = maps.counters()?.into_iter().map(|(reason, family, count)| ((reason, family), count)).collect();
+        Ok(Self { at, services, packets })
+    }
+}
+
+/// The service ports of which a frontend is taken by `filter`; none if all are. What is counted is counted for all of its frontends
+/// together.
+fn taken(maps: &KernelMaps, filter: &FlowFilter) -> anyhow::Result<Option<BTreeSet<u32>>> {
+    if filter.takes_all() {
+        return Ok(None);
+    }
+    let names: HashMap<u32, String> = maps.names()?.into_iter().collect();
+    let mut endpoints: HashMap<(IpFamily, u32), Vec<SocketAddr>> = HashMap::new();
+    for (family, _, record) in maps.backends()? {
+        endpoints.entry((family, record.service)).or_default().push((record.address, record.port).into());
+    }
+    let taken = maps.frontends()?.into_iter().filter(|(address, frontend)| {
+        let family = address.family();
+        let mut addresses = endpoints.get(&(family, frontend.service)).cloned().unwrap_or_default();
+        addresses.push((address.address, address.port).into());
+        let name = names.get(&frontend.service).map(String::as_str).unwrap_or_default();
+        filter.takes(address.protocol, name, family, &addresses)
+    });
+    Ok(Some(taken.map(|(_, frontend)| frontend.service).collect()))
+}
+
+/// How full the maps are that have a limit, the fullest first.
+pub(super) fn fill(live: &Live) -> anyhow::Result<Vec<MapFill>> {
+    let mut maps = fill::fill(live, &BTreeSet::new())?;
+    maps.retain(|map| map.share().is_some());
+    maps.sort_by(|a, b| b.share().unwrap_or_default().total_cmp(&a.share().unwrap_or_default()));
+    Ok(maps)
+}
