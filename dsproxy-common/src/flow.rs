@@ -158,9 +158,13 @@ pub struct SnatEntry<A> {
     pub last_seen: u32,
     /// The client's port; for ICMP echo the identifier.
     pub port: Port,
-    /// A [`FlowState`].
+    /// A [`FlowState`], and perhaps [`FOREIGN`].
     pub state: u16,
 }
+
+/// Bit of a SNAT entry's state: another version's programs serve the connection. The port is taken, and answers to it are theirs, for
+/// they may have given it to another meanwhile.
+pub const FOREIGN: u16 = 1 << 15;
 
 /// Where a connection stands in its life; it decides how long its entries count without traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

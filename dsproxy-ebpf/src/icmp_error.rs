@@ -98,7 +98,7 @@ pub(crate) fn leave<F: Family, C: BufferContext>(
 #[inline(always)]
 fn sender<F: Family>(key: &FlowKey<F::Address>, now: u32, settings: &Settings) -> Option<Name<F::Address>> {
     if masquerade::may_be_answer(key, settings)
-        && let Some(found) = track::snat::<F>(key)
+        && let Some(found) = track::client_behind::<F>(key)
     {
         let held = found.read();
         let is_alive = !held.age(now, settings).is_expired();

@@ -112,7 +112,7 @@ fn look_up<F: Family, C: FrameContext>(
 ) -> Option<()> {
     let Search { packet, arrival, now, settings, .. } = *search;
     let lifetime = if masquerade::may_be_answer(packet.key, settings)
-        && let Some(found) = track::snat::<F>(packet.key)
+        && let Some(found) = track::client_behind::<F>(packet.key)
     {
         to_client::<F, C>(context, search, found, flow)?
     } else {

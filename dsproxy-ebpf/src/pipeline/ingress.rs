@@ -59,7 +59,7 @@ fn translate<F: Family, C: BufferContext>(
         return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol));
     }
     if masquerade::may_be_answer(packet.key, settings)
-        && let Some(found) = track::snat::<F>(packet.key)
+        && let Some(found) = track::client_behind::<F>(packet.key)
     {
         return to_client::<F, C>(context, packet, found, settings);
     }

@@ -26,7 +26,7 @@ use aya_ebpf::bindings::BPF_ANY;
 use dsproxy_common::{
     Port, Protocol,
     count::Reason,
-    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry, SnatEntry},
+    flow::{Age, EgressEntry, EgressKind, FOREIGN, FlowKey, FlowState, ForwardEntry, SnatEntry},
     next_hop::NextHop,
     settings::Settings,
 };
@@ -258,10 +258,16 @@ pub(crate) fn egress<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<Egres
     F::maps().egress_brief.get_ptr_mut(key).map(|entry| Found { entry, is_brief: true })
 }
 
-/// The SNAT entry of a packet that enters.
+/// The SNAT entry for answers of `key`.
 #[inline(always)]
-pub(crate) fn snat<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<SnatEntry<F::Address>>> {
+fn snat<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<SnatEntry<F::Address>>> {
     F::maps().snat.get_ptr_mut(key).map(|entry| Found { entry, is_brief: false })
+}
+
+/// The SNAT entry by which a packet of `key` that enters goes on to the client.
+#[inline(always)]
+pub(crate) fn client_behind<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<SnatEntry<F::Address>>> {
+    snat::<F>(key).filter(|found| found.value().state & FOREIGN == 0)
 }
 
 /// The state after one more packet, when it has to be written: because it is another one, or because the time is a second

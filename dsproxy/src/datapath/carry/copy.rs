@@ -3,10 +3,15 @@
 use std::{
     collections::HashSet,
     io,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
-use dsproxy_common::flow::{EgressKind, jiffies_since};
+use dsproxy_common::{
+    IpFamily,
+    flow::{EgressKind, FOREIGN, jiffies_since},
+    layout::family_maps,
+};
 use tracing::{debug, warn};
 
 use super::{
@@ -86,8 +91,15 @@ impl Pair {
     }
 
     /// Makes this version's map equal to the other's, while nothing but this writes to it. Returns how many entries those are.
+    ///
+    /// What masqueraded packets are answered by stays the other's to go by: its programs give ports to new connections until these
+    /// are merged.
     pub(super) fn mirror(&self) -> Result<usize, CarryError> {
-        let entries = self.fill()?;
+        let mut entries = self.converted()?;
+        for (key, value) in &mut entries {
+            self.make_foreign(value);
+            self.to.set(key, value).map_err(self.failed())?;
+        }
         let wanted: HashSet<&[u8]> = entries.iter().map(|(key, _)| key.as_slice()).collect();
         for (key, _) in self.to.entries().map_err(self.failed())? {
             if !wanted.contains(key.as_slice()) {
@@ -97,27 +109,52 @@ impl Pair {
         Ok(entries.len())
     }
 
+    /// Where the state stands in a SNAT entry; none of other maps.
+    fn snat_state(&self) -> Option<Range<usize>> {
+        let is_snat = IpFamily::ALL.map(|family| family_maps(family).snat).contains(&self.held.name);
+        is_snat.then(|| self.field("state")).flatten()
+    }
+
+    fn make_foreign(&self, value: &mut [u8]) {
+        if let Some(state) = self.snat_state().and_then(|state| value.get_mut(state)?.first_chunk_mut::<2>()) {
+            *state = (u16::from_ne_bytes(*state) | FOREIGN).to_ne_bytes();
+        }
+    }
+
+    fn is_foreign(&self, value: &[u8]) -> bool {
+        let state = self.snat_state().and_then(|state| value.get(state)?.first_chunk::<2>());
+        state.is_some_and(|state| u16::from_ne_bytes(*state) & FOREIGN != 0)
+    }
+
+    fn field(&self, name: &str) -> Option<Range<usize>> {
+        let field = self.held.entry.value.iter().find(|field| field.name == name)?;
+        Some(field.offset..field.offset + field.size)
+    }
+
     /// Adds what this version's map, which its own programs write to as well, does not know, or knows less well.
-    pub(super) fn merge(&self) -> Result<usize, CarryError> {
-        let field = |name: &str| {
-            let field = self.held.entry.value.iter().find(|field| field.name == name)?;
-            Some(field.offset..field.offset + field.size)
-        };
-        let (last_seen, kind) = (field("last_seen"), field("kind"));
-        let read = |value: &[u8], range: &Option<std::ops::Range<usize>>| value.get(range.clone()?).map(<[u8]>::to_vec);
+    /// Before the other's programs have ended (`serving`) what masqueraded packets are answered by stays theirs to go by.
+    pub(super) fn merge(&self, serving: bool) -> Result<usize, CarryError> {
+        let (last_seen, kind) = (self.field("last_seen"), self.field("kind"));
+        let read = |value: &[u8], range: &Option<Range<usize>>| value.get(range.clone()?).map(<[u8]>::to_vec);
         let time = |value: &[u8]| Some(u32::from_ne_bytes(read(value, &last_seen)?.try_into().ok()?));
         let unsettled = [EgressKind::Unsettled.number()];
         let is_unsettled = |value: &[u8]| read(value, &kind).is_some_and(|kind| kind == unsettled);
         let mut merged = 0;
-        for (key, value) in self.converted()? {
+        for (key, mut value) in self.converted()? {
+            let is_anothers = self.is_foreign(&value);
+            if serving {
+                self.make_foreign(&mut value);
+            }
             if self.to.add(&key, &value).map_err(self.failed())? {
                 merged += 1;
                 continue;
             }
             let Some(held) = self.to.get(&key).map_err(self.failed())? else { continue };
             let is_newer = time(&value).zip(time(&held)).is_some_and(|(theirs, ours)| is_later(theirs, ours));
-            // What has an address and port already goes before what is still to get one.
-            if (is_newer || is_unsettled(&held)) && !is_unsettled(&value) && held != value {
+            // What has an address and port already goes before what is still to get one, and what these programs go by before what they
+            // leave to others.
+            let is_better = is_newer || is_unsettled(&held) || (self.is_foreign(&held) && !serving);
+            if is_better && !is_unsettled(&value) && !is_anothers && held != value {
                 self.to.set(&key, &value).map_err(self.failed())?;
                 merged += 1;
             }

@@ -9,7 +9,8 @@
 //! 2. This version's programs are attached beside the old ones, the first at ingress. They see nothing: their filters are empty, and no
 //!    port is one of masqueraded packets.
 //! 3. *The opening*: the filters are written, the egress one before that of frontends. With the first bit of a frontend
-//!    its new connections are this version's; whatever the old programs know and these do not, the old ones still serve.
+//!    its new connections are this version's; whatever the old programs know and these do not, the old ones still serve, and they go
+//!    on telling which client a masqueraded connection of theirs is answered to (`FOREIGN`).
 //! 4. What the old programs have entered meanwhile is merged, they are detached, and their maps go.
 //!
 //! Each step can be repeated (`layouts` says what a kill leaves), and nothing depends on which version is the newer: maps describe
@@ -168,13 +169,14 @@ impl Takeover {
             let _ = fs::remove_file(&pin);
             own.pin(&maps).map_err(CarryError::on("pin the description", &pin))?;
         }
-        match self.leaving.last() {
-            // Killed before the opening: what stands here is as old as that.
-            Some(leaving) if is_standing_by(&loaded.maps.settings()?) => {
-                stand_by(&mut loaded.maps, wanted)?;
-                mirror(&pairs(&maps_of(leaving), &maps)?)?;
-            }
-            _ => load::tell(&mut loaded.maps, wanted)?,
+        // Killed before the opening: what stands here is as old as that.
+        if is_standing_by(&loaded.maps.settings()?)
+            && let Some(serving) = self.serving(&maps)?
+        {
+            stand_by(&mut loaded.maps, wanted)?;
+            mirror(&serving)?;
+        } else {
+            load::tell(&mut loaded.maps, wanted)?;
         }
         load::load_programs(&mut loaded.object)?;
         if !self.leaving.is_empty() {
@@ -184,6 +186,18 @@ impl Takeover {
             );
         }
         Ok(loaded)
+    }
+
+    /// The maps of the layout that left last of those that have served, each with the one of this version in `own`: others were being
+    /// prepared when they left.
+    fn serving(&self, own: &Path) -> Result<Option<Vec<Pair>>, CarryError> {
+        for leaving in self.leaving.iter().rev() {
+            let pairs = pairs(&maps_of(leaving), own)?;
+            if told(&pairs)?.iter().any(|settings| !is_standing_by(settings)) {
+                return Ok(Some(pairs));
+            }
+        }
+        Ok(None)
     }
 
     /// Loads everything on maps made beside those of layout `version`, with all that these hold.
@@ -204,10 +218,11 @@ impl Takeover {
             entries += pair.fill()?.len();
         }
         info!(from = version, to = LAYOUT_VERSION, entries, "the layout is another: its content is carried over");
-        let serving = match self.leaving.last() {
+        let serving = if is_standing_by(&loaded.maps.settings()?) {
             // It was being prepared itself: connections are where the one before it has them.
-            Some(leaving) if is_standing_by(&loaded.maps.settings()?) => self::pairs(&maps_of(leaving), &maps)?,
-            _ => pairs,
+            self.serving(&maps)?.unwrap_or(pairs)
+        } else {
+            pairs
         };
         stand_by(&mut loaded.maps, wanted)?;
         mirror(&serving)?;
@@ -215,7 +230,7 @@ impl Takeover {
         load::load_programs(&mut loaded.object)?;
         let connections = mirror(&serving)?;
         for leaving in &self.leaving {
-            merge(&self::pairs(&maps_of(leaving), &maps)?)?;
+            each_written(&self::pairs(&maps_of(leaving), &maps)?, |pair| pair.merge(true))?;
         }
         let failed = CarryError::on("exchange the layouts in", &self.ours);
         layouts::commit(&self.ours, version, LAYOUT_VERSION).map_err(&failed)?;
@@ -276,9 +291,9 @@ fn mirror(pairs: &[Pair]) -> Result<usize, CarryError> {
     each_written(pairs, Pair::mirror)
 }
 
-/// Adds what other programs have written while this version's ran as well. Returns how many entries those are.
+/// Adds what other programs have written while this version's ran as well, and no longer go by. Returns how many entries those are.
 fn merge(pairs: &[Pair]) -> Result<usize, CarryError> {
-    each_written(pairs, Pair::merge)
+    each_written(pairs, |pair| pair.merge(false))
 }
 
 /// Does `carry` for each map that the programs write to, and returns the sum. A connection that is confirmed meanwhile moves from the one
@@ -303,14 +318,22 @@ fn open(all: &[Vec<Pair>], maps: &mut KernelMaps, wanted: &DatapathSettings) -> 
     load::tell(maps, wanted)?;
     write([v4.filter, v6.filter])?;
     let mut settings = maps.settings()?;
-    for pair in all.iter().flatten().filter(|pair| pair.held.name == layout::SETTINGS) {
-        for (_, bytes) in pair.converted()? {
-            let Some(theirs) = load::settings_of(&bytes).filter(|theirs| !is_standing_by(theirs)) else { continue };
+    for pairs in all {
+        for theirs in told(pairs)?.iter().filter(|theirs| !is_standing_by(theirs)) {
             settings.services_v4 = theirs.services_v4;
             settings.services_v6 = theirs.services_v6;
         }
     }
     Ok(maps.set_settings(&settings)?)
+}
+
+/// What other programs are told.
+fn told(pairs: &[Pair]) -> Result<Vec<Settings>, CarryError> {
+    let mut told = Vec::new();
+    for pair in pairs.iter().filter(|pair| pair.held.name == layout::SETTINGS) {
+        told.extend(pair.converted()?.iter().filter_map(|(_, bytes)| load::settings_of(bytes)));
+    }
+    Ok(told)
 }
 
 /// Sets in a filter of this version the bits that are set in another's. Those of what has gone lately are among them.
