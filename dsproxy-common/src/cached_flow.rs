@@ -1,6 +1,6 @@
 //! Flows as XDP remembers them: what becomes of a packet, ready to be written, found by one look into a table of the CPU's own.
 //!
-//! The connection table says what is so; this only spares most packets the search. A flow is remembered for some seconds; it
+//! The connection table says what is so; this only spares most packets the search. A flow is remembered for less than a second; it
 //! is looked up anew when its backend or the kernel's routing has changed. Two flows have room where a hash leads to; of more, the
 //! later have it.
 //!

@@ -47,8 +47,9 @@ impl Settings {
     pub fn with_port_waits(mut self, is_remembered: bool) -> Self {
         /// Until a SYN is sent again, and some.
         const UNANSWERED: u32 = 3;
-        /// What nf_conntrack gives a single exchange (`UDP_CT_UNREPLIED`, net/netfilter/nf_conntrack_proto_udp.c).
-        const EXCHANGE: u32 = 30;
+        /// What nf_conntrack gives a single exchange (`UDP_CT_UNREPLIED`, net/netfilter/nf_conntrack_proto_udp.c), and as much again as
+        /// an entry may seem older than it is: XDP writes no times, and without the daemon goes on for so long without the stack's turn.
+        const EXCHANGE: u32 = 30 + 20;
         let second = self.jiffies_per_second;
         // An entry of exactly that age has not expired.
         let mut waits = self.lifetimes.map(|lifetime| lifetime + 1);
@@ -71,8 +72,9 @@ impl Settings {
     #[inline(always)]
     pub const fn gives_port_away(&self, state_number: u16, last_seen: u32, in_need: bool, now: u32) -> bool {
         let wait = self.port_waits[in_need as usize][state_number as usize & (FlowState::COUNT - 1)];
-        // As numbers with a sign: what another CPU has just written may seem to come from the future.
-        now.wrapping_sub(last_seen) as i32 >= wait as i32
+        let second = self.jiffies_per_second;
+        // As `Age::of` has it: what another CPU has just written may seem to come from the future.
+        now.wrapping_sub(last_seen).wrapping_add(second) >= wait.wrapping_add(second)
     }
 
     /// Whether `port` is one that masqueraded packets leave with.
@@ -268,13 +270,15 @@ mod tests {
         }
         for (state, wait, in_need) in [
             (FlowState::Opening, 3, 3),
-            (FlowState::Stateless, 121, 30),
+            (FlowState::Stateless, 121, 50),
             (FlowState::Answered, 61, 61),
             (FlowState::Established, 86_401, 86_401),
         ] {
             assert_eq!((after(&with, state, false), after(&without, state, true)), (wait, in_need), "{state:?}");
         }
         assert!(!with.gives_port_away(FlowState::Closing.number(), 7, false, 6), "it is of now");
+        let weeks = u32::MAX / 2 + 2;
+        assert!(with.gives_port_away(FlowState::Established.number(), 7, false, 7 + weeks), "not of what is to come");
         let brief = Settings { lifetimes: [2; 8], ..settings }.with_port_waits(false);
         assert_eq!(after(&brief, FlowState::Stateless, true), 3, "not longer than it counts");
     }

@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
+use dsproxy_common::daemon::DaemonRecord;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -146,6 +147,9 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     let settings = config.datapath_settings();
     let mut takeover = Takeover::begin(&bpffs)?;
     let Loaded { mut object, mut maps, found } = takeover.load(&config.capacities, &settings)?;
+    // What the one before said last is not said of this one.
+    let mut word_of_daemon = load::open_pinned_daemon(&bpffs)?;
+    word_of_daemon.set(&DaemonRecord::default())?;
     #[cfg(feature = "packet-log")]
     crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
     lead_sockets(&mut object, cgroup.as_ref(), &bpffs)?;
@@ -204,7 +208,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
         attached: attachments.report(),
         metrics: config.metrics_bind_address,
     };
-    tokio::spawn(daemon_word::speak(load::open_pinned_daemon(&bpffs)?, speaker));
+    tokio::spawn(daemon_word::speak(word_of_daemon, speaker));
 
     let (sender, events) = mpsc::channel(EVENT_BACKLOG);
     let local_node =

@@ -19,7 +19,7 @@ use crate::{
     attachments::Report,
     datapath::{bpffs::Bpffs, map_memory, open_connections},
     health,
-    maps::{MapKind, MapStore as _, kernel::KernelMaps},
+    maps::{MapError, MapKind, MapStore as _, kernel::KernelMaps},
     model::IpFamily,
     progress::Progress,
     source::{SourceStatus, Trouble, WatchStatus},
@@ -197,14 +197,14 @@ impl State {
     }
 
     fn services(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let names = self.maps.names().unwrap_or_else(|error| {
+        let told = self.told().unwrap_or_else(|error| {
             warn!(%error, "metrics without Services");
             Vec::new()
         });
         let mut connections = Vec::new();
         let mut packets = Vec::new();
         let mut bytes = Vec::new();
-        for ([namespace, service, port, protocol], counted) in self.told(names) {
+        for ([namespace, service, port, protocol], counted) in told {
             let labels = [("namespace", namespace), ("service", service), ("port", port), ("protocol", protocol)];
             let directed = |direction: &str| {
                 let [namespace, service, port, protocol] = labels.clone();
@@ -221,14 +221,18 @@ impl State {
         counters(encoder, "service_bytes", "Bytes translated, by service port", bytes)
     }
 
-    /// The names and counters that are told, those of all others together.
-    fn told(&self, mut names: Vec<(u32, String)>) -> Vec<([String; 4], ServiceCounters)> {
+    /// The names and counters that are told, those of all others together. All or none: what is missing once would count as new the
+    /// next time. Read and told under one lock, for a scrape that told of less than the one before would seem to begin anew.
+    fn told(&self) -> Result<Vec<([String; 4], ServiceCounters)>, MapError> {
+        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.maps.names()?;
         names.sort_unstable();
-        let counted = names.into_iter().filter_map(|(id, name)| Some((name, self.maps.service_counters(id).ok()?)));
-        let counted = counted.collect();
-        let Told { own, others } = self.series.lock().unwrap_or_else(PoisonError::into_inner).tell(counted);
+        // While the map is written one may be met twice.
+        names.dedup();
+        let counted = names.into_iter().map(|(id, name)| Ok((name, self.maps.service_counters(id)?)));
+        let Told { own, others } = series.tell(counted.collect::<Result<_, MapError>>()?);
         let others = others.map(|counted| (["", OTHERS, "", ""].map(str::to_owned), counted));
-        own.into_iter().map(|(name, counted)| (name_parts(&name), counted)).chain(others).collect()
+        Ok(own.into_iter().map(|(name, counted)| (name_parts(&name), counted)).chain(others).collect())
     }
 
     fn lag(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {

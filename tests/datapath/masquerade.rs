@@ -200,7 +200,7 @@ fn a_range_that_is_used_up_drops_and_counts_and_a_closed_connection_gives_its_po
 }
 
 /// How long UDP keeps its port from others that find none, in seconds.
-const SILENT: u32 = 30;
+const SILENT: u32 = 50;
 
 /// So many seconds pass in which nobody sends.
 fn let_pass(world: &mut World, seconds: u32) {

@@ -28,7 +28,8 @@ const LOST_ONE_OF: u64 = 5000;
 
 /// Where a daemon is killed on its way: which version, at which line of its log, and how many milliseconds later. The one before
 /// leaves what the next finds.
-const KILLS: [(usize, &str, u64); 3] = [(0, PREPARED, 0), (0, BOTH_SERVE, 0), (0, GOES_ON, 20)];
+const KILLS: [(usize, &str, u64); 5] =
+    [(0, PREPARED, 0), (0, BOTH_SERVE, 0), (0, GOES_ON, 20), (1, BOTH_SERVE, 40), (1, GOES_ON, 150)];
 
 #[test]
 fn another_layout_there_and_back_is_not_noticed_with_tcx() {

@@ -24,11 +24,11 @@ pub fn by_service(bpffs: &Bpffs, settings: &Settings, now: u32) -> io::Result<Ha
     for names in IpFamily::ALL.map(family_maps) {
         for name in [names.forward, names.forward_brief] {
             let Some(map) = RawMap::pinned(&directory.join(name))? else { continue };
-            for (_, value) in map.entries()? {
-                if let Some(service) = service_of(&value, settings, now) {
+            map.for_each(|_, value| {
+                if let Some(service) = service_of(value, settings, now) {
                     *counts.entry(service).or_default() += 1;
                 }
-            }
+            })?;
         }
     }
     Ok(counts)
@@ -41,7 +41,9 @@ pub fn by_service(bpffs: &Bpffs, settings: &Settings, now: u32) -> io::Result<Ha
 /// When it cannot be read.
 pub fn entries(bpffs: &Bpffs, name: &str) -> io::Result<usize> {
     let map = RawMap::pinned(&load::map_directory(bpffs).join(name))?.ok_or(io::ErrorKind::NotFound)?;
-    Ok(map.entries()?.len())
+    let mut count = 0;
+    map.for_each(|_, _| count += 1)?;
+    Ok(count)
 }
 
 /// The service port of a `ForwardEntry` of an open connection.

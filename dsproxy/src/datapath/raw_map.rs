@@ -156,26 +156,33 @@ impl RawMap {
     /// All entries; of arrays, those that are not all zero. Of a map that changes meanwhile some may be missed, and some be met
     /// twice.
     pub(super) fn entries(&self) -> io::Result<Vec<RawEntry>> {
-        let mut entries = match self.batches() {
-            // Not every kind of map has batches in every kernel (`ENOTSUPP`, which has no name in user space).
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | 524)) => {
-                self.one_by_one()?
-            }
-            entries => entries?,
-        };
-        entries.retain(|(_, value)| self.is_entry(value));
+        let mut entries = Vec::new();
+        self.for_each(|key, value| entries.push((key.to_vec(), value.to_vec())))?;
         Ok(entries)
     }
 
-    fn batches(&self) -> io::Result<Vec<RawEntry>> {
+    /// Shows `look` each of the entries, as `entries` has them, in memory that is used again.
+    pub(super) fn for_each(&self, mut look: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        // Of a million slots few are in use.
+        let mut look = |key: &[u8], value: &[u8]| {
+            if self.is_entry(value) {
+                look(key, value);
+            }
+        };
+        if self.batches(&mut look)? { Ok(()) } else { self.one_by_one(&mut look) }
+    }
+
+    /// False if the kernel has no batches for a map of this kind.
+    fn batches(&self, look: &mut dyn FnMut(&[u8], &[u8])) -> io::Result<bool> {
         let (key_size, value_size) = (self.key_size(), self.bytes_of_value()?);
-        let mut entries = Vec::new();
         let mut size = BATCH;
         // Where the kernel goes on: a bucket's number or a key.
         let (mut from, mut next) = (vec![0u8; key_size.max(8)], vec![0u8; key_size.max(8)]);
         let mut is_first = true;
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
         loop {
-            let (mut keys, mut values) = (vec![0u8; key_size * size as usize], vec![0u8; value_size * size as usize]);
+            keys.resize(key_size * size as usize, 0u8);
+            values.resize(value_size * size as usize, 0u8);
             let mut attribute = Batch {
                 from: if is_first { 0 } else { address_of(from.as_mut_slice()) },
                 next: address_of(next.as_mut_slice()),
@@ -194,23 +201,22 @@ impl RawMap {
                         size *= 2;
                         continue;
                     }
+                    // Not every kind of map has batches in every kernel (`ENOTSUPP`, which has no name in user space).
+                    Some(libc::EINVAL | libc::EOPNOTSUPP | 524) if is_first => return Ok(false),
                     _ => return Err(error),
                 },
             };
             let found = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size)).take(attribute.count as usize);
-            // Of a million slots few are in use.
-            let found = found.filter(|(_, value)| self.is_entry(value));
-            entries.extend(found.map(|(key, value)| (key.to_vec(), value.to_vec())));
+            found.for_each(|(key, value)| look(key, value));
             if is_last {
-                return Ok(entries);
+                return Ok(true);
             }
             std::mem::swap(&mut from, &mut next);
             is_first = false;
         }
     }
 
-    fn one_by_one(&self) -> io::Result<Vec<RawEntry>> {
-        let mut entries = Vec::new();
+    fn one_by_one(&self, look: &mut dyn FnMut(&[u8], &[u8])) -> io::Result<()> {
         let mut key: Option<Vec<u8>> = None;
         loop {
             let mut next = vec![0; self.key_size()];
@@ -222,11 +228,11 @@ impl RawMap {
             };
             match run(command::MAP_GET_NEXT_KEY, &mut attribute) {
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(entries),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(error) => return Err(error),
             }
             if let Some(value) = self.get(&next)? {
-                entries.push((next.clone(), value));
+                look(&next, &value);
             }
             key = Some(next);
         }

@@ -80,7 +80,10 @@ pub(super) fn fill(live: &Live, programs: &BTreeSet<u32>) -> anyhow::Result<Vec<
 }
 
 fn unpinned(used: &BTreeMap<String, u64>, pinned: &BTreeMap<String, u64>) -> u64 {
-    used.iter().filter(|(name, _)| !pinned.contains_key(*name)).map(|(_, bytes)| bytes).sum()
+    /// The kernel keeps no more of a map's name (`BPF_OBJ_NAME_LEN`, less the end of the text).
+    const NAME: usize = 15;
+    let pinned: BTreeSet<&str> = pinned.keys().map(|pin| pin.get(..NAME).unwrap_or(pin)).collect();
+    used.iter().filter(|(name, _)| !pinned.contains(name.as_str())).map(|(_, bytes)| bytes).sum()
 }
 
 /// What user space has written, read once.
@@ -192,5 +195,7 @@ mod tests {
     fn what_is_pinned_is_not_counted_again() {
         let maps = |all: &[(&str, u64)]| all.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect();
         assert_eq!(unpinned(&maps(&[("SETTINGS", 4096), ("FLOWS_V4", 7)]), &maps(&[("SETTINGS", 4096)])), 7);
+        let used = maps(&[("SERVICE_COUNTER", 4096), ("FLOWS_V4", 7)]);
+        assert_eq!(unpinned(&used, &maps(&[("SERVICE_COUNTERS", 4096)])), 7, "the kernel keeps the name short");
     }
 }

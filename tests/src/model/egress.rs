@@ -24,7 +24,7 @@ use crate::{
 const UNANSWERED: u64 = 3;
 
 /// For how many seconds what is not TCP keeps it from those that find no other.
-const SILENT: u64 = 30;
+const SILENT: u64 = 50;
 
 impl Model {
     /// What has to become of a packet behind the stack.

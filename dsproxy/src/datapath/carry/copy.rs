@@ -109,10 +109,14 @@ impl Pair {
         Ok(entries.len())
     }
 
+    /// Whether these are SNAT entries.
+    pub(super) fn is_of_ports(&self) -> bool {
+        IpFamily::ALL.map(|family| family_maps(family).snat).contains(&self.held.name)
+    }
+
     /// Where the state stands in a SNAT entry; none of other maps.
     fn snat_state(&self) -> Option<Range<usize>> {
-        let is_snat = IpFamily::ALL.map(|family| family_maps(family).snat).contains(&self.held.name);
-        is_snat.then(|| self.field("state")).flatten()
+        self.is_of_ports().then(|| self.field("state")).flatten()
     }
 
     fn make_foreign(&self, value: &mut [u8]) {
@@ -144,6 +148,8 @@ impl Pair {
             let is_anothers = self.is_foreign(&value);
             if serving {
                 self.make_foreign(&mut value);
+            } else if is_anothers {
+                continue;
             }
             if self.to.add(&key, &value).map_err(self.failed())? {
                 merged += 1;

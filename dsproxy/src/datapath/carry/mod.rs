@@ -153,7 +153,26 @@ impl Takeover {
             let theirs = links_of(leaving);
             attach::take_xdp(&theirs, &own).map_err(CarryError::on("take over the XDP links of", &theirs))?;
         }
+        self.remove_those_that_never_served()?;
         Ok(loaded)
+    }
+
+    /// What was killed before its opening has nothing that others do not have, and its programs see nothing.
+    fn remove_those_that_never_served(&mut self) -> Result<(), CarryError> {
+        let maps = maps_of(&layouts::of(&self.ours, LAYOUT_VERSION));
+        let mut served = Vec::new();
+        for leaving in std::mem::take(&mut self.leaving) {
+            let told = told(&pairs(&maps_of(&leaving), &maps)?)?;
+            // Of what cannot be read nobody knows.
+            if told.is_empty() || !told.iter().all(is_standing_by) {
+                served.push(leaving);
+            } else {
+                attach::retire(&links_of(&leaving))?;
+                fs::remove_dir_all(&leaving).map_err(CarryError::on("remove the layout", &leaving))?;
+            }
+        }
+        self.leaving = served;
+        Ok(())
     }
 
     /// Loads everything on the maps of this version's layout, which is the one in use, or there is none.
@@ -193,7 +212,8 @@ impl Takeover {
     fn serving(&self, own: &Path) -> Result<Option<Vec<Pair>>, CarryError> {
         for leaving in self.leaving.iter().rev() {
             let pairs = pairs(&maps_of(leaving), own)?;
-            if told(&pairs)?.iter().any(|settings| !is_standing_by(settings)) {
+            let told = told(&pairs)?;
+            if told.is_empty() || !told.iter().all(is_standing_by) {
                 return Ok(Some(pairs));
             }
         }
@@ -261,7 +281,8 @@ impl Takeover {
             attach::retire_sockets_that_lead(&links_of(leaving))?;
         }
         let mut merged = 0;
-        for pairs in &all {
+        // What left last knows best.
+        for pairs in all.iter().rev() {
             merged += merge(pairs)?;
         }
         let mut detached = 0;
@@ -297,10 +318,12 @@ fn merge(pairs: &[Pair]) -> Result<usize, CarryError> {
 }
 
 /// Does `carry` for each map that the programs write to, and returns the sum. A connection that is confirmed meanwhile moves from the one
-/// to the other: what is read first must be what it leaves.
+/// to the other: what is read first must be what it leaves. Ports come last: who is told of one answers to it from then on.
 fn each_written(pairs: &[Pair], carry: impl Fn(&Pair) -> Result<usize, CarryError>) -> Result<usize, CarryError> {
     let of = |content| pairs.iter().filter(move |pair| pair.held.content == content);
-    of(Content::Connections).chain(of(Content::Confirmed)).map(carry).sum()
+    let (ports, others): (Vec<_>, Vec<_>) =
+        of(Content::Connections).chain(of(Content::Confirmed)).partition(|pair| pair.is_of_ports());
+    others.into_iter().chain(ports).map(carry).sum()
 }
 
 /// Opens the eyes of this version's programs: answers are known before anything is sent that they would be to, and what is for no
