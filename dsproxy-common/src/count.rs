@@ -178,6 +178,21 @@ pub struct ServiceCounters {
     pub reply_bytes: u64,
 }
 
+impl ServiceCounters {
+    /// What `with` makes of each of these and its counterpart.
+    #[must_use]
+    pub fn each(self, counterparts: Self, with: impl Fn(u64, u64) -> u64) -> Self {
+        let Self { connections, packets, bytes, reply_packets, reply_bytes } = self;
+        Self {
+            connections: with(connections, counterparts.connections),
+            packets: with(packets, counterparts.packets),
+            bytes: with(bytes, counterparts.bytes),
+            reply_packets: with(reply_packets, counterparts.reply_packets),
+            reply_bytes: with(reply_bytes, counterparts.reply_bytes),
+        }
+    }
+}
+
 record! {
     ServiceCounters { connections, packets, bytes, reply_packets, reply_bytes }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use dsproxy_common::{count::ServiceCounters, layout::capacity};
+use dsproxy_common::count::ServiceCounters;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text},
@@ -17,7 +17,7 @@ use tracing::warn;
 
 use crate::{
     attachments::Report,
-    datapath::{bpffs::Bpffs, map_memory, open_connections},
+    datapath::{bpffs::Bpffs, map_entries, map_memory},
     health,
     maps::{MapError, MapKind, MapStore as _, kernel::KernelMaps},
     model::IpFamily,
@@ -32,10 +32,6 @@ use self::service_series::{ServiceSeries, Told};
 
 /// Where the service port's name stands, for all that have no series of their own. No Service is in a namespace without a name.
 const OTHERS: &str = "other";
-
-/// What the programs write themselves. When such a map is full, the least recently used gives way.
-const MADE_BY_PROGRAMS: [MapKind; 5] =
-    [MapKind::Connections, MapKind::BriefConnections, MapKind::Masqueraded, MapKind::Affinities, MapKind::Sockets];
 
 /// What metrics are read from.
 pub struct Observed {
@@ -290,9 +286,8 @@ impl State {
             .iter()
             .flat_map(|(family, fill)| fill.iter().map(|(map, used)| (label(*map, Some(*family)), u64::from(*used))));
         let made = IpFamily::ALL.into_iter().flat_map(|family| {
-            MADE_BY_PROGRAMS.into_iter().filter_map(move |map| {
-                let name = *map.kernel_maps(Some(family)).first()?;
-                let entries = open_connections::entries(&self.bpffs, name).ok()?;
+            MapKind::ALL.into_iter().filter_map(move |map| {
+                let entries = map_entries::made_by_programs(&self.bpffs, map, family).ok()??;
                 Some((label(map, Some(family)), entries as u64))
             })
         });
@@ -302,20 +297,9 @@ impl State {
         let help = "Entries of maps in which the least recently used gives way, those included that no longer count";
         gauges(encoder, "lru_map_entries", help, made)?;
         let capacities = self.maps.capacities();
-        let capacities = [
-            (MapKind::Services, capacities.services),
-            (MapKind::Frontends, capacities.frontends),
-            (MapKind::Backends, capacities.backends),
-            (MapKind::Slots, capacities.slots),
-            (MapKind::SourceRanges, capacities.source_ranges),
-            (MapKind::Networks, capacities.networks()),
-            (MapKind::Connections, capacities.connections),
-            (MapKind::BriefConnections, capacities.brief_connections),
-            (MapKind::Masqueraded, capacities.connections),
-            (MapKind::Affinities, capacities.affinities),
-            (MapKind::Sockets, capacity::SOCKETS),
-        ];
-        let capacities = capacities.map(|(map, capacity)| ([("map", map.name().to_owned())], capacity.into()));
+        let capacities = MapKind::ALL
+            .into_iter()
+            .filter_map(|map| Some(([("map", map.name().to_owned())], capacities.of(map)?.into())));
         gauges(encoder, "map_capacity", "Entries a map has room for, in each family", capacities)?;
         self.memory(encoder)
     }

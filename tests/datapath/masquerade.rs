@@ -202,12 +202,6 @@ fn a_range_that_is_used_up_drops_and_counts_and_a_closed_connection_gives_its_po
 /// How long UDP keeps its port from others that find none, in seconds.
 const SILENT: u32 = 50;
 
-/// So many seconds pass in which nobody sends.
-fn let_pass(world: &mut World, seconds: u32) {
-    let settings = world.datapath.maps().settings().expect("settings");
-    world.datapath.connections().grow_older(seconds * settings.jiffies_per_second).expect("tables");
-}
-
 #[test]
 fn silent_datagrams_give_their_port_to_who_finds_none_and_go_on_with_another() {
     everywhere(|world| {
@@ -217,10 +211,10 @@ fn silent_datagrams_give_their_port_to_who_finds_none_and_go_on_with_another() {
         let first = from_outside(world, &served, 40_001);
         sends(world, &first, 0, true, backend, KEPT);
         answers(world, &first, 0, backend, KEPT);
-        let_pass(world, SILENT - 1);
+        world.let_pass(SILENT - 1);
         let second = from_outside(world, &served, 40_002);
         assert_eq!(port_of(world, &second, backend), None, "{world}");
-        let_pass(world, 1);
+        world.let_pass(1);
         let third = from_outside(world, &served, 40_003);
         assert_eq!(port_of(world, &third, backend), Some(KEPT), "{world}");
         answers(world, &third, 0, backend, KEPT);

@@ -376,6 +376,12 @@ impl World {
         self.datapath.set_settings(&settings).expect("settings");
     }
 
+    /// So many seconds pass in which nobody sends.
+    pub(crate) fn let_pass(&mut self, seconds: u32) {
+        let settings = self.datapath.maps().settings().expect("settings");
+        self.datapath.connections().grow_older(seconds * settings.jiffies_per_second).expect("tables");
+    }
+
     /// The kernel's clock.
     pub(crate) fn now(&self) -> u32 {
         let settings = self.datapath.maps().settings().expect("settings");

@@ -12,14 +12,20 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, PORT, SOON, TARGET, service, wait_until_answers};
 
+/// A daemon on `cluster` that serves a Service with the backend "local", and its VIP.
+fn serve_echo(cluster: &Cluster) -> (Daemon<'_>, DualStack) {
+    let vip = DualStack::cluster_ip(1);
+    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
+    let daemon = cluster.start_daemon();
+    wait_until_answers(cluster.client.namespace(), vip, "local");
+    (daemon, vip)
+}
+
 #[test]
 fn the_commands_show_what_is_so() {
     let cluster = Cluster::build();
     let client = cluster.client.namespace();
-    let vip = DualStack::cluster_ip(1);
-    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
-    let daemon = cluster.start_daemon();
-    wait_until_answers(client, vip, "local");
+    let (daemon, vip) = serve_echo(&cluster);
     let local = cluster.backend("local");
     let json = |command| daemon.json(&[command]).expect("the command prints JSON");
     let sessions =
@@ -73,10 +79,7 @@ fn the_commands_show_what_is_so() {
 #[test]
 fn status_tells_whether_a_daemon_keeps_the_maps_up_to_date() {
     let cluster = Cluster::build();
-    let vip = DualStack::cluster_ip(1);
-    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
-    let mut daemon = cluster.start_daemon();
-    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let (mut daemon, _) = serve_echo(&cluster);
     let in_charge = |daemon: &Daemon<'_>| {
         eventually("the daemon's word", SOON, || {
             let status = daemon.json(&["status"]).expect("JSON");
@@ -154,10 +157,7 @@ fn what_waits_for_room_is_told_and_what_has_no_series_is_summed() {
 fn top_shows_what_passes_and_what_is_dropped() {
     let cluster = Cluster::build();
     let client = cluster.client.namespace();
-    let vip = DualStack::cluster_ip(1);
-    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
-    let daemon = cluster.start_daemon();
-    wait_until_answers(client, vip, "local");
+    let (daemon, vip) = serve_echo(&cluster);
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for family in IpFamily::ALL {
@@ -203,10 +203,7 @@ fn top_shows_what_passes_and_what_is_dropped() {
 #[test]
 fn a_dump_has_everything_and_says_what_it_could_not_have() {
     let cluster = Cluster::build();
-    let vip = DualStack::cluster_ip(1);
-    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
-    let mut daemon = cluster.start_daemon();
-    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let (mut daemon, vip) = serve_echo(&cluster);
     let dump = |daemon: &Daemon<'_>, name: &str| {
         let path = cluster.lab.directory().join(name);
         let output = daemon.command(&["dump", &path.display().to_string()]).expect("the command runs");
@@ -279,10 +276,7 @@ fn files(archive: &[u8]) -> BTreeMap<String, String> {
 #[test]
 fn the_commands_print_tables_for_people() {
     let cluster = Cluster::build();
-    let vip = DualStack::cluster_ip(1);
-    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
-    let daemon = cluster.start_daemon();
-    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let (daemon, vip) = serve_echo(&cluster);
     for (command, shown) in [
         ("status", cluster.client.host_interface().to_owned()),
         ("services", vip.socket(IpFamily::V6, PORT).to_string()),
@@ -299,10 +293,7 @@ fn the_commands_print_tables_for_people() {
 #[test]
 fn the_lists_are_narrowed_to_what_is_asked_for() {
     let cluster = Cluster::build();
-    let vip = DualStack::cluster_ip(1);
-    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
-    let daemon = cluster.start_daemon();
-    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let (daemon, vip) = serve_echo(&cluster);
     let count = |arguments: &[&str]| daemon.json(arguments).expect("JSON").as_array().expect("an array").len();
     let address = vip.v6.to_string();
     let endpoint = cluster.backend("local").socket(IpFamily::V4, TARGET).to_string();
@@ -324,10 +315,7 @@ fn the_lists_are_narrowed_to_what_is_asked_for() {
 #[test]
 fn metrics_are_served_and_health_follows_the_process() {
     let cluster = Cluster::build();
-    let vip = DualStack::cluster_ip(1);
-    cluster.write(&service("echo", vip, &[cluster.backend("local")]));
-    let mut daemon = cluster.start_daemon();
-    wait_until_answers(cluster.client.namespace(), vip, "local");
+    let (mut daemon, _) = serve_echo(&cluster);
 
     let health = daemon.health().expect("the daemon answers");
     assert_eq!(health.status, 200);

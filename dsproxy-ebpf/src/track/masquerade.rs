@@ -47,13 +47,7 @@ pub(crate) fn random_port(settings: &Settings) -> Port {
 /// What comes back for packets of `key` that leave with `address` and `port`.
 #[inline(always)]
 fn answer_to<A: Copy>(key: &FlowKey<A>, address: A, port: Port) -> FlowKey<A> {
-    FlowKey {
-        source: key.destination,
-        destination: address,
-        source_port: key.destination_port,
-        destination_port: port,
-        protocol: key.protocol,
-    }
+    FlowKey { destination: address, destination_port: port, ..key.answer() }
 }
 
 /// The egress entry of a connection that starts with `segment`.
@@ -201,13 +195,7 @@ pub(crate) fn seen_answer<F: Family>(
 ) {
     let Some(next) = to_write(held, held.state().after_reply(segment), age) else { return };
     found.write(next, now);
-    let forward = FlowKey {
-        source: held.client,
-        destination: key.source,
-        source_port: held.port,
-        destination_port: key.source_port,
-        protocol: key.protocol,
-    };
+    let forward = FlowKey { source: held.client, source_port: held.port, ..key.answer() };
     if let Some(found) = egress::<F>(&forward) {
         let entry = found.read();
         if entry.address == key.destination && entry.port == key.destination_port {

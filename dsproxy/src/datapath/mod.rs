@@ -5,6 +5,7 @@ pub mod bpffs;
 pub mod carry;
 pub mod charge;
 pub mod load;
+pub mod map_entries;
 pub mod map_memory;
 pub mod open_connections;
 pub mod probe;

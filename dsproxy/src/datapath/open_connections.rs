@@ -34,18 +34,6 @@ pub fn by_service(bpffs: &Bpffs, settings: &Settings, now: u32) -> io::Result<Ha
     Ok(counts)
 }
 
-/// How many entries the map `name` has.
-///
-/// # Errors
-///
-/// When it cannot be read.
-pub fn entries(bpffs: &Bpffs, name: &str) -> io::Result<usize> {
-    let map = RawMap::pinned(&load::map_directory(bpffs).join(name))?.ok_or(io::ErrorKind::NotFound)?;
-    let mut count = 0;
-    map.for_each(|_, _| count += 1)?;
-    Ok(count)
-}
-
 /// The service port of a `ForwardEntry` of an open connection.
 fn service_of(entry: &[u8], settings: &Settings, now: u32) -> Option<u32> {
     let bytes = |name: &str| {

@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Context as _;
 use dsproxy_common::{
     IpFamily,
-    layout::capacity,
     service::{BackendState, Frontend},
 };
 use serde::Serialize;
 
 use super::{Live, columns::Columns, human};
 use crate::{
-    datapath::map_memory,
+    datapath::{bpffs::Bpffs, map_entries, map_memory},
     maps::{FrontendAddress, MapError, MapKind, MapStore as _, kernel::KernelMaps},
 };
 
@@ -50,14 +50,15 @@ const UNPINNED: &str = "the programs' own";
 pub(super) fn fill(live: &Live, programs: &BTreeSet<u32>) -> anyhow::Result<Vec<MapFill>> {
     let memory = map_memory::pinned(&live.bpffs)?;
     let mut rows = Vec::new();
-    let contents = Contents::read(&live.maps)?;
+    let (contents, capacities) = (Contents::read(&live.maps)?, live.maps.capacities());
     for kind in MapKind::ALL {
         for family in [None, Some(IpFamily::V4), Some(IpFamily::V6)] {
             let maps = kind.kernel_maps(family);
             if maps.is_empty() {
                 continue;
             }
-            let (entries, capacity) = contents.count(&live.maps, kind, family)?.unzip();
+            let entries = contents.count(&live.bpffs, kind, family)?;
+            let capacity = entries.and_then(|_| capacities.of(kind));
             rows.push(MapFill {
                 map: kind.name(),
                 family: family.map(|family| family.to_string()),
@@ -114,38 +115,22 @@ impl Contents {
         })
     }
 
-    /// How many there are, and how many there may be.
-    fn count(
-        &self,
-        maps: &KernelMaps,
-        kind: MapKind,
-        family: Option<IpFamily>,
-    ) -> Result<Option<(usize, u32)>, MapError> {
-        let capacities = maps.capacities();
+    /// How many there are, of what is counted.
+    fn count(&self, bpffs: &Bpffs, kind: MapKind, family: Option<IpFamily>) -> anyhow::Result<Option<usize>> {
         let Some(family) = family else {
-            return Ok((kind == MapKind::Services).then_some((self.services, capacities.services)));
+            return Ok((kind == MapKind::Services).then_some(self.services));
         };
         let of = |counts: &BTreeMap<IpFamily, usize>| counts.get(&family).copied().unwrap_or_default();
         let own = || self.frontends.iter().filter(move |(address, _)| address.family() == family);
         Ok(match kind {
-            MapKind::Frontends => Some((own().count(), capacities.frontends)),
-            MapKind::Slots => Some((slots(own().map(|(_, frontend)| frontend)), capacities.slots)),
-            MapKind::Backends => Some((of(&self.backends), capacities.backends)),
-            MapKind::SourceRanges => Some((of(&self.source_ranges), capacities.source_ranges)),
-            MapKind::Networks => Some((of(&self.networks), capacities.networks())),
-            MapKind::Connections | MapKind::Masqueraded => Some((maps.entries(family, kind)?, capacities.connections)),
-            MapKind::BriefConnections => Some((maps.entries(family, kind)?, capacities.brief_connections)),
-            MapKind::Affinities => Some((maps.entries(family, kind)?, capacities.affinities)),
-            MapKind::Sockets => Some((maps.entries(family, kind)?, capacity::SOCKETS)),
-            MapKind::Services
-            | MapKind::Filter
-            | MapKind::NodeAddresses
-            | MapKind::Fragments
-            | MapKind::Settings
-            | MapKind::Routing
-            | MapKind::XdpDevices
-            | MapKind::Counters
-            | MapKind::Daemon => None,
+            MapKind::Frontends => Some(own().count()),
+            MapKind::Slots => Some(slots(own().map(|(_, frontend)| frontend))),
+            MapKind::Backends => Some(of(&self.backends)),
+            MapKind::SourceRanges => Some(of(&self.source_ranges)),
+            MapKind::Networks => Some(of(&self.networks)),
+            _ => {
+                map_entries::made_by_programs(bpffs, kind, family).with_context(|| format!("count {}", kind.name()))?
+            }
         })
     }
 }

@@ -13,7 +13,7 @@ use dsproxy_common::{
     Addr4, Addr6, Address, IpFamily, Port, Protocol,
     count::{COUNTERS, Reason, ServiceCounters, counter_index},
     filter,
-    flow::{EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry, SnatEntry},
+    flow::{EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry},
     layout::{self, family_maps},
     service::{Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendKey, ServiceName, Slots, SourceRange},
     settings::{Network, Settings},
@@ -45,7 +45,6 @@ struct FamilyMaps<A: Address + Pod> {
     forward_brief: HashMap<MapData, FlowKey<A>, ForwardEntry>,
     egress: HashMap<MapData, FlowKey<A>, EgressEntry<A>>,
     egress_brief: HashMap<MapData, FlowKey<A>, EgressEntry<A>>,
-    snat: HashMap<MapData, FlowKey<A>, SnatEntry<A>>,
     affinity: HashMap<MapData, AffinityKey<A>, Affinity>,
     ranges: LpmTrie<MapData, SourceRange<A>, u32>,
     networks: LpmTrie<MapData, A, u32>,
@@ -170,16 +169,7 @@ impl KernelMaps {
     /// The counters of a service port, all CPUs together.
     pub fn service_counters(&self, service: u32) -> Result<ServiceCounters, MapError> {
         let values = self.service_counters.get(&service, 0).map_err(kernel("read", MapKind::Services))?;
-        Ok(values.iter().fold(ServiceCounters::default(), |sum, cpu| {
-            let ServiceCounters { connections, packets, bytes, reply_packets, reply_bytes } = *cpu;
-            ServiceCounters {
-                connections: sum.connections + connections,
-                packets: sum.packets + packets,
-                bytes: sum.bytes + bytes,
-                reply_packets: sum.reply_packets + reply_packets,
-                reply_bytes: sum.reply_bytes + reply_bytes,
-            }
-        }))
+        Ok(values.iter().fold(ServiceCounters::default(), |sum, cpu| sum.each(*cpu, |sum, cpu| sum + cpu)))
     }
 
     /// The names of service ports, by id.
@@ -233,14 +223,6 @@ impl KernelMaps {
         let mut connections = self.v4.connections()?;
         connections.extend(self.v6.connections()?);
         Ok(connections)
-    }
-
-    /// How many entries of `family` the programs have made in `map`; zero for maps that they only read.
-    pub fn entries(&self, family: IpFamily, map: MapKind) -> Result<usize, MapError> {
-        match family {
-            IpFamily::V4 => self.v4.entries(map),
-            IpFamily::V6 => self.v6.entries(map),
-        }
     }
 
     /// The source ranges of both families, by service port.
@@ -396,7 +378,6 @@ impl<A: Address + Pod> FamilyMaps<A> {
             forward_brief: typed(take, names.forward_brief)?,
             egress: typed(take, names.egress)?,
             egress_brief: typed(take, names.egress_brief)?,
-            snat: typed(take, names.snat)?,
             affinity: typed(take, names.affinity)?,
             ranges: typed(take, names.ranges)?,
             networks: typed(take, names.networks)?,
@@ -538,30 +519,6 @@ impl<A: Address + Pod> FamilyMaps<A> {
         entries.collect::<Result<_, _>>().map_err(kernel("read", MapKind::NodeAddresses))
     }
 
-    fn entries(&self, map: MapKind) -> Result<usize, MapError> {
-        match map {
-            MapKind::Connections => count(map, self.forward.keys()),
-            MapKind::BriefConnections => count(map, self.forward_brief.keys()),
-            MapKind::Masqueraded => count(map, self.snat.keys()),
-            MapKind::Affinities => count(map, self.affinity.keys()),
-            MapKind::Sockets => count(map, self.sockets.keys()),
-            MapKind::Services
-            | MapKind::Frontends
-            | MapKind::Filter
-            | MapKind::Slots
-            | MapKind::Backends
-            | MapKind::SourceRanges
-            | MapKind::Networks
-            | MapKind::NodeAddresses
-            | MapKind::Settings
-            | MapKind::Routing
-            | MapKind::XdpDevices
-            | MapKind::Counters
-            | MapKind::Daemon
-            | MapKind::Fragments => Ok(0),
-        }
-    }
-
     fn sockets(&self) -> Result<Vec<SocketRecord>, MapError> {
         let mut sockets = Vec::new();
         for entry in self.sockets.iter() {
@@ -619,10 +576,6 @@ impl<A: Address + Pod> FamilyMaps<A> {
     fn leaves(&self, key: &FlowKey<A>) -> Option<EgressEntry<A>> {
         self.egress.get(key, 0).or_else(|_| self.egress_brief.get(key, 0)).ok()
     }
-}
-
-fn count<K>(map: MapKind, keys: impl Iterator<Item = Result<K, AyaError>>) -> Result<usize, MapError> {
-    keys.map(|key| key.map(|_| 1)).sum::<Result<_, _>>().map_err(kernel("read", map))
 }
 
 fn network<A: Address>(address: A, bits: u32) -> Option<IpNet> {

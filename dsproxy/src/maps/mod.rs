@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use dsproxy_common::{
     IpFamily, Protocol,
+    layout::capacity,
     service::{BackendState, Frontend},
 };
 use ipnet::IpNet;
@@ -229,11 +230,34 @@ impl Capacities {
     pub const fn networks(&self) -> u32 {
         self.frontends.saturating_add(1024)
     }
+
+    /// How many entries a map has room for, in each family; none of those that are not filled.
+    pub const fn of(&self, map: MapKind) -> Option<u32> {
+        Some(match map {
+            MapKind::Services => self.services,
+            MapKind::Frontends => self.frontends,
+            MapKind::Slots => self.slots,
+            MapKind::Backends => self.backends,
+            MapKind::Connections | MapKind::Masqueraded => self.connections,
+            MapKind::BriefConnections => self.brief_connections,
+            MapKind::Affinities => self.affinities,
+            MapKind::Sockets => capacity::SOCKETS,
+            MapKind::SourceRanges => self.source_ranges,
+            MapKind::Networks => self.networks(),
+            MapKind::Filter
+            | MapKind::NodeAddresses
+            | MapKind::Settings
+            | MapKind::Routing
+            | MapKind::XdpDevices
+            | MapKind::Counters
+            | MapKind::Daemon
+            | MapKind::Fragments => return None,
+        })
+    }
 }
 
 impl Default for Capacities {
     fn default() -> Self {
-        use dsproxy_common::layout::capacity;
         Self {
             services: capacity::SERVICES,
             frontends: capacity::FRONTENDS,
@@ -291,6 +315,15 @@ pub enum MapKind {
 }
 
 impl MapKind {
+    /// Whether its entries are what the programs have met, and not what they are told. When such a map is full, the least recently used
+    /// gives way.
+    pub const fn is_made_by_programs(self) -> bool {
+        matches!(
+            self,
+            Self::Connections | Self::BriefConnections | Self::Masqueraded | Self::Affinities | Self::Sockets
+        )
+    }
+
     /// The name in messages and metrics.
     pub fn name(self) -> &'static str {
         match self {

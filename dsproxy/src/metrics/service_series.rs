@@ -54,7 +54,7 @@ impl ServiceSeries {
             // What was counted before this daemon began, the one before it has told.
             let then =
                 self.others.get(&name).copied().unwrap_or(if self.is_first { now } else { ServiceCounters::default() });
-            self.sum = added(self.sum, growth(then, now));
+            self.sum = self.sum.each(growth(then, now), u64::saturating_add);
             others.insert(name, now);
         }
         let were_others = !self.others.is_empty() || !others.is_empty() || self.sum != ServiceCounters::default();
@@ -66,22 +66,7 @@ impl ServiceSeries {
 
 /// A counter that is lower than it was has begun anew.
 fn growth(then: ServiceCounters, now: ServiceCounters) -> ServiceCounters {
-    each(then, now, |then, now| now.checked_sub(then).unwrap_or(now))
-}
-
-fn added(sum: ServiceCounters, more: ServiceCounters) -> ServiceCounters {
-    each(sum, more, u64::saturating_add)
-}
-
-fn each(a: ServiceCounters, b: ServiceCounters, with: impl Fn(u64, u64) -> u64) -> ServiceCounters {
-    let ServiceCounters { connections, packets, bytes, reply_packets, reply_bytes } = a;
-    ServiceCounters {
-        connections: with(connections, b.connections),
-        packets: with(packets, b.packets),
-        bytes: with(bytes, b.bytes),
-        reply_packets: with(reply_packets, b.reply_packets),
-        reply_bytes: with(reply_bytes, b.reply_bytes),
-    }
+    then.each(now, |then, now| now.checked_sub(then).unwrap_or(now))
 }
 
 #[cfg(test)]

@@ -162,9 +162,7 @@ impl Takeover {
         let maps = maps_of(&layouts::of(&self.ours, LAYOUT_VERSION));
         let mut served = Vec::new();
         for leaving in std::mem::take(&mut self.leaving) {
-            let told = told(&pairs(&maps_of(&leaving), &maps)?)?;
-            // Of what cannot be read nobody knows.
-            if told.is_empty() || !told.iter().all(is_standing_by) {
+            if has_served(&pairs(&maps_of(&leaving), &maps)?)? {
                 served.push(leaving);
             } else {
                 attach::retire(&links_of(&leaving))?;
@@ -212,8 +210,7 @@ impl Takeover {
     fn serving(&self, own: &Path) -> Result<Option<Vec<Pair>>, CarryError> {
         for leaving in self.leaving.iter().rev() {
             let pairs = pairs(&maps_of(leaving), own)?;
-            let told = told(&pairs)?;
-            if told.is_empty() || !told.iter().all(is_standing_by) {
+            if has_served(&pairs)? {
                 return Ok(Some(pairs));
             }
         }
@@ -348,6 +345,12 @@ fn open(all: &[Vec<Pair>], maps: &mut KernelMaps, wanted: &DatapathSettings) -> 
         }
     }
     Ok(maps.set_settings(&settings)?)
+}
+
+/// Whether the programs of another layout have ever been told to serve. Of what cannot be read nobody knows: they may have been.
+fn has_served(pairs: &[Pair]) -> Result<bool, CarryError> {
+    let told = told(pairs)?;
+    Ok(told.is_empty() || !told.iter().all(is_standing_by))
 }
 
 /// What other programs are told.
