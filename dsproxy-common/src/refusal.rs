@@ -16,9 +16,13 @@ impl Budget {
     /// The budget once a refusal more was asked for at `now`, and whether it may be sent.
     ///
     /// At rest it fills up to the refusals of one second, which may then go at once. One that was never used, all zero, is
-    /// full at practically any time.
+    /// full at practically any time. While none are allowed it stays as it is: were it emptied, the first refusals after that would
+    /// wait for the clock's next tick.
     #[inline(always)]
     pub const fn take(self, now: u32, settings: &Settings) -> (Self, bool) {
+        if settings.refusals_per_second == 0 {
+            return (self, false);
+        }
         let second = settings.jiffies_per_second;
         let most = second.saturating_mul(settings.refusals_per_second);
         let elapsed = now.wrapping_sub(self.updated);
@@ -29,7 +33,7 @@ impl Budget {
             let credit = self.credit.saturating_add(earned);
             if credit > most { most } else { credit }
         };
-        let is_granted = credit >= second && most > 0;
+        let is_granted = credit >= second;
         (Self { updated: now, credit: if is_granted { credit - second } else { credit } }, is_granted)
     }
 }
@@ -86,6 +90,9 @@ mod tests {
         assert_eq!(granted(&mut budget, 10, 14, &some), 1, "25 jiffies later");
         assert_eq!(granted(&mut Budget::default(), 10, 5_000, &settings(0)), 0);
         assert_eq!(granted(&mut Budget::default(), 10, 5_000, &Settings::default()), 0, "nothing is set");
+        let mut budget = Budget::default();
+        assert_eq!(granted(&mut budget, 10, 5_000, &settings(0)), 0);
+        assert_eq!(granted(&mut budget, 20, 5_000, &some), 10, "what was not allowed has cost nothing");
         let endless = settings(u32::MAX);
         assert_eq!(granted(&mut Budget::default(), 10, 5_000, &endless), 10, "sums end at the largest number");
     }

@@ -337,7 +337,10 @@ impl Site {
         if !fate.is(&seen) {
             let what = difference(at.link, &fate.packet, &run.packet).unwrap_or_default();
             let Fate { verdict, reason, .. } = fate;
-            let why = format!("expected {verdict:?} ({reason:?}), found {:?}\n{what}", run.verdict);
+            let counted = self.datapath.counted()?.since(&self.stage().before);
+            let found = run.verdict;
+            let why =
+                format!("expected {verdict:?} ({reason:?}), found {found:?}; counted of late: {counted:?}\n{what}");
             return Ok(Outcome::Wrong(why));
         }
         stage.expect(&fate);
