@@ -132,6 +132,9 @@ pub trait Address: Copy + Default + Eq + Ord + core::hash::Hash + fmt::Debug + I
 
     /// As `words`, to be changed.
     fn words_mut(&mut self) -> &mut [u32];
+
+    /// The address as one of IPv6: an IPv4 address mapped to it (RFC 4291, section 2.5.5.2).
+    fn mapped(&self) -> Addr6;
 }
 
 /// An IPv4 address in network byte order.
@@ -179,6 +182,11 @@ impl Address for Addr4 {
     fn words_mut(&mut self) -> &mut [u32] {
         &mut self.0
     }
+
+    #[inline(always)]
+    fn mapped(&self) -> Addr6 {
+        Addr6([0, 0, 0xffff_u32.to_be(), self.0[0]])
+    }
 }
 
 impl Address for Addr6 {
@@ -199,6 +207,11 @@ impl Address for Addr6 {
     #[inline(always)]
     fn words_mut(&mut self) -> &mut [u32] {
         &mut self.0
+    }
+
+    #[inline(always)]
+    fn mapped(&self) -> Addr6 {
+        *self
     }
 }
 
@@ -268,6 +281,7 @@ mod tests {
     #[test]
     fn bytes_stand_in_packet_order() {
         let v4: Ipv4Addr = "10.1.2.3".parse().expect("address");
+        assert_eq!(Ipv6Addr::from(Addr4::from(v4).mapped()), v4.to_ipv6_mapped());
         assert_eq!(Addr4::from(v4).words()[0].to_ne_bytes(), [10, 1, 2, 3]);
         assert_eq!(Ipv4Addr::from(Addr4::from(v4)), v4);
         let v6: Ipv6Addr = "fd00:1:2:3:4:5:6:789a".parse().expect("address");

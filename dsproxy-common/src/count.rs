@@ -16,6 +16,15 @@ macro_rules! reasons {
             /// All reasons, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
 
+            /// The reason with this number.
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number {
+                    $(number if number == Self::$variant as u32 => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+
             /// The name in metrics and tables.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -107,6 +116,22 @@ impl Reason {
     #[inline(always)]
     pub const fn is_answer(self) -> bool {
         matches!(self, Self::NoEndpoint | Self::NoPort | Self::BackendGone)
+    }
+
+    /// Whether the packet goes on as another: translated, or with its VIP said.
+    pub const fn is_translation(self) -> bool {
+        matches!(
+            self,
+            Self::Forwarded
+                | Self::Opened
+                | Self::Replied
+                | Self::Masqueraded
+                | Self::Unmasqueraded
+                | Self::SentDirect
+                | Self::SentToBackend
+                | Self::SentToClient
+                | Self::IcmpError
+        )
     }
 
     /// Whether the packet was dropped.
@@ -212,6 +237,10 @@ mod tests {
             })
             .collect();
         assert_eq!(indices.len(), COUNTERS as usize);
+        for (number, reason) in (0..).zip(Reason::ALL) {
+            assert_eq!(Reason::from_number(number), Some(*reason));
+        }
+        assert_eq!(Reason::from_number(Reason::COUNT as u32), None);
         assert!(indices.iter().all(|index| *index < COUNTERS));
     }
 

@@ -23,6 +23,16 @@ pub const ROUTING: &str = "ROUTING";
 pub const XDP_DEVICES: &str = "XDP_DEVICES";
 /// The name of the map that holds `DaemonRecord`.
 pub const DAEMON: &str = "DAEMON";
+/// The name of the map that holds `EventFilter`.
+pub const EVENT_FILTER: &str = "EVENT_FILTER";
+/// The name of the ring of `Event`.
+pub const EVENTS: &str = "EVENTS";
+/// The name of the per-CPU count of events for which the ring had no room.
+pub const EVENTS_LOST: &str = "EVENTS_LOST";
+/// The name of the array of programs that tell of packets, by what their device puts in front of them.
+pub const OBSERVERS: &str = "OBSERVERS";
+/// As `OBSERVERS`, of the one for XDP.
+pub const XDP_OBSERVERS: &str = "XDP_OBSERVERS";
 
 /// The names of the maps that exist once for each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ pub mod cached_flow;
 pub mod checksum;
 pub mod count;
 pub mod daemon;
+pub mod event;
 pub mod filter;
 pub mod flow;
 pub mod fragment;

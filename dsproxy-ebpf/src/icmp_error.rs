@@ -32,7 +32,7 @@ const LEAST_QUOTED: usize = 8;
 const TCP_SUMMED: usize = transport::TCP_CHECKSUM + 2;
 
 /// Where an error and what it quotes stand in the packet.
-struct Places {
+pub(crate) struct Places {
     /// The IP header of the error.
     l3: usize,
     /// Its ICMP header.
@@ -63,7 +63,7 @@ pub(crate) fn enter<F: Family, C: BufferContext>(
     settings: &Settings,
 ) -> Result<Reason, Reason> {
     let receiver = key.destination;
-    let places = parse::<F, C>(context, l3, l4, key)?;
+    let places = quoted::<F, C>(context, l3, l4, key)?;
     // Sent to somebody else than the sender of the packet, it is no error of that packet.
     if key.destination != receiver {
         return Err(Reason::OtherProtocol);
@@ -86,7 +86,7 @@ pub(crate) fn leave<F: Family, C: BufferContext>(
     settings: &Settings,
 ) -> Result<Reason, Reason> {
     let reporter = key.source;
-    let places = parse::<F, C>(context, l3, l4, key)?;
+    let places = quoted::<F, C>(context, l3, l4, key)?;
     let name = receiver::<F>(key, clock::now(), settings).ok_or(Reason::OtherProtocol)?;
     let is_reporter = key.source == reporter;
     rename::<F>(context.linear(), &places, key, End::Destination, &name, is_reporter)
@@ -121,7 +121,7 @@ fn receiver<F: Family>(key: &FlowKey<F::Address>, now: u32, settings: &Settings)
 
 /// Finds the headers of the quoted packet, and fills `key` with its addresses and ports turned round.
 #[inline(always)]
-fn parse<F: Family, C: BufferContext>(
+pub(crate) fn quoted<F: Family, C: BufferContext>(
     context: &C,
     l3: usize,
     l4: usize,
@@ -130,8 +130,8 @@ fn parse<F: Family, C: BufferContext>(
     let reach = context.length().min(l4 as u32 + REACH);
     context.pull(reach).map_err(|crate::packet::Refused| Reason::Malformed)?;
     let linear = context.linear();
-    let quoted = l4 + icmp::HEADER;
-    let Ok(Ok(Transport { protocol, offset, piece, .. })) = F::parse(linear, quoted, key) else {
+    let quoted_l3 = l4 + icmp::HEADER;
+    let Ok(Ok(Transport { protocol, offset, piece, .. })) = F::parse(linear, quoted_l3, key) else {
         return Err(Reason::OtherProtocol);
     };
     if piece.is_later() {

@@ -17,6 +17,7 @@ mod icmp;
 mod icmp_error;
 mod lookup;
 mod maps;
+mod observe;
 mod packet;
 mod parse;
 mod pick;
@@ -30,11 +31,14 @@ mod verifier;
 mod wire;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_PASS},
+    bindings::{
+        TC_ACT_SHOT, TC_ACT_UNSPEC,
+        xdp_action::{XDP_DROP, XDP_PASS},
+    },
     macros::{cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, TcContext, XdpContext},
 };
-use dsproxy_common::count::Reason;
+use dsproxy_common::{count::Reason, event::EventHook};
 
 use crate::{
     packet::{BufferContext as _, FrameContext as _},
@@ -46,63 +50,86 @@ use crate::{
 #[classifier]
 #[inline(always)]
 pub fn pod_ingress_ethernet(context: TcContext) -> i32 {
-    action(&context, pipeline::ingress(&context, Link::Ethernet, Side::Pod))
+    ended(&context, Link::Ethernet, EventHook::PodIngress, pipeline::ingress(&context, Link::Ethernet, Side::Pod))
 }
 
 /// Packets that leave the stack towards a pod.
 #[classifier]
 #[inline(always)]
 pub fn pod_egress_ethernet(context: TcContext) -> i32 {
-    action(&context, pipeline::egress(&context, Link::Ethernet, Side::Pod))
+    ended(&context, Link::Ethernet, EventHook::PodEgress, pipeline::egress(&context, Link::Ethernet, Side::Pod))
 }
 
 /// Packets from other nodes and the world that enter the stack.
 #[classifier]
 #[inline(always)]
 pub fn node_ingress_ethernet(context: TcContext) -> i32 {
-    action(&context, pipeline::ingress(&context, Link::Ethernet, Side::Node))
+    ended(&context, Link::Ethernet, EventHook::NodeIngress, pipeline::ingress(&context, Link::Ethernet, Side::Node))
 }
 
 /// Packets that leave the stack towards other nodes and the world.
 #[classifier]
 #[inline(always)]
 pub fn node_egress_ethernet(context: TcContext) -> i32 {
-    action(&context, pipeline::egress(&context, Link::Ethernet, Side::Node))
+    ended(&context, Link::Ethernet, EventHook::NodeEgress, pipeline::egress(&context, Link::Ethernet, Side::Node))
 }
 
 /// As `pod_ingress_ethernet`, on a device without a link-layer header.
 #[classifier]
 #[inline(always)]
 pub fn pod_ingress_ip(context: TcContext) -> i32 {
-    action(&context, pipeline::ingress(&context, Link::None, Side::Pod))
+    ended(&context, Link::None, EventHook::PodIngress, pipeline::ingress(&context, Link::None, Side::Pod))
 }
 
 /// As `pod_egress_ethernet`, on a device without a link-layer header.
 #[classifier]
 #[inline(always)]
 pub fn pod_egress_ip(context: TcContext) -> i32 {
-    action(&context, pipeline::egress(&context, Link::None, Side::Pod))
+    ended(&context, Link::None, EventHook::PodEgress, pipeline::egress(&context, Link::None, Side::Pod))
 }
 
 /// As `node_ingress_ethernet`, on a device without a link-layer header.
 #[classifier]
 #[inline(always)]
 pub fn node_ingress_ip(context: TcContext) -> i32 {
-    action(&context, pipeline::ingress(&context, Link::None, Side::Node))
+    ended(&context, Link::None, EventHook::NodeIngress, pipeline::ingress(&context, Link::None, Side::Node))
 }
 
 /// As `node_egress_ethernet`, on a device without a link-layer header.
 #[classifier]
 #[inline(always)]
 pub fn node_egress_ip(context: TcContext) -> i32 {
-    action(&context, pipeline::egress(&context, Link::None, Side::Node))
+    ended(&context, Link::None, EventHook::NodeEgress, pipeline::egress(&context, Link::None, Side::Node))
 }
 
 /// Frames from other nodes and the world, before the stack sees them.
 #[xdp]
 #[inline(always)]
 pub fn node_xdp(context: XdpContext) -> u32 {
-    pipeline::fast_path(&context).map_or(XDP_PASS, |device| context.send_out(device))
+    let Some(sent) = pipeline::fast_path(&context) else { return XDP_PASS };
+    observe::frame(&context, &sent);
+    context.send_out(sent.device)
+}
+
+/// The end of a packet that somebody listens to.
+#[classifier]
+#[inline(always)]
+pub fn observe_ethernet(context: TcContext) -> i32 {
+    observe::tell_packet(&context, Link::Ethernet).map_or(TC_ACT_UNSPEC, |reason| verdict(&context, reason))
+}
+
+/// As `observe_ethernet`, on a device without a link-layer header.
+#[classifier]
+#[inline(always)]
+pub fn observe_ip(context: TcContext) -> i32 {
+    observe::tell_packet(&context, Link::None).map_or(TC_ACT_UNSPEC, |reason| verdict(&context, reason))
+}
+
+/// As `observe_ethernet`, of a frame that XDP sends on.
+#[xdp]
+#[inline(always)]
+pub fn observe_xdp(context: XdpContext) -> u32 {
+    observe::tell_frame(&context).map_or(XDP_DROP, |device| context.send_out(device))
 }
 
 /// Where a socket is connected to.
@@ -153,11 +180,18 @@ pub fn socket_getpeername6(context: SockAddrContext) -> i32 {
     socket::getpeername6(context.sock_addr) as i32
 }
 
+/// The end of every packet, of which whoever listens is told.
+#[inline(always)]
+fn ended(context: &TcContext, link: Link, hook: EventHook, reason: Reason) -> i32 {
+    log(context, reason);
+    observe::packet(context, link, hook, reason);
+    verdict(context, reason)
+}
+
 /// What is not dropped goes on to whatever program is attached after ours, and from there to the stack. An answer in place of
 /// the packet goes back.
 #[inline(always)]
-fn action(context: &TcContext, reason: Reason) -> i32 {
-    log(context, reason);
+fn verdict(context: &TcContext, reason: Reason) -> i32 {
     if reason.is_answer() {
         context.send_back()
     } else if reason.is_drop() {

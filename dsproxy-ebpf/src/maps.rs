@@ -3,7 +3,7 @@
 //! Capacities are the defaults of `layout::capacity`; user space may set others when it loads the object.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use dsproxy_common::{
@@ -11,6 +11,7 @@ use dsproxy_common::{
     cached_flow::{FlowSet, sets},
     count::{COUNTERS as COUNTER_COUNT, ServiceCounters},
     daemon::DaemonRecord,
+    event::{Event, EventFilter, WAITING_BYTES},
     filter,
     flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
     fragment::{Fragment, FragmentKey},
@@ -22,7 +23,7 @@ use dsproxy_common::{
     socket::{SocketEntry, SocketKey},
 };
 
-use crate::{refuse::Quote, track::connection::Connection};
+use crate::{observe::Left, refuse::Quote, track::connection::Connection};
 
 /// Memory follows use: only user space adds entries, so no program ever waits for an allocation.
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
@@ -81,6 +82,21 @@ pub(crate) static REFUSALS: PerCpuArray<Budget, 1> = PerCpuArray::new();
 /// Not kept from one packet to the next.
 #[btf_map]
 pub(crate) static QUOTE: PerCpuArray<Quote, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static EVENT_FILTER: Array<EventFilter, 1> = Array::new();
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<Event, { WAITING_BYTES as usize }> = RingBuf::new();
+#[btf_map]
+pub(crate) static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+/// By `Link`.
+#[btf_map]
+pub(crate) static OBSERVERS: ProgramArray<2> = ProgramArray::new();
+#[btf_map]
+pub(crate) static XDP_OBSERVERS: ProgramArray<1> = ProgramArray::new();
+/// Not kept from one packet to the next.
+#[btf_map]
+pub(crate) static LEFT: PerCpuArray<Left, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub(crate) static ROUTING: Array<Routing, 1> = Array::new();

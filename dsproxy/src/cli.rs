@@ -43,6 +43,8 @@ enum Command {
     Top(inspect::top::TopArguments),
     /// What would become of a packet that enters, and why
     Trace(TraceArguments),
+    /// What becomes of packets, told as it happens: those that are dropped or translated, unless others are asked for
+    Events(inspect::events::EventsArguments),
     /// Write one archive with all that a report of a fault needs
     Dump(inspect::dump::DumpArguments),
     /// Remove programs, maps and pins, so that connections through Services end; or what kube-proxy has left
@@ -182,6 +184,7 @@ impl Arguments {
             Command::Trace(arguments) => {
                 inspect::print(&arguments.inspect, |live| inspect::trace::trace(live, &arguments))
             }
+            Command::Events(arguments) => inspect::events::events(&arguments),
             Command::Dump(arguments) => inspect::dump::dump(&arguments),
             Command::Cleanup(CleanupArguments { bpffs: _, kube_proxy: true }) => app::cleanup_kube_proxy(),
             Command::Cleanup(CleanupArguments { bpffs, kube_proxy: false }) => app::cleanup(&bpffs.directory),

@@ -37,7 +37,7 @@ const OWN_ADDRESS: Mac = [0x0200u16.to_be(), 0, 0x0002u16.to_be()];
 const FAR: u32 = 7;
 
 /// XDP's view of the node. Everything comes and goes by one device, unless a test says otherwise.
-struct Site {
+pub(crate) struct Site {
     /// How often the kernel's routing had changed before, in other tests: what they left remembered is good no more.
     first_epoch: u32,
 }
@@ -94,17 +94,17 @@ impl Site {
 }
 
 /// A connection from outside to a Service with a backend on another node, and what is known of it.
-struct Crossing {
+pub(crate) struct Crossing {
     site: Site,
-    flow: Flow,
-    backend: SocketAddr,
+    pub(crate) flow: Flow,
+    pub(crate) backend: SocketAddr,
     /// The node's end of it.
-    node: SocketAddr,
+    pub(crate) node: SocketAddr,
 }
 
 impl Crossing {
     /// Opens it through the stack, and has it confirmed; TCP at least is then where XDP takes it up.
-    fn open(world: &mut World, protocol: Protocol, port: u16) -> Self {
+    pub(crate) fn open(world: &mut World, protocol: Protocol, port: u16) -> Self {
         let crossing = Self::open_halfway(world, protocol, port);
         crossing.enters(world, flags::ACK, false);
         crossing.answers(world, flags::ACK);
@@ -130,11 +130,11 @@ impl Crossing {
         world.datapath.connections().change_next_hop(protocol, client, self.backend, change).expect("an entry");
     }
 
-    fn request(&self, wanted: u8) -> Packet {
+    pub(crate) fn request(&self, wanted: u8) -> Packet {
         packet(self.flow.protocol, self.flow.client, self.flow.vip, wanted)
     }
 
-    fn answer(&self, wanted: u8) -> Packet {
+    pub(crate) fn answer(&self, wanted: u8) -> Packet {
         packet(self.flow.protocol, self.backend, self.node, wanted)
     }
 
@@ -165,7 +165,7 @@ impl Crossing {
 
     /// The client's packet is sent on.
     #[track_caller]
-    fn crosses(&self, world: &World, input: &Packet, verdict: Verdict) {
+    pub(crate) fn crosses(&self, world: &World, input: &Packet, verdict: Verdict) {
         let bytes = input.to_bytes().len() as u64;
         let counters = ServiceCounters { packets: 1, bytes, ..ServiceCounters::default() };
         let counted = Counted::nothing()
@@ -177,7 +177,7 @@ impl Crossing {
 
     /// The backend's is.
     #[track_caller]
-    fn crosses_back(&self, world: &World, input: &Packet, verdict: Verdict) {
+    pub(crate) fn crosses_back(&self, world: &World, input: &Packet, verdict: Verdict) {
         let bytes = input.to_bytes().len() as u64;
         let counters = ServiceCounters { reply_packets: 1, reply_bytes: bytes, ..ServiceCounters::default() };
         let counted = Counted::nothing()

@@ -32,6 +32,11 @@ fn every_program_passes_the_verifier() {
     let verified = datapath.verified_xdp_instructions().expect("a program that can be looked at");
     println!("kernel {release} takes {XDP_PROGRAM}, verifying {verified} instructions");
     assert!(verified > 0 && verified < VERIFIED, "{XDP_PROGRAM}: {verified}");
+    datapath.listen().expect("programs that tell of packets");
+    for (name, verified) in datapath.verified_observers().expect("programs that can be looked at") {
+        println!("kernel {release} takes {name}, verifying {verified} instructions");
+        assert!(verified > 0 && verified < VERIFIED, "{name}: {verified}");
+    }
     for family in IpFamily::ALL {
         for entry in [Entry::Forward, Entry::Reply] {
             assert_eq!(datapath.connections().count(family, entry).expect("a table that can be read"), 0);

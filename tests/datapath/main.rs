@@ -8,6 +8,7 @@ mod choice;
 mod clash;
 mod connections;
 mod direct;
+mod events;
 mod fast_path;
 mod fragments;
 mod fuzz;

@@ -16,6 +16,7 @@ use dsproxy::{
 use dsproxy_common::{
     IpFamily, Protocol,
     count::{Reason, ServiceCounters},
+    event::EventFilter,
     next_hop::Routing,
     service::FrontendKind,
     settings::Settings,
@@ -349,6 +350,7 @@ impl World {
         }
         self.datapath.connections().clear().expect("a table that can be cleared");
         self.datapath.set_settings(&self.settings).expect("settings");
+        self.datapath.events().ask_for(&EventFilter::default()).expect("a filter that can be written");
         let next_hops = self.datapath.next_hops();
         next_hops.set_routing(Routing::default()).expect("routing");
         for device in next_hops.devices().expect("devices").into_keys() {

@@ -8,6 +8,7 @@ mod cleanup;
 mod cluster;
 mod commands;
 mod direct;
+mod events;
 mod fast_path;
 mod hints;
 mod host_network;

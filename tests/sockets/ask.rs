@@ -13,7 +13,7 @@ use dsproxy::{
 use dsproxy_common::{Addr4, IpFamily, Port, Protocol, filter::FilterBit, service::FrontendKey};
 use dsproxy_tests::lab::{Daemon, DualStack, Side, TcpSession, UdpSession, Wiring};
 
-use crate::host::{Host, PORT, TARGET, kernel_peer, mapped};
+use crate::host::{Host, PORT, SOON, TARGET, kernel_peer, mapped};
 
 #[test]
 fn sockets_of_the_host_reach_a_service_in_every_way() {
@@ -190,4 +190,53 @@ pub(crate) fn connected_to(target: SocketAddr) -> UdpSocket {
 pub(crate) fn peer_of_new_socket(target: SocketAddr) -> SocketAddr {
     let socket = connected_to(target);
     kernel_peer(socket.local_addr().expect("an address").port()).into()
+}
+
+#[test]
+fn whoever_listens_is_told_of_sockets() {
+    let host = Host::build();
+    let vip = DualStack::cluster_ip(1);
+    host.serve(vip, &["local"]);
+    let daemon = host.start("host");
+    host.await_service(vip);
+    for family in IpFamily::ALL {
+        let (target, backend) = (vip.socket(family, PORT), host.backend("local").socket(family, TARGET));
+        for (protocol, reasons) in [("tcp", &["opened"][..]), ("udp", &["opened", "replied"])] {
+            let family = if family == IpFamily::V4 { "ipv4" } else { "ipv6" };
+            let arguments = ["--protocol", protocol, "--family", family, "--count", "4"];
+            let heard = daemon
+                .listen(&arguments)
+                .expect("it starts")
+                .hear(SOON, || {
+                    host.run(|| {
+                        if protocol == "tcp" {
+                            TcpSession::open_here(target).expect("served");
+                        } else {
+                            UdpSession::open_here(target, false).and_then(|mut session| session.ask()).expect("served");
+                        }
+                    });
+                })
+                .unwrap_or_else(|error| panic!("{protocol} {family}: {error}"));
+            assert!(heard.status.success(), "{heard:?}");
+            for reason in reasons {
+                let event = heard.events.iter().find(|event| event["reason"] == *reason);
+                let event = event.unwrap_or_else(|| panic!("none is {reason}: {heard:?}"));
+                let end = if *reason == "opened" { "destination" } else { "source" };
+                let (said, meant) = if *reason == "opened" {
+                    (&event["before"], &event["after"])
+                } else {
+                    (&event["after"], &event["before"])
+                };
+                assert_eq!(
+                    (&said[end], &meant[end]),
+                    (&target.to_string().into(), &backend.to_string().into()),
+                    "{event}"
+                );
+                assert!(
+                    event["hook"] == "socket" && event["name"].as_str().is_some_and(|name| name.contains("echo")),
+                    "{event}"
+                );
+            }
+        }
+    }
 }

@@ -24,11 +24,12 @@ const SHORTEST_HEADER: usize = 20;
 
 /// What a device puts in front of the IP header.
 #[derive(Clone, Copy)]
+#[repr(u32)]
 pub(crate) enum Link {
     /// An Ethernet header.
-    Ethernet,
+    Ethernet = 0,
     /// Nothing.
-    None,
+    None = 1,
 }
 
 /// Finds the family and the offset of the IP header.

@@ -17,7 +17,7 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::ingress;
+use super::{Sent, ingress};
 use crate::{
     clock, count,
     family::Family,
@@ -40,9 +40,9 @@ struct Search<'a, F: Family> {
     settings: &'a Settings,
 }
 
-/// The index of the device that the packet is to leave by, addressed and translated; none if it is for the stack, as it came.
+/// The packet addressed and translated; none if it is for the stack, as it came.
 #[inline(always)]
-pub(super) fn cross<F: Family, C: FrameContext>(context: &C, routing: &Routing) -> Option<u32> {
+pub(super) fn cross<F: Family, C: FrameContext>(context: &C, routing: &Routing) -> Option<Sent> {
     let mut key = FlowKey::default();
     let packet = parse::plain::<F>(context.linear(), &mut key)?;
     let settings = maps::SETTINGS.get(0)?;
@@ -83,14 +83,15 @@ pub(super) fn cross<F: Family, C: FrameContext>(context: &C, routing: &Routing) 
     }
     rewrite::cross::<F>(context.linear(), packet.content, flow)?;
     forward::address(context.linear(), &flow.next_hop).ok()?;
-    if flow.backend == TO_CLIENT {
-        count::packet(Reason::SentToClient, Some(F::FAMILY));
+    let reason = if flow.backend == TO_CLIENT {
         count::reply(flow.service, length);
+        Reason::SentToClient
     } else {
-        count::packet(Reason::SentToBackend, Some(F::FAMILY));
         count::forward(flow.service, length, false);
-    }
-    Some(flow.next_hop.device)
+        Reason::SentToBackend
+    };
+    count::packet(reason, Some(F::FAMILY));
+    Some(Sent { reason, device: flow.next_hop.device })
 }
 
 /// Whether a flow that is remembered still has the backend it had.

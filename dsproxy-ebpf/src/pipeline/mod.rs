@@ -27,6 +27,15 @@ pub(crate) enum Side {
     Node,
 }
 
+/// A packet that is sent on past the stack.
+#[derive(Clone, Copy)]
+pub(crate) struct Sent {
+    /// What became of it.
+    pub(crate) reason: Reason,
+    /// The index of the device that it is to leave by.
+    pub(crate) device: u32,
+}
+
 /// Before the stack. Says what became of the packet.
 #[inline(always)]
 pub(crate) fn ingress<C: BufferContext>(context: &C, link: Link, side: Side) -> Reason {
@@ -47,10 +56,9 @@ pub(crate) fn egress<C: BufferContext>(context: &C, link: Link, side: Side) -> R
     }
 }
 
-/// In place of the stack, where the device hands its frames over to XDP. The index of the device that the packet is to leave by;
-/// none if it is for the stack.
+/// In place of the stack, where the device hands its frames over to XDP. None if the packet is for the stack.
 #[inline(always)]
-pub(crate) fn fast_path<C: FrameContext>(context: &C) -> Option<u32> {
+pub(crate) fn fast_path<C: FrameContext>(context: &C) -> Option<Sent> {
     let routing = maps::ROUTING.get(0)?;
     match link::untagged(context.linear())? {
         IpFamily::V4 => fast_path::cross::<V4, C>(context, routing),

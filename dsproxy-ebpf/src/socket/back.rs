@@ -7,7 +7,7 @@ use super::{
     context::{Place, SocketContext},
     key,
 };
-use crate::{count, family::Family, lookup};
+use crate::{count, family::Family, lookup, observe};
 
 /// The source of a datagram. Only what comes from a backend that this very socket was led to becomes the VIP.
 #[inline(always)]
@@ -20,6 +20,7 @@ pub(super) fn source<S: Place>(context: SocketContext) -> Verdict {
     // Most datagrams come from nobody's backend, which is told without asking for the socket.
     if lookup::may_be_of_backend::<S::Family>(&sender) && to_vip::<S>(context, sender.source).is_some() {
         count::socket(Reason::Replied, <S::Family as Family>::FAMILY);
+        observe::heard::<S>(context, &sender);
     }
     Verdict::GoOn
 }

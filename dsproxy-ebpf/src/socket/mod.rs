@@ -6,7 +6,7 @@
 //! SCTP has no such hooks in the kernel (net/sctp/socket.c); a socket of it would be led like any other.
 
 mod back;
-mod context;
+pub(crate) mod context;
 mod towards;
 
 use aya_ebpf::bindings::bpf_sock_addr;
@@ -91,6 +91,11 @@ pub(crate) fn getpeername6(raw: *mut bpf_sock_addr) -> Verdict {
 
 /// The key of a socket and one other end of it.
 #[inline(always)]
-fn key<F: Family>(cookie: u64, address: F::Address, port: Port, protocol: Protocol) -> SocketKey<F::Address> {
+pub(crate) fn key<F: Family>(
+    cookie: u64,
+    address: F::Address,
+    port: Port,
+    protocol: Protocol,
+) -> SocketKey<F::Address> {
     SocketKey { cookie: [cookie as u32, (cookie >> 32) as u32], address, port, protocol: protocol.number().into() }
 }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock, count,
     family::Family,
-    lookup, maps,
+    lookup, maps, observe,
     pick::{self, Candidates},
     track::masquerade,
 };
@@ -42,6 +42,7 @@ pub(super) fn translate<S: Place>(context: SocketContext, call: Call) -> Verdict
         _ => ECONNREFUSED,
     };
     count::socket(reason, <S::Family as Family>::FAMILY);
+    observe::call::<S>(context, reason);
     if outcome.is_ok() {
         return Verdict::GoOn;
     }

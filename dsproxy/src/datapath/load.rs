@@ -9,8 +9,8 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapData, MapError as AyaMapError, MapInfo},
-    programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp},
+    maps::{Map, MapData, MapError as AyaMapError, MapInfo, ProgramArray},
+    programs::{CgroupSockAddr, ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
 use dsproxy_common::{
     IpFamily, cached_flow,
@@ -28,6 +28,7 @@ use crate::{
     maps::{
         Capacities, MapError, MapStore as _,
         daemon::DaemonMap,
+        events::EventMaps,
         kernel::{KernelMaps, OpenError},
         next_hops::NextHopMaps,
     },
@@ -51,6 +52,12 @@ pub const PROGRAMS: [&str; 8] = [
 /// The name of the program for XDP.
 pub const XDP_PROGRAM: &str = "node_xdp";
 
+/// The names of the programs that tell of packets, by their place in the array.
+pub const OBSERVERS: [&str; 2] = ["observe_ethernet", "observe_ip"];
+
+/// As `OBSERVERS`, for XDP.
+pub const XDP_OBSERVER: &str = "observe_xdp";
+
 /// Why the data path cannot be had.
 #[derive(Debug, Error)]
 pub enum LoadError {
@@ -70,6 +77,14 @@ pub enum LoadError {
     NoProgram {
         /// Its name.
         name: &'static str,
+    },
+    /// The kernel did not take the programs that tell of packets where the others look for them.
+    #[error("enter the programs of `dsproxy events` in the map {name}: {}", chain(.source))]
+    Observers {
+        /// The map.
+        name: &'static str,
+        /// What the kernel said.
+        source: AyaMapError,
     },
     /// The pinned maps are not ours, or another version's.
     #[error("{0}; `dsproxy cleanup` removes what is pinned, and with it the connections that are open")]
@@ -204,7 +219,33 @@ pub(super) fn tell(maps: &mut KernelMaps, wanted: &DatapathSettings) -> Result<(
 ///
 /// When the kernel refuses.
 pub(super) fn load_programs(object: &mut Ebpf) -> Result<(), LoadError> {
-    PROGRAMS.into_iter().try_for_each(|name| load_program(object, name))
+    PROGRAMS.into_iter().try_for_each(|name| load_program(object, name))?;
+    load_observers(object)
+}
+
+/// Loads `OBSERVERS`, and enters them where the programs of packets look for them.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn load_observers(object: &mut Ebpf) -> Result<(), LoadError> {
+    let mut descriptors = Vec::new();
+    for name in OBSERVERS {
+        load_program(object, name)?;
+        let program = object.program(name).ok_or(LoadError::NoProgram { name })?;
+        let failed = |source| LoadError::Program { name, source };
+        let program: &SchedClassifier = program.try_into().map_err(failed)?;
+        descriptors.push(program.fd().and_then(|program| Ok(program.try_clone()?)).map_err(failed)?);
+    }
+    enter(object, layout::OBSERVERS, &descriptors)
+}
+
+/// Enters programs in the array `name`, from its first place on.
+fn enter(object: &mut Ebpf, name: &'static str, programs: &[ProgramFd]) -> Result<(), LoadError> {
+    let failed = |source| LoadError::Observers { name, source };
+    let missing = || failed(AyaMapError::InvalidName { name: name.to_owned() });
+    let mut array = ProgramArray::try_from(object.map_mut(name).ok_or_else(missing)?).map_err(failed)?;
+    (0..).zip(programs).try_for_each(|(place, program)| array.set(place, program, 0)).map_err(failed)
 }
 
 /// Loads one of `PROGRAMS`.
@@ -245,7 +286,19 @@ pub fn load_xdp_program(object: &mut Ebpf) -> Result<(), LoadError> {
     let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
     let failed = |source| LoadError::Program { name, source };
     let program: &mut Xdp = program.try_into().map_err(failed)?;
-    program.load().map_err(failed)
+    program.load().map_err(failed)?;
+    load_xdp_observer(object)
+}
+
+/// As `load_observers`, for XDP.
+fn load_xdp_observer(object: &mut Ebpf) -> Result<(), LoadError> {
+    let name = XDP_OBSERVER;
+    let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+    let failed = |source| LoadError::Program { name, source };
+    let program: &mut Xdp = program.try_into().map_err(failed)?;
+    program.load().map_err(failed)?;
+    let descriptor = program.fd().and_then(|program| Ok(program.try_clone()?)).map_err(failed)?;
+    enter(object, layout::XDP_OBSERVERS, &[descriptor])
 }
 
 /// Opens the maps that are pinned on `bpffs` by which XDP is told of devices and routing.
@@ -268,6 +321,16 @@ pub fn open_pinned_daemon(bpffs: &Bpffs) -> Result<DaemonMap, OpenError> {
     DaemonMap::open(|name| pinned(&directory, name).ok())
 }
 
+/// Opens the maps that are pinned on `bpffs` by which the programs tell of packets.
+///
+/// # Errors
+///
+/// As `open_pinned`.
+pub fn open_pinned_events(bpffs: &Bpffs) -> Result<EventMaps, OpenError> {
+    let directory = map_directory(bpffs);
+    EventMaps::open(|name| pinned(&directory, name).ok())
+}
+
 /// Opens the maps that are pinned on `bpffs`.
 ///
 /// # Errors
@@ -282,7 +345,7 @@ fn pinned(directory: &Path, name: &str) -> Result<Map, AyaMapError> {
     Map::from_map_data(MapData::from_pin(directory.join(name))?)
 }
 
-pub(super) fn map_directory(bpffs: &Bpffs) -> PathBuf {
+pub(crate) fn map_directory(bpffs: &Bpffs) -> PathBuf {
     bpffs.layout().join("maps")
 }
 
@@ -296,6 +359,11 @@ fn map_names() -> impl Iterator<Item = &'static str> {
         layout::ROUTING,
         layout::XDP_DEVICES,
         layout::DAEMON,
+        layout::EVENT_FILTER,
+        layout::EVENTS,
+        layout::EVENTS_LOST,
+        layout::OBSERVERS,
+        layout::XDP_OBSERVERS,
     ]
     .into_iter()
     .chain(families)

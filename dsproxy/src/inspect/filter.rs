@@ -49,6 +49,15 @@ pub enum FamilyName {
     Ipv6,
 }
 
+impl From<FamilyName> for IpFamily {
+    fn from(family: FamilyName) -> Self {
+        match family {
+            FamilyName::Ipv4 => Self::V4,
+            FamilyName::Ipv6 => Self::V6,
+        }
+    }
+}
+
 /// Which addresses are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressFilter {
@@ -87,11 +96,7 @@ impl AddressFilter {
 impl RowFilter {
     /// Whether a row is shown that has this service port's name, is of this family and tells of these addresses.
     pub fn takes(&self, name: &str, family: IpFamily, addresses: &[SocketAddr]) -> bool {
-        let wanted = self.family.map(|family| match family {
-            FamilyName::Ipv4 => IpFamily::V4,
-            FamilyName::Ipv6 => IpFamily::V6,
-        });
-        wanted.is_none_or(|wanted| wanted == family)
+        self.family.is_none_or(|wanted| IpFamily::from(wanted) == family)
             && self.service.as_deref().is_none_or(|service| name.contains(service))
             && self.address.is_none_or(|wanted| addresses.iter().any(|address| wanted.takes(address)))
     }

@@ -1,7 +1,8 @@
-//! `dsproxy status`, `services`, `backends`, `connections`, `top`, `trace` and `dump`: read from the live maps, whether a daemon runs or not.
+//! `dsproxy status`, `services`, `backends`, `connections`, `top`, `trace`, `events` and `dump`: read from the live maps, whether a daemon runs or not.
 
 mod columns;
 pub mod dump;
+pub mod events;
 mod fill;
 pub mod filter;
 mod human;

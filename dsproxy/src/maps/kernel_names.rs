@@ -9,7 +9,7 @@ use super::MapKind;
 
 impl MapKind {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Services,
         Self::Frontends,
         Self::Filter,
@@ -29,6 +29,7 @@ impl MapKind {
         Self::XdpDevices,
         Self::Counters,
         Self::Daemon,
+        Self::Events,
     ];
 
     /// The names of the maps of `family` in the kernel; without one, of those that are for both. It may be none.
@@ -47,6 +48,9 @@ impl MapKind {
             Self::XdpDevices => &[layout::XDP_DEVICES],
             Self::Counters => &[layout::COUNTERS],
             Self::Daemon => &[layout::DAEMON],
+            Self::Events => {
+                &[layout::EVENT_FILTER, layout::EVENTS, layout::EVENTS_LOST, layout::OBSERVERS, layout::XDP_OBSERVERS]
+            }
             _ => &[],
         }
     }
@@ -76,7 +80,13 @@ impl MapKind {
             Self::Networks => names!(networks),
             Self::NodeAddresses => names!(masquerade),
             Self::Fragments => names!(fragments),
-            Self::Services | Self::Settings | Self::Routing | Self::XdpDevices | Self::Counters | Self::Daemon => &[],
+            Self::Services
+            | Self::Settings
+            | Self::Routing
+            | Self::XdpDevices
+            | Self::Counters
+            | Self::Daemon
+            | Self::Events => &[],
         }
     }
 }

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 pub mod daemon;
+pub mod events;
 pub mod kernel;
 mod kernel_names;
 pub mod memory;
@@ -251,6 +252,7 @@ impl Capacities {
             | MapKind::XdpDevices
             | MapKind::Counters
             | MapKind::Daemon
+            | MapKind::Events
             | MapKind::Fragments => return None,
         })
     }
@@ -310,6 +312,8 @@ pub enum MapKind {
     Counters,
     /// What the daemon says of itself.
     Daemon,
+    /// What the programs tell of packets while somebody listens.
+    Events,
     /// Packets in fragments that are under way.
     Fragments,
 }
@@ -345,6 +349,7 @@ impl MapKind {
             Self::XdpDevices => "XDP devices",
             Self::Counters => "counters",
             Self::Daemon => "the daemon's word",
+            Self::Events => "events",
             Self::Fragments => "fragments",
         }
     }
@@ -369,6 +374,7 @@ impl MapKind {
             | Self::Sockets
             | Self::Counters
             | Self::Daemon
+            | Self::Events
             | Self::Fragments => None,
         }
     }

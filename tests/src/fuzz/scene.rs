@@ -27,6 +27,8 @@ pub(super) struct Scene {
     pub(super) has_address: Option<AddressOf>,
     /// The longest packet that XDP sends on; none without XDP.
     pub(super) xdp: Option<u16>,
+    /// Whether somebody listens to what becomes of packets.
+    pub(super) is_observed: bool,
 }
 
 /// Whose address packets are masqueraded with.
@@ -90,7 +92,8 @@ impl Scene {
             1 => Some(100),
             _ => Some(1500),
         };
-        Self { places, ports, networks, rules, has_address, xdp }
+        let is_observed = random.u8(..4) == 0;
+        Self { places, ports, networks, rules, has_address, xdp, is_observed }
     }
 
     /// Whether `address` is on this node.

@@ -9,6 +9,7 @@ use dsproxy::{
 use dsproxy_common::{
     IpFamily, Protocol, cached_flow,
     count::Reason,
+    event::EventFilter,
     flow::FlowState,
     layout,
     next_hop::{Routing, XdpDevice, XdpDeviceFlags},
@@ -81,7 +82,8 @@ pub(super) enum Outcome {
 
 impl Site {
     pub(super) fn load() -> Result<Self, ProgError> {
-        let datapath = Datapath::load(&CAPACITIES)?;
+        let mut datapath = Datapath::load(&CAPACITIES)?;
+        datapath.listen()?;
         let told = datapath.maps().settings()?;
         let hertz = told.jiffies_per_second;
         Ok(Self { datapath, hertz, told, stage: None, epoch: 0, batch: BATCH })
@@ -131,6 +133,7 @@ impl Site {
             served.push(Served { id, port: port.clone(), local: Scene::local(port) });
         }
         self.tell(scene)?;
+        self.listen(scene.is_observed)?;
         self.vouch(scene.xdp.is_some())?;
         if let Some(mtu) = scene.xdp {
             let flags = XdpDeviceFlags::TRANSMITS | XdpDeviceFlags::TAKES_REDIRECTED;
@@ -201,6 +204,24 @@ impl Site {
             self.told = wanted;
         }
         Ok(())
+    }
+
+    /// Has the programs tell of all packets, or of none.
+    fn listen(&mut self, is_observed: bool) -> Result<(), ProgError> {
+        let until = dsproxy::jiffies::now(self.hertz).expect("a clock").wrapping_add(100_000).max(1);
+        let everything = EventFilter { reasons: u64::MAX, until, ..EventFilter::default() };
+        let events = self.datapath.events();
+        events.ask_for(&if is_observed { everything } else { EventFilter::default() })?;
+        while events.pop().is_some() {}
+        Ok(())
+    }
+
+    /// What was told of a packet that ended so; none if that is right.
+    fn check_events(&mut self, reason: Option<Reason>) -> Option<String> {
+        let wanted = reason.filter(|_| self.stage().scene.is_observed);
+        let told = std::iter::from_fn(|| self.datapath.events().pop()).collect::<Vec<_>>();
+        let reasons: Vec<_> = told.iter().filter_map(|event| Reason::from_number(event.reason)).collect();
+        (reasons != Vec::from_iter(wanted)).then(|| format!("expected {wanted:?} to be told, found {told:?}"))
     }
 
     /// Has the kernel's routing change.
@@ -344,6 +365,10 @@ impl Site {
             return Ok(Outcome::Wrong(why));
         }
         stage.expect(&fate);
+        if let Some(why) = self.check_events(fate.reason.map(|(reason, _)| reason)) {
+            return Ok(Outcome::Wrong(why));
+        }
+        let stage = self.stage();
         if stage.pending >= self.batch
             && let Some(why) = self.check_counters()?
         {

@@ -14,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{HttpAnswer, Lab, LabError, Manifests, Namespace, Side, http_get, wait::eventually};
+use super::{HttpAnswer, Lab, LabError, Listener, Manifests, Namespace, Side, http_get, wait::eventually};
 
 const HEALTH_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
@@ -224,6 +224,22 @@ impl<'lab> Daemon<'lab> {
         }
         serde_json::from_str(&printed)
             .map_err(|error| self.failure(&format!("{arguments:?} printed no JSON ({error}): {printed}")))
+    }
+
+    /// Starts `dsproxy events` against this daemon's bpffs, in node A.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn listen(&self, arguments: &[&str]) -> Result<Listener, LabError> {
+        let mut command = Command::new(&self.binary);
+        command.arg("events").args(arguments).args(["-o", "json", "--bpffs"]).arg(&self.bpffs);
+        let spawned = self.namespace.run(|| Listener::start(&mut command))?;
+        spawned.map_err(|source| LabError::Spawn {
+            program: self.binary.display().to_string(),
+            namespace: self.namespace.name().to_owned(),
+            source,
+        })
     }
 
     /// `GET /healthz`.

@@ -17,7 +17,10 @@ use bytes::Bytes;
 use dsproxy::{
     datapath::load::{DatapathSettings, LoadError, XDP_PROGRAM, load_maps},
     diff::Known,
-    maps::{Capacities, Contents, FrontendAddress, MapStore as _, Write, kernel::KernelMaps, next_hops::NextHopMaps},
+    maps::{
+        Capacities, Contents, FrontendAddress, MapStore as _, Write, events::EventMaps, kernel::KernelMaps,
+        next_hops::NextHopMaps,
+    },
     resolve::ResolvedPort,
 };
 use dsproxy_common::{IpFamily, flow::FlowState, service::Slots, settings::Settings};
@@ -88,6 +91,7 @@ pub struct Datapath {
     programs: Programs,
     maps: KernelMaps,
     next_hops: NextHopMaps,
+    events: EventMaps,
     known: Known,
     connections: Connections,
 }
@@ -110,10 +114,11 @@ impl Datapath {
     pub fn load_with(capacities: &Capacities, settings: &DatapathSettings) -> Result<Self, ProgError> {
         let mut loaded = load_maps(capacities, settings)?;
         let next_hops = NextHopMaps::open(|name| loaded.object.take_map(name)).map_err(LoadError::Maps)?;
+        let events = EventMaps::open(|name| loaded.object.take_map(name)).map_err(LoadError::Maps)?;
         let known = Known::new(loaded.maps.capacities(), &Contents::default(), Instant::now());
         let programs = Programs::of(loaded.object);
         let connections = Connections::of(&programs.info("pod_ingress_ethernet")?)?;
-        Ok(Self { programs, maps: loaded.maps, next_hops, known, connections })
+        Ok(Self { programs, maps: loaded.maps, next_hops, events, known, connections })
     }
 
     /// The maps.
@@ -282,6 +287,31 @@ impl Datapath {
     /// As `verified_instructions`.
     pub fn verified_xdp_instructions(&self) -> Result<u32, ProgError> {
         Ok(self.programs.info(XDP_PROGRAM)?.verified_instruction_count().unwrap_or_default())
+    }
+
+    /// The maps by which the programs tell of packets; with them they find those that do.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses these.
+    pub fn listen(&mut self) -> Result<&mut EventMaps, ProgError> {
+        self.programs.let_observe()?;
+        Ok(&mut self.events)
+    }
+
+    /// The same, once they do.
+    pub fn events(&mut self) -> &mut EventMaps {
+        &mut self.events
+    }
+
+    /// The programs that tell of packets, with how many instructions the verifier looked at before it took them: as
+    /// `verified_instructions`, once `listen` and `xdp_program` have loaded them.
+    ///
+    /// # Errors
+    ///
+    /// When one is not loaded, or the kernel does not tell.
+    pub fn verified_observers(&self) -> Result<Vec<(&'static str, u32)>, ProgError> {
+        self.programs.verified_observers()
     }
 
     /// Everything counted so far.

@@ -1,13 +1,13 @@
 //! The programs of an object, each loaded when it is first asked for: the verifier takes a while over each of them, and hardly any
 //! test runs more than two.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 
 use aya::{
     Ebpf,
     programs::{ProgramFd, ProgramInfo, SchedClassifier, Xdp},
 };
-use dsproxy::datapath::load::{XDP_PROGRAM, load_program, load_xdp_program};
+use dsproxy::datapath::load::{OBSERVERS, XDP_OBSERVER, XDP_PROGRAM, load_observers, load_program, load_xdp_program};
 
 use super::{Hook, ProgError, program_name};
 use crate::packet::Link;
@@ -16,6 +16,7 @@ use crate::packet::Link;
 pub(super) struct Programs {
     object: RefCell<Ebpf>,
     loaded: Vec<(&'static str, OnceCell<ProgramFd>)>,
+    is_observed: Cell<bool>,
 }
 
 impl Programs {
@@ -23,7 +24,7 @@ impl Programs {
     pub(super) fn of(object: Ebpf) -> Self {
         let classifiers = Hook::ALL.into_iter().flat_map(|hook| Link::ALL.map(|link| program_name(hook, link)));
         let loaded = classifiers.chain([XDP_PROGRAM]).map(|name| (name, OnceCell::new())).collect();
-        Self { object: RefCell::new(object), loaded }
+        Self { object: RefCell::new(object), loaded, is_observed: Cell::new(false) }
     }
 
     /// The program `name`, in the kernel.
@@ -34,6 +35,25 @@ impl Programs {
         }
         let program = self.load(name)?;
         Ok(loaded.get_or_init(|| program))
+    }
+
+    /// Has the programs of packets find those that tell of them. XDP's come with its own.
+    pub(super) fn let_observe(&self) -> Result<(), ProgError> {
+        if !self.is_observed.replace(true) {
+            load_observers(&mut self.object.borrow_mut())?;
+        }
+        Ok(())
+    }
+
+    /// How many instructions the verifier looked at before it took each of the programs that tell of packets.
+    pub(super) fn verified_observers(&self) -> Result<Vec<(&'static str, u32)>, ProgError> {
+        let object = self.object.borrow();
+        let verified = |name| {
+            let program = object.program(name).ok_or(ProgError::NoProgram { name })?;
+            let info = program.info().map_err(|source| ProgError::Program { name, source })?;
+            Ok((name, info.verified_instruction_count().unwrap_or_default()))
+        };
+        OBSERVERS.into_iter().chain([XDP_OBSERVER]).map(verified).collect()
     }
 
     /// What the kernel says of the program `name`.

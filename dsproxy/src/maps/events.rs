@@ -1,0 +1,71 @@
+//! The maps by which the programs tell of packets, and are told of which. Apart from all others, for it is no daemon that listens.
+
+use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
+use dsproxy_common::{
+    event::{Event, EventFilter},
+    layout,
+};
+
+use super::{
+    MapError, MapKind,
+    kernel::{OpenError, kernel, typed},
+};
+
+/// The maps.
+pub struct EventMaps {
+    filter: Array<MapData, EventFilter>,
+    events: RingBuf<MapData>,
+    lost: PerCpuArray<MapData, u64>,
+}
+
+impl EventMaps {
+    /// The maps that `take` gives by name.
+    ///
+    /// # Errors
+    ///
+    /// When one is missing or has another layout.
+    pub fn open(mut take: impl FnMut(&'static str) -> Option<Map>) -> Result<Self, OpenError> {
+        Ok(Self {
+            filter: typed(&mut take, layout::EVENT_FILTER)?,
+            events: typed(&mut take, layout::EVENTS)?,
+            lost: typed(&mut take, layout::EVENTS_LOST)?,
+        })
+    }
+
+    /// What is listened for; all zero: nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn filter(&self) -> Result<EventFilter, MapError> {
+        self.filter.get(&0, 0).map_err(kernel("read", MapKind::Events))
+    }
+
+    /// Asks for packets that `filter` takes, and for no others any more.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written.
+    pub fn ask_for(&mut self, filter: &EventFilter) -> Result<(), MapError> {
+        self.filter.set(0, filter, 0).map_err(kernel("write", MapKind::Events))
+    }
+
+    /// The next event; none if none waits.
+    pub fn pop(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = Event::from_bytes(&self.events.next()?) {
+                return Some(event);
+            }
+        }
+    }
+
+    /// For how many events there was no room, since the map was made.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn lost(&self) -> Result<u64, MapError> {
+        let counts = self.lost.get(&0, 0).map_err(kernel("read", MapKind::Events))?;
+        Ok(counts.iter().sum())
+    }
+}
