@@ -130,11 +130,11 @@ fn holder(directory: &File) -> Option<u32> {
     process_of(&fs::read_to_string(LOCKS).ok()?, &file)
 }
 
-/// The process with a lock of the whole file, from the text of /proc/locks: number, kind, manner, access, process, file and the
-/// range of bytes. Those who wait have an arrow after the number.
+/// The process that keeps all others out, from the text of /proc/locks: number, kind, manner, access, process, file and the range of
+/// bytes. Those who wait have an arrow after the number. A lock to read is [`in_charge`]'s own, held for a moment by whoever asks.
 fn process_of(locks: &str, file: &str) -> Option<u32> {
     locks.lines().find_map(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
-        [_, "FLOCK", _, _, process, locked, ..] if locked == file => {
+        [_, "FLOCK", _, "WRITE", process, locked, ..] if locked == file => {
             process.parse().ok().filter(|process| *process > 0)
         }
         _ => None,
@@ -146,15 +146,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_holder_is_told_from_who_waits_and_from_locks_of_others() {
+    fn the_holder_is_told_from_who_waits_who_asks_and_from_locks_of_others() {
         let locks = "\
             1: POSIX  ADVISORY  WRITE 11 00:2a:7 0 EOF\n\
             2: FLOCK  ADVISORY  WRITE 12 00:2b:7 0 EOF\n\
             3: FLOCK  ADVISORY  WRITE 13 00:2a:7 0 EOF\n\
-            3: -> FLOCK  ADVISORY  WRITE 14 00:2a:7 0 EOF\n";
+            3: -> FLOCK  ADVISORY  WRITE 14 00:2a:7 0 EOF\n\
+            4: FLOCK  ADVISORY  READ 15 00:2d:7 0 EOF\n\
+            5: FLOCK  ADVISORY  READ 16 00:2e:7 0 EOF\n\
+            6: -> FLOCK  ADVISORY  WRITE 17 00:2e:7 0 EOF\n";
         assert_eq!(process_of(locks, "00:2a:7"), Some(13));
         assert_eq!(process_of(locks, "00:2b:7"), Some(12));
         assert_eq!(process_of(locks, "00:2c:7"), None);
+        assert_eq!(process_of(locks, "00:2d:7"), None, "who asks is not in charge");
+        assert_eq!(process_of(locks, "00:2e:7"), None, "nor is a daemon that waits for it");
         assert_eq!(
             process_of("1: FLOCK ADVISORY WRITE 0 00:2a:7 0 EOF\n", "00:2a:7"),
             None,
@@ -173,6 +178,10 @@ mod tests {
         assert_eq!(in_charge(&bpffs).expect("it can be asked"), Some(other));
         drop(first);
         assert_eq!(in_charge(&bpffs).expect("it can be asked"), None);
+        let directory = File::open(bpffs.ours()).expect("the directory");
+        let asking = Flock::lock(directory, FlockArg::LockSharedNonblock).expect("nobody keeps it");
+        assert_eq!(in_charge(&bpffs).expect("it can be asked"), None, "somebody else asks as well");
+        drop(asking);
         let held = InCharge::take(&bpffs).expect("it can be asked").expect("nobody is there any more");
         fs::remove_dir(bpffs.ours()).expect("removed");
         assert_eq!(in_charge(&bpffs).expect("it can be asked"), None, "nothing is pinned");
