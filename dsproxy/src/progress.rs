@@ -43,6 +43,8 @@ pub struct Snapshot {
     pub failed: BTreeMap<ObjectName, String>,
     /// Whether a write has failed that there was room for, so that the maps may stay behind.
     pub stuck: bool,
+    /// Whether what has failed includes something that is no Service's.
+    pub host_failed: bool,
     /// Frontends left out because another Service has them.
     pub conflicts: usize,
     /// Endpoints and NodePorts left out because they cannot be served.
@@ -106,6 +108,7 @@ impl Default for Snapshot {
             fill: IpFamily::ALL.map(|family| (family, unused)),
             failed: BTreeMap::new(),
             stuck: false,
+            host_failed: false,
             conflicts: 0,
             left_out: 0,
             no_local_endpoints: NoLocalEndpoints::default(),
@@ -119,8 +122,12 @@ struct State {
     snapshot: Snapshot,
     /// Since when an update has waited.
     waiting_since: Option<Instant>,
-    /// Since when something waits that is not in the maps, for whatever reason.
-    behind_since: Option<Instant>,
+    /// Since when events wait that nobody has looked at.
+    queued_since: Option<Instant>,
+    /// Since when the oldest change waits that was looked at and not tried yet.
+    untried_since: Option<Instant>,
+    /// Since when what was tried in vain waits, by Service; without one, what is no Service's.
+    failing_since: BTreeMap<Option<ObjectName>, Instant>,
     /// When the reconciler was last done, and how long it took.
     synced: Option<(Instant, Duration)>,
     /// When that left nothing to be done.
@@ -169,11 +176,18 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// An event has come in.
+    /// An event has come in, and all others that did so far are looked at with it.
     pub fn received(&self, now: Instant) {
         let mut state = self.state();
         state.waiting_since.get_or_insert(now);
-        state.behind_since.get_or_insert(now);
+        let since = state.queued_since.take().unwrap_or(now);
+        state.untried_since.get_or_insert(since);
+    }
+
+    /// Events have come in that nobody has looked at yet, `since` then at the earliest. For that they may wait for less, they are no
+    /// reason to call the node unhealthy.
+    pub fn queued(&self, since: Instant) {
+        self.state().queued_since.get_or_insert(since);
     }
 
     /// So many writes were done.
@@ -202,11 +216,18 @@ impl Progress {
         let done = now + took;
         state.synced = Some((done, took));
         if snapshot.failed.is_empty() && !snapshot.stuck {
-            state.behind_since = None;
             state.complete = Some(done);
-        } else {
-            state.behind_since.get_or_insert(now);
         }
+        // What fails for the first time has waited no longer than the oldest of what was tried with it.
+        let since = state.untried_since.take().unwrap_or(now);
+        let failing = snapshot.failed.keys().cloned().map(Some).chain(snapshot.host_failed.then_some(None));
+        let known = std::mem::take(&mut state.failing_since);
+        state.failing_since = failing
+            .map(|what| {
+                let since = known.get(&what).copied().unwrap_or(since);
+                (what, since)
+            })
+            .collect();
         if snapshot.failed.is_empty() {
             state.updated = Some(Utc::now());
         }
@@ -227,7 +248,9 @@ impl Progress {
     /// How far the maps are behind the source.
     pub fn lag(&self) -> Lag {
         let state = self.state();
-        Lag { synced: state.synced, complete: state.complete, waiting_since: state.behind_since }
+        let waiting_since =
+            state.failing_since.values().copied().chain(state.untried_since).chain(state.queued_since).min();
+        Lag { synced: state.synced, complete: state.complete, waiting_since }
     }
 
     /// What the reconciler last found.
@@ -324,6 +347,51 @@ mod tests {
         progress.publish(failed(false), at(8), Duration::ZERO);
         let lag = Lag { synced: Some((at(8), Duration::ZERO)), complete: Some(at(3)), waiting_since: Some(at(5)) };
         assert_eq!(progress.lag(), lag, "no room is no reason not to tell of it");
+    }
+
+    fn without_room(services: &[&str]) -> Snapshot {
+        let failed = services.iter().map(|name| (ObjectName::new("default", name), "a reason".to_owned()));
+        Snapshot { synced: true, failed: failed.collect(), ..Snapshot::default() }
+    }
+
+    #[test]
+    fn what_is_in_the_maps_after_all_waits_no_longer_although_something_else_does() {
+        let (progress, start) = (Progress::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let publish = |snapshot, seconds| progress.publish(snapshot, at(seconds), Duration::ZERO);
+        progress.received(at(1));
+        publish(without_room(&["a"]), 2);
+        progress.received(at(3));
+        publish(without_room(&["a", "b"]), 4);
+        assert_eq!(progress.lag().waiting_since, Some(at(1)));
+        publish(without_room(&["b"]), 50);
+        assert_eq!(progress.lag().waiting_since, Some(at(3)), "there was room for the first");
+        publish(without_room(&["a", "b"]), 60);
+        publish(without_room(&["a"]), 61);
+        assert_eq!(progress.lag().waiting_since, Some(at(60)), "it has failed anew");
+        publish(Snapshot { stuck: true, host_failed: true, ..without_room(&[]) }, 70);
+        publish(Snapshot { stuck: true, host_failed: true, ..without_room(&[]) }, 71);
+        assert_eq!(progress.lag().waiting_since, Some(at(70)), "what is no Service's");
+        publish(without_room(&[]), 72);
+        assert_eq!(progress.lag().waiting_since, None);
+    }
+
+    #[test]
+    fn what_comes_while_something_is_taken_up_waits_on() {
+        let (progress, start) = (Progress::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        progress.received(at(1));
+        progress.publish(without_room(&[]), at(2), Duration::from_secs(9));
+        progress.queued(at(2));
+        progress.publish(without_room(&[]), at(11), Duration::ZERO);
+        progress.queued(at(11));
+        assert_eq!(progress.lag().waiting_since, Some(at(2)), "another attempt at what had failed does not take it up");
+        progress.received(at(12));
+        assert_eq!(progress.lag().waiting_since, Some(at(2)));
+        assert!(!progress.is_stale(at(12) + STALE_AFTER), "nobody knows that it waits since then");
+        assert!(progress.is_stale(at(12) + STALE_AFTER + Duration::from_secs(1)));
+        progress.publish(without_room(&[]), at(13), Duration::ZERO);
+        assert_eq!(progress.lag().waiting_since, None);
     }
 
     #[test]

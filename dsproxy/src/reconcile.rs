@@ -187,12 +187,12 @@ impl<S: MapStore> Reconciler<S> {
                     }
                     warn!("the Node object did not come; what it says (zone, addresses, taints) is left out until then");
                     self.cluster.go_without_node();
-                    self.reconcile(Instant::now());
+                    self.work(Self::reconcile, &events);
                 }
                 Ok(()) = addresses.changed() => {
                     let now = addresses.borrow_and_update().clone();
                     self.set_addresses(now);
-                    self.reconcile(Instant::now());
+                    self.work(Self::reconcile, &events);
                 }
                 event = events.recv() => match event {
                     Some(event) => {
@@ -204,13 +204,23 @@ impl<S: MapStore> Reconciler<S> {
                         while let Ok(event) = events.try_recv() {
                             self.apply(event);
                         }
-                        self.reconcile(Instant::now());
+                        self.work(Self::reconcile, &events);
                     }
                     None => return,
                 },
-                () = sleep_until(retry_at) => self.retry(Instant::now()),
+                () = sleep_until(retry_at) => self.work(Self::retry, &events),
                 _ = retirement.tick() => self.retire_filter_bits(Instant::now()),
             }
+        }
+    }
+
+    /// Does `work`. What the source sends meanwhile waits although nobody looks at it: since when an event does not say, but not for
+    /// longer than this, for when nothing was done it was looked at as it came.
+    fn work(&mut self, work: fn(&mut Self, Instant), events: &mpsc::Receiver<Event>) {
+        let began = Instant::now();
+        work(self, began);
+        if self.was_synced && !events.is_empty() {
+            self.progress.queued(began);
         }
     }
 
@@ -385,6 +395,7 @@ impl<S: MapStore> Reconciler<S> {
                 service_ports: self.known.service_count(),
                 fill: IpFamily::ALL.map(|family| (family, self.fill(family))),
                 failed: self.failed.iter().map(|(name, failure)| (name.clone(), failure.text.clone())).collect(),
+                host_failed: self.host_failure.is_some(),
                 stuck: self.host_failure.is_some() || self.failed.values().any(|failure| !failure.full),
                 conflicts: self.conflicting.values().map(Vec::len).sum(),
                 left_out: self.left_out.values().map(Vec::len).sum(),

@@ -108,6 +108,26 @@ fn what_cannot_be_served_is_counted() {
     assert_eq!(world.snapshot().left_out, 0);
 }
 
+#[test]
+fn what_comes_while_something_is_done_waits_since_that_began() {
+    let mut world = world();
+    let (sender, mut events) = mpsc::channel(4);
+    let waiting = |world: &World| world.reconciler.progress.lag().waiting_since;
+    world.reconciler.work(Reconciler::reconcile, &events);
+    assert_eq!(waiting(&world), None, "nothing has come");
+    sender.try_send(Event::Services(Delta::Apply(kept_local()))).expect("room");
+    let before = Instant::now();
+    world.reconciler.work(Reconciler::reconcile, &events);
+    let since = waiting(&world).expect("it waits");
+    assert!(since >= before);
+    world.reconciler.work(Reconciler::retry, &events);
+    assert_eq!(waiting(&world), Some(since), "it was not looked at");
+    tell(&mut world, events.try_recv());
+    world.reconciler.progress.received(Instant::now());
+    world.reconciler.work(Reconciler::reconcile, &events);
+    assert_eq!(waiting(&world), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_node_object_is_waited_for_as_long_as_kube_proxy_waits() {
     let progress = Arc::new(Progress::default());
