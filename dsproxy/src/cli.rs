@@ -74,8 +74,14 @@ pub struct InspectArguments {
     pub watch: Option<Duration>,
 }
 
+/// The longest interval: nobody waits for longer, and clocks cannot be asked for what is too far away.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if seconds > LONGEST_INTERVAL.as_secs_f64() {
+        return Err(format!("must be a day at most, {} seconds", LONGEST_INTERVAL.as_secs()));
+    }
     let interval = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
     if interval.is_zero() { Err("must be more than none".to_owned()) } else { Ok(interval) }
 }
@@ -230,9 +236,12 @@ mod tests {
             };
             assert_eq!(watch, expected.map(Duration::from_millis), "{arguments:?}");
         }
-        for wrong in ["0", "-1", "soon"] {
+        for wrong in ["0", "-1", "soon", "NaN", "inf", "86400.5", "1e19", "1e99"] {
             Arguments::try_parse_from(["dsproxy", "status", &format!("--watch={wrong}")]).expect_err(wrong);
+            Arguments::try_parse_from(["dsproxy", "top", &format!("--interval={wrong}")]).expect_err(wrong);
         }
+        assert_eq!(seconds("86400"), Ok(LONGEST_INTERVAL));
+        assert_eq!(seconds("1e19"), Err("must be a day at most, 86400 seconds".to_owned()));
     }
 
     #[test]

@@ -1,38 +1,35 @@
 //! `dsproxy top`: what passes by the Services just now, and what is dropped.
 //!
 //! ```text
-//!   sample --- rates --- screen --- draw        at a terminal
-//!                    \-- plain                  for scripts
+//!   sample --- rates --- happenings --- terminal --- screen, draw        at a terminal
+//!                    \-- plain                                           for scripts
 //! ```
+//!
+//! `happenings` has what happens meanwhile, keys and signals, as well.
 
 mod draw;
+mod happenings;
 mod plain;
 mod rates;
 mod sample;
 mod screen;
+mod terminal;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use ratatui::{
-    DefaultTerminal,
-    crossterm::event::{self, Event, KeyEventKind},
-};
 
-use self::{plain::Plain, rates::Rates, sample::Sample, screen::Screen};
-use super::{Live, View as _, fill::MapFill, filter::FlowFilter};
+use self::{plain::Plain, rates::Rates, sample::Sample};
+use super::{Live, View as _, filter::FlowFilter};
 use crate::{
     cli::{OutputFormat, seconds},
     config::flags::BpffsFlag,
 };
-
-/// How often maps are counted at a terminal: their entries are read one by one.
-const FILL_EVERY: Duration = Duration::from_secs(10);
 
 /// Service ports that are printed, unless told otherwise.
 const LIMIT: usize = 20;
@@ -52,7 +49,7 @@ pub struct TopArguments {
     #[arg(long)]
     pub once: bool,
 
-    /// The form of what --once prints
+    /// The form of what is printed; json is printed once, at a terminal as well
     #[arg(short, long, value_name = "FORM", default_value = "table")]
     pub output: OutputFormat,
 
@@ -95,13 +92,18 @@ pub enum SortBy {
 /// When there are no maps, they cannot be read, or the terminal cannot be used.
 pub fn top(arguments: &TopArguments) -> anyhow::Result<()> {
     let live = Live::open(&arguments.bpffs)?;
-    if arguments.once || !io::stdout().is_terminal() {
-        return once(&live, arguments);
+    if arguments.is_printed(io::stdout().is_terminal()) {
+        once(&live, arguments)
+    } else {
+        terminal::show(live, arguments)
     }
-    let mut terminal = ratatui::try_init().context("use the terminal; --once prints text instead")?;
-    let outcome = show(&mut terminal, &live, arguments);
-    ratatui::restore();
-    outcome
+}
+
+impl TopArguments {
+    /// Whether one interval is printed as text.
+    fn is_printed(&self, at_a_terminal: bool) -> bool {
+        self.once || self.output == OutputFormat::Json || !at_a_terminal
+    }
 }
 
 /// What passes within a second, as text.
@@ -134,33 +136,28 @@ fn once(live: &Live, arguments: &TopArguments) -> anyhow::Result<()> {
     }
 }
 
-fn show(terminal: &mut DefaultTerminal, live: &Live, arguments: &TopArguments) -> anyhow::Result<()> {
-    let mut screen = Screen::new(arguments.sort);
-    let mut before = Sample::read(live, &arguments.filter)?;
-    let mut rates = Rates::between(&before, &before);
-    let mut maps: (Instant, Vec<MapFill>) = (Instant::now(), sample::fill(live)?);
-    // The first rates soon, for an empty screen tells nothing.
-    let mut next = Instant::now() + arguments.interval.min(Duration::from_secs(1));
-    loop {
-        terminal.draw(|frame| draw::draw(frame, &mut screen, &rates, &maps.1)).context("draw on the terminal")?;
-        let wait = next.saturating_duration_since(Instant::now());
-        if event::poll(wait).context("read from the terminal")? {
-            match event::read().context("read from the terminal")? {
-                Event::Key(key) if key.kind != KeyEventKind::Release && screen.press(key) => return Ok(()),
-                _ => {}
-            }
-        }
-        if Instant::now() < next {
-            continue;
-        }
-        next = Instant::now() + arguments.interval;
-        let after = Sample::read(live, &arguments.filter)?;
-        if !screen.is_paused() {
-            rates = Rates::between(&before, &after);
-            if maps.0.elapsed() >= FILL_EVERY {
-                maps = (Instant::now(), sample::fill(live)?);
-            }
-        }
-        before = after;
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        top: TopArguments,
+    }
+
+    #[test]
+    fn a_view_is_for_people_at_a_terminal() {
+        let is_printed = |arguments: &[&str], at_a_terminal| {
+            let arguments = std::iter::once("top").chain(arguments.iter().copied());
+            Command::try_parse_from(arguments).expect("valid").top.is_printed(at_a_terminal)
+        };
+        assert!(!is_printed(&[], true));
+        assert!(!is_printed(&["-o", "table"], true));
+        assert!(is_printed(&[], false));
+        assert!(is_printed(&["--once"], true));
+        assert!(is_printed(&["-o", "json"], true));
     }
 }

@@ -43,11 +43,11 @@ pub(super) struct DropRate {
 }
 
 impl Rates {
-    /// What happened from `before` to `after`. A Service that came in between has begun at nothing; one that went is not told of any
-    /// more. Drops that never were are left out.
+    /// What happened from `before` to `after`, of what `after` shows. A Service that came in between has begun at nothing, but not one
+    /// that was there and not shown; one that went is not told of any more. Drops that never were are left out.
     pub(super) fn between(before: &Sample, after: &Sample) -> Self {
         let over = after.at.saturating_duration_since(before.at);
-        let services = after.services.iter().map(|(name, now)| {
+        let services = after.services.iter().filter(|(name, _)| after.shows(name)).map(|(name, now)| {
             let then = before.services.get(name).copied().unwrap_or_default();
             service(name, then, *now, over)
         });
@@ -140,6 +140,7 @@ pub(super) mod tests {
         Sample {
             at,
             services: services.iter().map(|(name, counted)| ((*name).to_owned(), *counted)).collect(),
+            shown: None,
             packets: BTreeMap::from([
                 ((Reason::NoPort, v6), drops),
                 ((Reason::SourceRange, v6), 5),
@@ -193,6 +194,28 @@ pub(super) mod tests {
             ]
         );
         assert_eq!(rates.over, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn what_was_hidden_before_is_told_from_what_was_not_there() {
+        let start = Instant::now();
+        let shown = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
+        let before = Sample {
+            shown: shown(&["a/shown"]),
+            ..sample(start, &[("a/shown", counted(1, 10, 1)), ("a/hidden", counted(900, 9000, 0))], 0)
+        };
+        let after = Sample {
+            shown: shown(&["a/hidden", "a/new"]),
+            ..sample(
+                start + Duration::from_secs(1),
+                &[("a/shown", counted(2, 20, 1)), ("a/hidden", counted(901, 9002, 0)), ("a/new", counted(3, 30, 1))],
+                0,
+            )
+        };
+        let rates = Rates::between(&before, &after);
+        let told: Vec<_> =
+            rates.services.iter().map(|service| (&*service.name, service.connections, service.packets)).collect();
+        assert_eq!(told, [("a/hidden", 1.0, 2.0), ("a/new", 3.0, 30.0)]);
     }
 
     #[test]

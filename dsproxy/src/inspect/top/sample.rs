@@ -27,8 +27,10 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
     pub(super) at: Instant,
-    /// By the name of the service port, which outlives its id.
+    /// All of them, by the name of the service port, which outlives its id.
     pub(super) services: BTreeMap<String, Counted>,
+    /// Those that are shown; none if all are. What is shown next may be hidden now, and yet has to be known then.
+    pub(super) shown: Option<BTreeSet<String>>,
     pub(super) packets: BTreeMap<(Reason, Option<IpFamily>), u64>,
 }
 
@@ -41,23 +43,32 @@ pub(super) struct Counted {
 }
 
 impl Sample {
-    /// Reads those that `filter` takes.
+    /// Reads what was counted. What `filter` takes is shown.
     pub(super) fn read(live: &Live, filter: &FlowFilter) -> anyhow::Result<Self> {
         let maps = &live.maps;
         let settings = maps.settings()?;
         let now = jiffies::now(settings.jiffies_per_second).context("read the clock")?;
         let open = open_connections::by_service(&live.bpffs, &settings, now).context("read the connections")?;
         let taken = taken(maps, filter)?;
+        let mut shown = taken.as_ref().map(|_| BTreeSet::new());
         let mut services = BTreeMap::new();
         let at = Instant::now();
         for (id, name) in maps.names()? {
-            if taken.as_ref().is_none_or(|taken| taken.contains(&id)) {
-                let open = open.get(&id).copied().unwrap_or_default();
-                services.insert(name, Counted { counters: maps.service_counters(id)?, open });
+            if let (Some(taken), Some(shown)) = (&taken, &mut shown)
+                && taken.contains(&id)
+            {
+                shown.insert(name.clone());
             }
+            let open = open.get(&id).copied().unwrap_or_default();
+            services.insert(name, Counted { counters: maps.service_counters(id)?, open });
         }
         let packets = maps.counters()?.into_iter().map(|(reason, family, count)| ((reason, family), count)).collect();
-        Ok(Self { at, services, packets })
+        Ok(Self { at, services, shown, packets })
+    }
+
+    /// Whether the service port of this name is shown.
+    pub(super) fn shows(&self, name: &str) -> bool {
+        self.shown.as_ref().is_none_or(|shown| shown.contains(name))
     }
 }
 
