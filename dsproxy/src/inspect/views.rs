@@ -9,6 +9,7 @@ mod connections;
 mod services;
 mod status;
 
+pub(super) use self::connections::first_connections;
 use self::status::daemon::{Standing, daemon};
 pub use self::{backends::backends, connections::connections, services::services, status::status};
 use crate::inspect::Live;

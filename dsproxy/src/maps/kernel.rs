@@ -218,11 +218,10 @@ impl KernelMaps {
         Ok(sockets)
     }
 
-    /// The connections of both families. Some may be over, and some may be missed while the table changes.
-    pub fn connections(&self) -> Result<Vec<ConnectionRecord>, MapError> {
-        let mut connections = self.v4.connections()?;
-        connections.extend(self.v6.connections()?);
-        Ok(connections)
+    /// The connections of both families, in turn as long as there are of both. Some may be over, and some may be missed while the table
+    /// changes. They are read as they are taken, for there may be a great many.
+    pub fn connections(&self) -> impl Iterator<Item = Result<ConnectionRecord, MapError>> {
+        in_turn(self.v4.connections(), self.v6.connections())
     }
 
     /// The source ranges of both families, by service port.
@@ -537,38 +536,41 @@ impl<A: Address + Pod> FamilyMaps<A> {
         Ok(sockets)
     }
 
-    fn connections(&self) -> Result<Vec<ConnectionRecord>, MapError> {
-        let mut connections = Vec::new();
+    fn connections(&self) -> impl Iterator<Item = Result<ConnectionRecord, MapError>> {
         let confirmed = self.forward.iter().map(|entry| entry.map_err(kernel("read", MapKind::Connections)));
         let brief = self.forward_brief.iter().map(|entry| entry.map_err(kernel("read", MapKind::BriefConnections)));
-        for entry in confirmed.chain(brief) {
-            let (key, ForwardEntry { backend, generation, service, last_seen, state, source_port }) = entry?;
-            let FlowKey { source, destination, source_port: client_port, destination_port, protocol } = key;
-            let Some(protocol) = u8::try_from(protocol).ok().and_then(Protocol::from_number) else { continue };
-            let held = self.backends.get(&backend, 0).map_err(kernel("read", MapKind::Backends))?;
-            let endpoint = (held.generation == generation).then_some(held);
-            let leaving = endpoint.map(|endpoint| FlowKey {
-                destination: endpoint.address,
-                destination_port: endpoint.port,
-                source_port: if source_port == Port::default() { client_port } else { source_port },
-                ..key
-            });
-            let leaves = leaving.and_then(|key| self.leaves(&key));
-            connections.push(ConnectionRecord {
-                client: (source.into(), client_port.number()),
-                frontend: FrontendAddress { address: destination.into(), port: destination_port.number(), protocol },
-                service,
-                backend,
-                endpoint: endpoint.as_ref().map(record),
-                masquerade: leaves
-                    .filter(|entry| entry.kind == EgressKind::Masquerade.number())
-                    .map(|entry| (entry.address.into(), entry.port.number())),
-                is_direct: leaves.is_some_and(|entry| entry.kind == EgressKind::Direct.number()),
-                state: FlowState::from_number(state),
-                last_seen,
-            });
-        }
-        Ok(connections)
+        confirmed
+            .chain(brief)
+            .filter_map(|entry| entry.and_then(|(key, entry)| self.connection(key, entry)).transpose())
+    }
+
+    /// The connection of an entry; none of a protocol that is a later version's.
+    fn connection(&self, key: FlowKey<A>, entry: ForwardEntry) -> Result<Option<ConnectionRecord>, MapError> {
+        let ForwardEntry { backend, generation, service, last_seen, state, source_port } = entry;
+        let FlowKey { source, destination, source_port: client_port, destination_port, protocol } = key;
+        let Some(protocol) = u8::try_from(protocol).ok().and_then(Protocol::from_number) else { return Ok(None) };
+        let held = self.backends.get(&backend, 0).map_err(kernel("read", MapKind::Backends))?;
+        let endpoint = (held.generation == generation).then_some(held);
+        let leaving = endpoint.map(|endpoint| FlowKey {
+            destination: endpoint.address,
+            destination_port: endpoint.port,
+            source_port: if source_port == Port::default() { client_port } else { source_port },
+            ..key
+        });
+        let leaves = leaving.and_then(|key| self.leaves(&key));
+        Ok(Some(ConnectionRecord {
+            client: (source.into(), client_port.number()),
+            frontend: FrontendAddress { address: destination.into(), port: destination_port.number(), protocol },
+            service,
+            backend,
+            endpoint: endpoint.as_ref().map(record),
+            masquerade: leaves
+                .filter(|entry| entry.kind == EgressKind::Masquerade.number())
+                .map(|entry| (entry.address.into(), entry.port.number())),
+            is_direct: leaves.is_some_and(|entry| entry.kind == EgressKind::Direct.number()),
+            state: FlowState::from_number(state),
+            last_seen,
+        }))
     }
 
     /// What becomes of packets of `key` that leave. An entry that cannot be read is as good as none: the table changes while it is
@@ -589,6 +591,16 @@ fn network_key<A: Address + Pod>(network: &IpNet) -> Option<Key<A>> {
 fn range_key<A: Address + Pod>(service: u32, range: &IpNet) -> Option<Key<SourceRange<A>>> {
     let client = A::from_ip(range.network())?;
     Some(Key::new(u32::BITS + u32::from(range.prefix_len()), SourceRange { service, client }))
+}
+
+/// One of each by turns, and all that one has more than the other.
+fn in_turn<T>(one: impl Iterator<Item = T>, other: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
+    let (mut one, mut other) = (one.fuse(), other.fuse());
+    let mut is_ones = false;
+    std::iter::from_fn(move || {
+        is_ones = !is_ones;
+        if is_ones { one.next().or_else(|| other.next()) } else { other.next().or_else(|| one.next()) }
+    })
 }
 
 /// What stands under a key, if anything does.
@@ -645,5 +657,19 @@ pub(super) fn absent_is_fine(result: Result<(), AyaError>) -> Result<(), AyaErro
         Err(AyaError::KeyNotFound) => Ok(()),
         Err(AyaError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_come_in_turn_and_none_is_left_out() {
+        let all = |one: &[u8], other: &[u8]| in_turn(one.iter().copied(), other.iter().copied()).collect::<Vec<_>>();
+        assert_eq!(all(&[1, 2], &[11, 12]), [1, 11, 2, 12]);
+        assert_eq!(all(&[1], &[11, 12, 13, 14]), [1, 11, 12, 13, 14]);
+        assert_eq!(all(&[1, 2, 3, 4], &[11]), [1, 11, 2, 3, 4]);
+        assert_eq!(all(&[], &[]), [0u8; 0]);
     }
 }

@@ -5,11 +5,7 @@ use std::io::{self, Write};
 use flate2::{Compression, write::GzEncoder};
 use tar::{Builder, Header};
 
-/// A file is cut off there.
-const LONGEST: usize = 8 << 20;
-
-/// What stands at the end of a file that was cut off.
-const CUT: &[u8] = b"\n... cut off here\n";
+use super::shorten::{LONGEST, shortened};
 
 /// An archive that is being written.
 pub(super) struct Archive<W: Write> {
@@ -25,19 +21,14 @@ impl<W: Write> Archive<W> {
         Self { directory: directory.to_owned(), time: u64::try_from(time).unwrap_or_default(), tar }
     }
 
-    /// Adds a file.
+    /// Adds a file, or as much of it as a file may have.
     pub(super) fn add(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
-        let mut content = content;
-        let shortened;
-        if content.len() > LONGEST {
-            shortened = [&content[..LONGEST], CUT].concat();
-            content = &shortened;
-        }
+        let content = shortened(name, content, LONGEST);
         let mut header = Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o600);
         header.set_mtime(self.time);
-        self.tar.append_data(&mut header, format!("{}/{name}", self.directory), content)
+        self.tar.append_data(&mut header, format!("{}/{name}", self.directory), &*content)
     }
 
     /// Writes what ends an archive.
@@ -59,7 +50,7 @@ mod tests {
         let mut written = Vec::new();
         let mut archive = Archive::new(&mut written, "dsproxy-a", 1_700_000_000);
         archive.add("status.txt", b"all is well\n").expect("added");
-        archive.add("daemon/metrics.txt", &vec![b'x'; LONGEST + 1]).expect("added");
+        archive.add("daemon/metrics.txt", "a line\n".repeat(LONGEST / 7 + 1).as_bytes()).expect("added");
         archive.finish().expect("finished");
         let mut tar = tar::Archive::new(GzDecoder::new(&*written));
         let files: Vec<(String, Vec<u8>)> = tar
@@ -75,6 +66,7 @@ mod tests {
             .collect();
         assert_eq!(files[0], ("dsproxy-a/status.txt".to_owned(), b"all is well\n".to_vec()));
         assert_eq!(files[1].0, "dsproxy-a/daemon/metrics.txt");
-        assert!(files[1].1.ends_with(CUT) && files[1].1.len() == LONGEST + CUT.len());
+        assert!(files[1].1.ends_with(b"a line\n... cut off here\n"));
+        assert!((LONGEST..LONGEST + 32).contains(&files[1].1.len()), "{}", files[1].1.len());
     }
 }

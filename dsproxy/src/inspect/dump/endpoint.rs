@@ -1,31 +1,46 @@
 //! What the daemon serves beside its metrics, asked for over HTTP.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    time::Duration,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
+use tokio::{
+    io::{self, AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 
-/// How long the daemon may take for anything.
+use super::shorten;
+
+/// How long the daemon may take for an answer, all of it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// More is not read: a page of metrics has a few hundred bytes for each service port.
-const LONGEST: u64 = 64 << 20;
+/// More is not read: a longer body is cut off, and no head is that long.
+const LONGEST: u64 = shorten::LONGEST as u64 + (64 << 10);
 
-/// The body of what `path` is answered with.
-pub(super) fn get(server: SocketAddr, path: &str) -> anyhow::Result<Vec<u8>> {
-    let server = reachable(server);
+/// The body of what `path` is answered with, if that is before `deadline`.
+pub(super) fn get(server: SocketAddr, path: &str, deadline: Instant) -> anyhow::Result<Vec<u8>> {
+    let patience = PATIENCE.min(deadline.saturating_duration_since(Instant::now()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+    runtime.block_on(ask(reachable(server), path, patience))
+}
+
+async fn ask(server: SocketAddr, path: &str, patience: Duration) -> anyhow::Result<Vec<u8>> {
     let ask = || format!("ask http://{server}{path}");
-    let mut stream = TcpStream::connect_timeout(&server, PATIENCE).with_context(ask)?;
-    stream.set_read_timeout(Some(PATIENCE)).with_context(ask)?;
-    stream.set_write_timeout(Some(PATIENCE)).with_context(ask)?;
-    // Of HTTP/1.0, whose answers end with the connection.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n").with_context(ask)?;
+    let late = || format!("there was no whole answer within {patience:?}; is the daemon held up?");
+    let answer = timeout(patience, exchange(server, path)).await.with_context(late).with_context(ask)?;
+    body(&answer.with_context(ask)?).with_context(ask)
+}
+
+async fn exchange(server: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    // Of HTTP/1.0, whose answers end with the connection and have no parts.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n").as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(LONGEST).read_to_end(&mut answer).with_context(ask)?;
-    body(&answer).with_context(ask)
+    stream.take(LONGEST).read_to_end(&mut answer).await?;
+    Ok(answer)
 }
 
 /// A server that listens at every address is reached at the one of this machine itself.
@@ -50,6 +65,8 @@ fn body(answer: &[u8]) -> anyhow::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{net::TcpListener, time::sleep};
+
     use super::*;
 
     #[test]
@@ -71,5 +88,24 @@ mod tests {
         ] {
             assert_eq!(reachable(server.parse().expect("an address")).to_string(), expected);
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_comes_bit_by_bit_has_an_end_all_the_same() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let server = listener.local_addr().expect("an address");
+        let trickle = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("it connects");
+            while stream.write_all(b"HTTP/1.0 200 OK\r\n").await.is_ok() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let error = ask(server, "/metrics", Duration::from_millis(100)).await.expect_err("it never ends");
+        let text = format!("{error:#}");
+        assert!(
+            text.contains(&format!("ask http://{server}/metrics: there was no whole answer within 100ms")),
+            "{text}"
+        );
+        trickle.await.expect("nobody listens any more");
     }
 }

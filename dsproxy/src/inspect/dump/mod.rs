@@ -8,12 +8,14 @@ mod endpoint;
 mod kernel;
 mod network;
 mod parts;
+mod shorten;
 
 use std::{
     fs::OpenOptions,
     io::{self, Write},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -25,6 +27,9 @@ use crate::config::flags::BpffsFlag;
 
 /// For the archive on standard output.
 const STANDARD_OUTPUT: &str = "-";
+
+/// How long it may take to find out all of it: parts that are not begun by then are left out, and nobody is waited for any more.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What `dsproxy dump` is told.
 #[derive(Debug, Args)]
@@ -64,9 +69,10 @@ pub fn dump(arguments: &DumpArguments) -> anyhow::Result<()> {
 fn write(to: impl Write, directory: &str, arguments: &DumpArguments) -> io::Result<()> {
     let mut archive = Archive::new(to, directory, Utc::now().timestamp());
     archive.add("README.txt", parts::read_me().as_bytes())?;
-    parts::collect(&arguments.bpffs, &mut |name, outcome| match outcome {
+    let mut sink = |name: &str, outcome: anyhow::Result<Vec<u8>>| match outcome {
         Ok(content) => archive.add(name, &content),
         Err(why) => archive.add(&format!("{name}.failed"), format!("{why:#}\n").as_bytes()),
-    })?;
+    };
+    parts::collect(&arguments.bpffs, Instant::now() + PATIENCE, &mut sink)?;
     archive.finish()
 }

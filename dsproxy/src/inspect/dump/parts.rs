@@ -1,22 +1,22 @@
 //! What is in the archive.
 
-use std::{fmt::Write as _, io, net::SocketAddr};
+use std::{fmt::Write as _, io, net::SocketAddr, time::Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use super::{endpoint, kernel, network};
+use super::{endpoint, kernel, network, shorten};
 use crate::{
     config::flags::BpffsFlag,
     inspect::{
         Live, View,
         filter::{FlowFilter, RowFilter},
         top,
-        views::{backends, connections, metrics_address, services, status},
+        views::{backends, first_connections, metrics_address, services, status},
     },
 };
 
-/// Connections beyond these are left out: those of the longest standing clients say as much as all.
+/// Connections beyond these are left out: some say as much as all, and a table may have some hundred thousand.
 const MOST_CONNECTIONS: usize = 10_000;
 
 /// The files with what each is.
@@ -27,7 +27,7 @@ const FILES: [(&str, &str); 19] = [
     ("status.json", "the same, for programs"),
     ("services.json", "`dsproxy services`"),
     ("backends.json", "`dsproxy backends`"),
-    ("connections.json", "`dsproxy connections`, the first 10000"),
+    ("connections.json", "`dsproxy connections`, 10000 at most"),
     ("top.txt", "`dsproxy top` over one second"),
     ("settings.txt", "what the kernel programs were told"),
     ("daemon/metrics.txt", "/metrics"),
@@ -48,7 +48,7 @@ pub(super) type Sink<'a> = &'a mut dyn FnMut(&str, anyhow::Result<Vec<u8>>) -> i
 /// What there is to know of the archive.
 pub(super) fn read_me() -> String {
     let mut text = "What dsproxy and the kernel of one node know, for finding out what is wrong.\n\
-                    A file that could not be had is missing; NAME.failed says why. A file is cut off after 8 MiB.\n\
+                    A file that could not be had is missing; NAME.failed says why. A file is cut off after 8 MiB and says so.\n\
                     No key, token or kubeconfig is in here. Names of Services and interfaces, and addresses, are.\n\n"
         .to_owned();
     for (name, what) in FILES {
@@ -57,75 +57,141 @@ pub(super) fn read_me() -> String {
     text
 }
 
-/// Finds out everything.
+/// Finds out everything, as far as it is begun before `deadline`; that is put off for as long as `sink` takes.
 ///
 /// # Errors
 ///
 /// Those of `sink`.
-pub(super) fn collect(bpffs: &BpffsFlag, sink: Sink<'_>) -> io::Result<()> {
-    sink("version.txt", Ok(format!("dsproxy {}\n", env!("CARGO_PKG_VERSION")).into_bytes()))?;
+pub(super) fn collect(bpffs: &BpffsFlag, deadline: Instant, sink: Sink<'_>) -> io::Result<()> {
+    let mut parts = Parts { deadline, sink };
+    parts.add("version.txt", || Ok(format!("dsproxy {}\n", env!("CARGO_PKG_VERSION")).into_bytes()))?;
     match Live::open(bpffs) {
-        Ok(live) => of_maps(&live, sink)?,
-        Err(error) => sink("status.txt", Err(error))?,
+        Ok(live) => of_maps(&live, &mut parts)?,
+        Err(error) => parts.put("status.txt", Err(error))?,
     }
-    sink("kernel/about.txt", kernel::about())?;
-    sink("kernel/configuration.txt", kernel::configuration())?;
-    for (kind, outcome) in network::all() {
-        sink(&format!("network/{kind}.txt"), outcome)?;
+    parts.add("kernel/about.txt", kernel::about)?;
+    parts.add("kernel/configuration.txt", kernel::configuration)?;
+    for (kind, outcome) in network::all(parts.deadline) {
+        parts.put(&format!("network/{kind}.txt"), outcome)?;
     }
     Ok(())
 }
 
-fn of_maps(live: &Live, sink: Sink<'_>) -> io::Result<()> {
-    match status(live) {
-        Ok(status) => {
-            sink("status.txt", Ok(status.table().into_bytes()))?;
-            sink("status.json", json(&status))?;
-        }
-        Err(error) => sink("status.txt", Err(error))?,
-    }
-    sink("services.json", services(live, &FlowFilter::default()).and_then(|view| json(&view)))?;
-    sink("backends.json", backends(live, &RowFilter::default()).and_then(|view| json(&view)))?;
-    let connections = connections(live, &FlowFilter::default()).map(|view| view.first(MOST_CONNECTIONS));
-    sink("connections.json", connections.and_then(|view| json(&view)))?;
-    sink("top.txt", top::for_a_second(live).map(String::into_bytes))?;
-    let settings = live.maps.settings().map(|settings| format!("{settings:#?}\n").into_bytes());
-    sink("settings.txt", settings.map_err(Into::into))?;
-    of_daemon(metrics_address(live), sink)
+/// Where the parts go.
+struct Parts<'a> {
+    deadline: Instant,
+    sink: Sink<'a>,
 }
 
-fn of_daemon(daemon: anyhow::Result<Option<SocketAddr>>, sink: Sink<'_>) -> io::Result<()> {
+impl Parts<'_> {
+    /// Adds what is found out, unless it is too late to begin with it.
+    fn add(&mut self, name: &str, find: impl FnOnce() -> anyhow::Result<Vec<u8>>) -> io::Result<()> {
+        let outcome = in_time(self.deadline).and_then(|()| find());
+        self.put(name, outcome)
+    }
+
+    /// Adds what was found out. The time that takes does not count: who reads an archive from a slow line is to have all of it.
+    fn put(&mut self, name: &str, outcome: anyhow::Result<Vec<u8>>) -> io::Result<()> {
+        let began = Instant::now();
+        (self.sink)(name, outcome)?;
+        self.deadline += began.elapsed();
+        Ok(())
+    }
+}
+
+fn in_time(deadline: Instant) -> anyhow::Result<()> {
+    if Instant::now() >= deadline {
+        bail!("left out, for what came before took too long; another attempt may have it");
+    }
+    Ok(())
+}
+
+fn of_maps(live: &Live, parts: &mut Parts<'_>) -> io::Result<()> {
+    match in_time(parts.deadline).and_then(|()| status(live)) {
+        Ok(status) => {
+            parts.add("status.txt", || Ok(status.table().into_bytes()))?;
+            parts.add("status.json", || json(&status))?;
+        }
+        Err(error) => parts.put("status.txt", Err(error))?,
+    }
+    parts.add("services.json", || json(&services(live, &FlowFilter::default())?))?;
+    parts.add("backends.json", || json(&backends(live, &RowFilter::default())?))?;
+    parts.add("connections.json", || json(&first_connections(live, MOST_CONNECTIONS)?))?;
+    parts.add("top.txt", || top::for_a_second(live).map(String::into_bytes))?;
+    parts.add("settings.txt", || Ok(format!("{:#?}\n", live.maps.settings()?).into_bytes()))?;
+    of_daemon(metrics_address(live), parts)
+}
+
+fn of_daemon(daemon: anyhow::Result<Option<SocketAddr>>, parts: &mut Parts<'_>) -> io::Result<()> {
     let server = daemon.and_then(|server| server.context("no daemon that runs serves metrics"));
     let server = server.map_err(|error| format!("{error:#}"));
     for (file, path) in
         [("daemon/metrics.txt", "/metrics"), ("daemon/configz.json", "/configz"), ("daemon/flagz.txt", "/flagz")]
     {
         let server = server.clone().map_err(anyhow::Error::msg);
-        sink(file, server.and_then(|server| endpoint::get(server, path)))?;
+        let deadline = parts.deadline;
+        parts.add(file, || endpoint::get(server?, path, deadline))?;
     }
     Ok(())
 }
 
 fn json(view: &impl Serialize) -> anyhow::Result<Vec<u8>> {
-    serde_json::to_vec_pretty(view).context("write JSON")
+    shorten::json(view, shorten::LONGEST).context("write JSON")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    /// What `find` adds, with the deadline in so many seconds.
+    fn added(
+        seconds: u64,
+        find: impl FnOnce(&mut Parts<'_>) -> io::Result<()>,
+    ) -> Vec<(String, Result<Vec<u8>, String>)> {
+        let mut found = Vec::new();
+        let mut sink = |name: &str, outcome: anyhow::Result<Vec<u8>>| {
+            found.push((name.to_owned(), outcome.map_err(|error| error.to_string())));
+            Ok(())
+        };
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        find(&mut Parts { deadline, sink: &mut sink }).expect("nothing fails");
+        found
+    }
 
     #[test]
     fn without_a_daemon_its_files_say_so_and_the_rest_goes_on() {
-        let mut found = Vec::new();
-        of_daemon(Ok(None), &mut |name, outcome| {
-            found.push((name.to_owned(), outcome.map_err(|error| error.to_string())));
-            Ok(())
-        })
-        .expect("nothing fails");
+        let found = added(60, |parts| of_daemon(Ok(None), parts));
         assert_eq!(found.len(), 3);
         for (name, outcome) in found {
             assert!(FILES.iter().any(|(listed, _)| *listed == name), "{name}");
             assert_eq!(outcome.expect_err("no daemon"), "no daemon that runs serves metrics");
         }
+    }
+
+    #[test]
+    fn what_is_too_late_is_not_begun() {
+        let found = added(0, |parts| parts.add("top.txt", || panic!("it is begun")));
+        let [(name, Err(why))] = &found[..] else { panic!("{found:?}") };
+        assert!(name == "top.txt" && why.starts_with("left out"), "{found:?}");
+        let found = added(60, |parts| parts.add("top.txt", || Ok(b"text".to_vec())));
+        assert_eq!(found, [("top.txt".to_owned(), Ok(b"text".to_vec()))]);
+    }
+
+    #[test]
+    fn a_slow_reader_has_all_of_it() {
+        let deadline = Instant::now() + Duration::from_millis(200);
+        let mut found = Vec::new();
+        let mut sink = |_: &str, outcome: anyhow::Result<Vec<u8>>| {
+            std::thread::sleep(Duration::from_millis(150));
+            found.push(outcome.is_ok());
+            Ok(())
+        };
+        let mut parts = Parts { deadline, sink: &mut sink };
+        for _ in 0..3 {
+            parts.add("top.txt", || Ok(Vec::new())).expect("nothing fails");
+        }
+        assert_eq!(found, [true; 3]);
     }
 }

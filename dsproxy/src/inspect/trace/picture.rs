@@ -60,6 +60,7 @@ impl Picture {
         };
         let service = frontend.as_ref().map(|frontend| frontend.service);
         let networks = maps.networks()?;
+        let is_it = |held: &ConnectionRecord| held.client == (source.ip(), source.port()) && held.frontend == address;
         Ok(Self {
             settings: maps.settings()?,
             now,
@@ -70,10 +71,7 @@ impl Picture {
                 .filter(|(of, ..)| *of == family)
                 .map(|(_, id, record)| (id, record))
                 .collect(),
-            connection: maps
-                .connections()?
-                .into_iter()
-                .find(|held| held.client == (source.ip(), source.port()) && held.frontend == address),
+            connection: maps.connections().find(|held| held.as_ref().map_or(true, &is_it)).transpose()?,
             affinity: service.map_or(Ok(None), |service| maps.affinity(service, source.ip()))?,
             source_ranges: maps
                 .source_ranges()?

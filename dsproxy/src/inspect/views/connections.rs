@@ -40,11 +40,28 @@ struct ConnectionRow {
 ///
 /// When the maps cannot be read.
 pub fn connections(live: &Live, filter: &FlowFilter) -> anyhow::Result<Connections> {
+    up_to(usize::MAX, live, filter)
+}
+
+/// As [`connections`], of all, but no more than `most`: those that the tables have first.
+///
+/// # Errors
+///
+/// When the maps cannot be read.
+pub(in crate::inspect) fn first_connections(live: &Live, most: usize) -> anyhow::Result<Connections> {
+    up_to(most, live, &FlowFilter::default())
+}
+
+fn up_to(most: usize, live: &Live, filter: &FlowFilter) -> anyhow::Result<Connections> {
     let names = names(&live.maps)?;
     let settings = live.maps.settings()?;
     let now = jiffies::now(settings.jiffies_per_second).context("read the clock")?;
     let mut rows = Vec::new();
-    for connection in live.maps.connections()? {
+    for connection in live.maps.connections() {
+        if rows.len() == most {
+            break;
+        }
+        let connection = connection?;
         // An entry may have been written since the clock was read.
         let age = jiffies_since(connection.last_seen, now);
         if age > settings.lifetimes[usize::from(connection.state.number())] {
@@ -87,14 +104,6 @@ pub fn connections(live: &Live, filter: &FlowFilter) -> anyhow::Result<Connectio
     }
     rows.sort_by_key(|row| (row.client, row.frontend));
     Ok(Connections(rows))
-}
-
-impl Connections {
-    /// The first `most` of them.
-    pub fn first(mut self, most: usize) -> Self {
-        self.0.truncate(most);
-        self
-    }
 }
 
 /// As whom the backend sees the client.
