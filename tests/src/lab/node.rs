@@ -5,6 +5,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use dsproxy_common::IpFamily;
+
 use super::{DualStack, LabError, LabName, Namespace, Side, iproute};
 
 /// The name of the bridge that bridged pods of a node are ports of.
@@ -169,7 +171,10 @@ impl Node {
 
     pub(crate) fn remove_pod(&self, pod: &Pod) -> Result<(), LabError> {
         // Whoever still has the namespace open keeps it: the interfaces are taken away by themselves.
-        iproute::batch(self.namespace.name(), &[format!("link del {}", pod.host_interface)])?;
+        let mut commands = vec![format!("link del {}", pod.host_interface)];
+        // The next pod has the same addresses, and on a bridge another link-layer address under them: network plugins announce that.
+        commands.extend(IpFamily::ALL.map(|family| format!("neigh flush to {}", pod.addresses.of(family))));
+        iproute::batch(self.namespace.name(), &commands)?;
         iproute::ip(&["netns", "del", pod.namespace.name()])?;
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(&pod.number);
         Ok(())
