@@ -63,7 +63,7 @@ pub(crate) fn socket_opened(service: u32) {
 /// The counter must be writable.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-unsafe fn add_one(counter: *mut u64) {
+pub(crate) unsafe fn add_one(counter: *mut u64) {
     // SAFETY: given by the caller.
     unsafe {
         core::arch::asm!(
@@ -76,7 +76,7 @@ unsafe fn add_one(counter: *mut u64) {
 }
 
 #[cfg(not(target_arch = "bpf"))]
-unsafe fn add_one(counter: *mut u64) {
+pub(crate) unsafe fn add_one(counter: *mut u64) {
     // SAFETY: given by the caller.
     unsafe { *counter += 1 };
 }

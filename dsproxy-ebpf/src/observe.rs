@@ -24,7 +24,7 @@ use dsproxy_common::{
 };
 
 use crate::{
-    clock,
+    clock, count,
     family::{Family, V4, V6},
     icmp_error, lookup, maps,
     packet::{BufferContext, FrameContext, PacketContext},
@@ -203,7 +203,7 @@ fn tell(event: &mut Event, family: Option<IpFamily>) {
         && let Some(lost) = maps::EVENTS_LOST.get_ptr_mut(0)
     {
         // SAFETY: this CPU's own value.
-        unsafe { *lost += 1 };
+        unsafe { count::add_one(lost) };
     }
 }
 
@@ -213,14 +213,20 @@ fn read<F: Family, C: BufferContext>(context: &C, l3: usize, reason: Reason, eve
     let mut key = FlowKey::default();
     let content = match parse::packet::<F, C>(context, l3, &mut key) {
         Ok(packet) if packet.content == Content::Error && reason.is_answer() => {
-            // What was refused is what the error quotes.
+            // What was refused is what the error quotes; only what has ports is turned round there.
             let (l3, l4) = (packet.l3, packet.l4);
-            let _ = icmp_error::quoted::<F, C>(context, l3, l4, &mut key);
+            if icmp_error::quoted::<F, C>(context, l3, l4, &mut key).is_err() {
+                key = FlowKey { source_port: Port::default(), destination_port: Port::default(), ..key.answer() };
+                key.protocol = 0;
+            }
             Content::Error
         }
         Ok(packet) => packet.content,
-        // The addresses are there, or nothing is.
-        Err(_) => Content::Other,
+        // The addresses are there, or nothing is; ports may be those of an earlier packet.
+        Err(_) => {
+            (key.source_port, key.destination_port) = (Port::default(), Port::default());
+            Content::Other
+        }
     };
     if reason.is_answer() {
         // The answer goes the other way, and so does what is quoted, as it was turned round to be looked up.
@@ -287,7 +293,7 @@ fn was_for_vip<F: Family>(key: &mut FlowKey<F::Address>) -> Option<u32> {
 #[inline(always)]
 fn was_from_backend<F: Family>(key: &mut FlowKey<F::Address>) -> Option<u32> {
     let held = track::forward::<F>(&key.answer())?.read();
-    let backend = F::maps().backends.get(held.backend)?;
+    let backend = F::maps().backends.get(held.backend).filter(|backend| backend.generation == held.generation)?;
     (key.source, key.source_port) = (backend.address, backend.port);
     if held.source_port != Port::default() {
         key.destination_port = held.source_port;

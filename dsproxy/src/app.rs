@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
+    allocator,
     attachments::Attachments,
     capabilities,
     config::{
@@ -61,6 +62,7 @@ pub fn run(flags: &RunFlags) -> anyhow::Result<()> {
         return write_config(&assembled, path);
     }
     start_log(&assembled.log)?;
+    allocator::share_memory();
     for warning in &assembled.warnings {
         warn!("{warning}");
     }

@@ -2,6 +2,7 @@
 //!
 //! Data flows one way, and the tree shows it: `source` -> `model` -> `resolve` -> `diff` -> `maps`.
 
+pub mod allocator;
 pub mod app;
 pub mod attachments;
 pub mod boot_clock;

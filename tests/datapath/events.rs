@@ -3,13 +3,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use dsproxy::maps::Write;
 use dsproxy_common::{
     IpFamily, Port, Protocol,
     count::Reason,
     event::{Ends, Event, EventFilter, EventHook},
     flow::NO_SERVICE,
     service::FrontendKind,
-    settings::SettingFlags,
+    settings::{NetworkFlags, SettingFlags},
 };
 use dsproxy_tests::{
     packet::{Link, Message, Packet, flags},
@@ -62,7 +63,7 @@ fn ends(ends: &Ends) -> (SocketAddr, SocketAddr) {
 fn listen(world: &mut World, filter: EventFilter) {
     let until = world.now().wrapping_add(LONG).max(1);
     let events = world.datapath.listen().expect("programs that tell");
-    while events.pop().is_some() {}
+    while events.pop().expect("events of ours").is_some() {}
     events.ask_for(&EventFilter { until, ..filter }).expect("a filter that can be written");
 }
 
@@ -70,11 +71,17 @@ fn everything() -> EventFilter {
     EventFilter { reasons: u64::MAX, ..EventFilter::default() }
 }
 
+/// The next event.
+#[track_caller]
+fn pop(world: &mut World) -> Option<Event> {
+    world.datapath.events().pop().expect("an event of ours")
+}
+
 /// The one event there is.
 #[track_caller]
 fn told(world: &mut World) -> Event {
-    let event = world.datapath.events().pop().unwrap_or_else(|| panic!("{world}: nothing was told"));
-    assert_eq!(world.datapath.events().pop(), None, "{world}: more was told");
+    let event = pop(world).unwrap_or_else(|| panic!("{world}: nothing was told"));
+    assert_eq!(pop(world), None, "{world}: more was told");
     event
 }
 
@@ -236,6 +243,30 @@ fn what_is_refused_or_dropped_is_shown_as_it_came() {
 }
 
 #[test]
+fn what_is_refused_without_ports_is_shown_as_it_came_too() {
+    everywhere(|world| {
+        world.configure(|settings| settings.refusals_per_second = 1_000_000);
+        let (client, vip) = (world.client(40_000).ip(), world.vip(1).ip());
+        world
+            .datapath
+            .write(&[Write::ServiceNetwork { family: world.family, network: Some(vip.into()) }])
+            .expect("written");
+        let flags = NetworkFlags::SERVICE | NetworkFlags::CLUSTER_IP;
+        world.datapath.write(&[Write::Network { network: vip.into(), flags }]).expect("written");
+        listen(world, everything());
+        // GRE.
+        let request = Packet::other(47, client, vip).on(world.link).to_bytes();
+        let ran = world.datapath.run(Hook::Ingress, world.link, &request).expect("a program that runs");
+        assert_eq!(ran.verdict, Verdict::Redirect, "{world}: {:?}", ran.counted);
+        let event = told(world);
+        let (source, destination) = ends(&event.before);
+        assert_eq!((source.ip(), destination.ip(), source.port(), destination.port()), (client, vip, 0, 0), "{world}");
+        world.datapath.write(&[Write::RemoveNetwork { network: vip.into() }]).expect("written");
+        world.datapath.write(&[Write::ServiceNetwork { family: world.family, network: None }]).expect("written");
+    });
+}
+
+#[test]
 fn what_is_nobodys_is_told_where_it_is_asked_for() {
     everywhere(|world| {
         let (client, other) = (world.client(40_000), world.endpoint(9));
@@ -290,7 +321,7 @@ fn nothing_is_told_that_is_not_asked_for() {
             world.datapath.connections().clear().expect("tables");
             listen(world, filter);
             flow.opens(world, 0, backend);
-            assert_eq!(world.datapath.events().pop().is_some(), is_wanted, "{world}: {name}");
+            assert_eq!(pop(world).is_some(), is_wanted, "{world}: {name}");
         }
     });
 }
@@ -304,8 +335,7 @@ fn who_has_ended_without_a_word_is_told_nothing_more() {
         let until = world.now().wrapping_sub(LONG).max(1);
         world.datapath.events().ask_for(&EventFilter { until, ..everything() }).expect("written");
         flow.opens(world, 0, backend);
-        let events = world.datapath.events();
-        assert_eq!(events.pop(), None, "{world}");
+        assert_eq!(pop(world), None, "{world}");
         let events = world.datapath.events();
         assert_eq!(events.filter().expect("a filter").until, 0, "{world}: nobody looks at the clock any more");
     });
@@ -325,16 +355,15 @@ fn what_there_is_no_room_for_is_counted_and_packets_go_on() {
             let ran = world.datapath.run(Hook::Ingress, Link::Ethernet, &request).expect("a program that runs");
             assert_eq!(ran.verdict, Verdict::Pass);
         }
-        let events = world.datapath.events();
         let mut told = 0;
-        while events.pop().is_some() {
+        while pop(world).is_some() {
             told += 1;
         }
-        let lost = events.lost().expect("a count") - lost;
+        let lost = world.datapath.events().lost().expect("a count") - lost;
         assert!(lost > 0 && told > 1_000, "{told} told, {lost} lost");
         assert_eq!(told + lost, u64::from(sent) + 1);
         // There is room again.
         flow.goes_on(world, 0, backend);
-        assert!(world.datapath.events().pop().is_some());
+        assert!(pop(world).is_some());
     });
 }

@@ -1,6 +1,9 @@
 //! `dsproxy events` tells of packets as they come, and of those alone that are asked for.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use dsproxy::datapath::{bpffs::Bpffs, load};
 use dsproxy_common::IpFamily;
@@ -88,12 +91,58 @@ fn what_is_dropped_is_told_with_the_reason() {
                 TcpSession::open(client, not_served).expect_err("no such port");
             })
             .expect("it hears enough");
+        assert!(heard.status.success() && heard.events.len() == 2, "{heard:?}");
         for event in &heard.events {
             assert_eq!((&event["reason"], &event["dropped"]), (&"no-port".into(), &true.into()), "{event}");
             assert_eq!(event["before"]["destination"], not_served.to_string(), "{event}");
             assert_eq!(event["after"], Value::Null, "{event}");
         }
     }
+}
+
+/// A program that is still attached must not end in one that was loaded since, which knows nothing of its packets.
+#[test]
+fn while_the_daemon_starts_anew_packets_that_are_listened_to_become_what_they_should() {
+    let cluster = Cluster::build();
+    let client = cluster.client.namespace();
+    let (mut daemon, [vip, _]) = serve(&cluster);
+    let listener = daemon.listen(&[]).expect("it starts");
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let rounds: Vec<_> = IpFamily::ALL
+            .into_iter()
+            .map(|family| {
+                let (is_over, served, not_served) = (&is_over, vip.socket(family, PORT), vip.socket(family, PORT + 1));
+                scope.spawn(move || {
+                    let mut rounds = 0;
+                    while !is_over.load(Ordering::Relaxed) {
+                        TcpSession::open(client, served)
+                            .and_then(|mut session| session.exchange(b"hello"))
+                            .expect("served");
+                        let asked = Instant::now();
+                        TcpSession::open(client, not_served).expect_err("no such port");
+                        // An answer that did not come back would be waited for.
+                        assert!(asked.elapsed() < Duration::from_millis(900), "{not_served}: {:?}", asked.elapsed());
+                        rounds += 1;
+                        // No faster than refusals may be sent.
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    rounds
+                })
+            })
+            .collect();
+        for _ in 0..3 {
+            daemon.kill().expect("it ends");
+            daemon.start_again().expect("it starts again");
+        }
+        is_over.store(true, Ordering::Relaxed);
+        for rounds in rounds {
+            assert!(rounds.join().expect("every packet became what it should") > 10);
+        }
+    });
+    // It does not wait for whoever reads, which is nobody here.
+    let heard = listener.terminate().expect("it ends");
+    assert!(heard.status.success(), "{heard:?}");
 }
 
 #[test]

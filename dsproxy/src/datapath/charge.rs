@@ -114,7 +114,12 @@ pub fn in_charge(bpffs: &Bpffs) -> Result<Option<Other>, ChargeError> {
     }
 }
 
-fn is_at(directory: &File, path: &Path) -> io::Result<bool> {
+/// Whether `directory` still is what stands at `path`.
+///
+/// # Errors
+///
+/// When either cannot be examined.
+pub(crate) fn is_at(directory: &File, path: &Path) -> io::Result<bool> {
     let held = directory.metadata()?;
     match fs::metadata(path) {
         Ok(found) => Ok((found.dev(), found.ino()) == (held.dev(), held.ino())),
@@ -124,7 +129,7 @@ fn is_at(directory: &File, path: &Path) -> io::Result<bool> {
 }
 
 /// The process that holds the lock on `directory`. That it is not known is no reason to fail.
-fn holder(directory: &File) -> Option<u32> {
+pub(crate) fn holder(directory: &File) -> Option<u32> {
     let metadata = directory.metadata().ok()?;
     let file = format!("{:02x}:{:02x}:{}", major(metadata.dev()), minor(metadata.dev()), metadata.ino());
     process_of(&fs::read_to_string(LOCKS).ok()?, &file)

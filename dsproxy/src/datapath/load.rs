@@ -100,6 +100,14 @@ pub enum LoadError {
         /// What went wrong.
         source: io::Error,
     },
+    /// The pin of a map that is made anew could not be removed.
+    #[error("remove the pin {}: {source}", path.display())]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
     /// The kernel does not tell how long its clock tick is.
     #[error("find the length of the kernel's clock tick: {0}")]
     Clock(nix::Error),
@@ -165,6 +173,19 @@ pub(super) fn open_maps(
     if let Some(directory) = directory {
         fs::create_dir_all(directory).map_err(|source| LoadError::Directory { path: directory.clone(), source })?;
     }
+    if let Some(directory) = directory {
+        // What a program leaves for those that tell of packets is in memory of their own: each object has its own of these, and
+        // programs of an earlier one, which end in none any more, go on by themselves.
+        for name in [layout::OBSERVERS, layout::XDP_OBSERVERS] {
+            let path = directory.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(LoadError::Pin { path, source: error });
+                }
+                _ => {}
+            }
+        }
+    }
     let mut loader = EbpfLoader::new();
     let examples =
         || place.into_iter().flat_map(|Place { maps, sized_like }| [Some(maps), sized_like.as_ref()]).flatten();
@@ -220,7 +241,15 @@ pub(super) fn tell(maps: &mut KernelMaps, wanted: &DatapathSettings) -> Result<(
 /// When the kernel refuses.
 pub(super) fn load_programs(object: &mut Ebpf) -> Result<(), LoadError> {
     PROGRAMS.into_iter().try_for_each(|name| load_program(object, name))?;
-    load_observers(object)
+    without_observers(load_observers(object));
+    Ok(())
+}
+
+/// Goes on without the programs that tell of packets, should the kernel not take them: packets have no need of them.
+fn without_observers(loaded: Result<(), LoadError>) {
+    if let Err(error) = loaded {
+        warn!(%error, "`dsproxy events` will hear of nothing");
+    }
 }
 
 /// Loads `OBSERVERS`, and enters them where the programs of packets look for them.
@@ -287,11 +316,12 @@ pub fn load_xdp_program(object: &mut Ebpf) -> Result<(), LoadError> {
     let failed = |source| LoadError::Program { name, source };
     let program: &mut Xdp = program.try_into().map_err(failed)?;
     program.load().map_err(failed)?;
-    load_xdp_observer(object)
+    without_observers(load_xdp_observer(object));
+    Ok(())
 }
 
 /// As `load_observers`, for XDP.
-fn load_xdp_observer(object: &mut Ebpf) -> Result<(), LoadError> {
+pub fn load_xdp_observer(object: &mut Ebpf) -> Result<(), LoadError> {
     let name = XDP_OBSERVER;
     let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
     let failed = |source| LoadError::Program { name, source };

@@ -5,11 +5,19 @@ use dsproxy_common::{
     event::{Event, EventFilter},
     layout,
 };
+use thiserror::Error;
 
 use super::{
     MapError, MapKind,
     kernel::{OpenError, kernel, typed},
 };
+
+/// An event that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("an event has {length} bytes and not {}: the programs in the kernel are another version's; use the dsproxy that is in charge", size_of::<Event>())]
+pub struct OtherEvent {
+    length: usize,
+}
 
 /// The maps.
 pub struct EventMaps {
@@ -51,12 +59,13 @@ impl EventMaps {
     }
 
     /// The next event; none if none waits.
-    pub fn pop(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = Event::from_bytes(&self.events.next()?) {
-                return Some(event);
-            }
-        }
+    ///
+    /// # Errors
+    ///
+    /// When it is one of another version's programs.
+    pub fn pop(&mut self) -> Result<Option<Event>, OtherEvent> {
+        let Some(record) = self.events.next() else { return Ok(None) };
+        Event::from_bytes(&record).map(Some).ok_or(OtherEvent { length: record.len() })
     }
 
     /// For how many events there was no room, since the map was made.

@@ -212,14 +212,14 @@ impl Site {
         let everything = EventFilter { reasons: u64::MAX, until, ..EventFilter::default() };
         let events = self.datapath.events();
         events.ask_for(&if is_observed { everything } else { EventFilter::default() })?;
-        while events.pop().is_some() {}
+        while events.pop().is_ok_and(|event| event.is_some()) {}
         Ok(())
     }
 
     /// What was told of a packet that ended so; none if that is right.
     fn check_events(&mut self, reason: Option<Reason>) -> Option<String> {
         let wanted = reason.filter(|_| self.stage().scene.is_observed);
-        let told = std::iter::from_fn(|| self.datapath.events().pop()).collect::<Vec<_>>();
+        let told = std::iter::from_fn(|| self.datapath.events().pop().expect("events of ours")).collect::<Vec<_>>();
         let reasons: Vec<_> = told.iter().filter_map(|event| Reason::from_number(event.reason)).collect();
         (reasons != Vec::from_iter(wanted)).then(|| format!("expected {wanted:?} to be told, found {told:?}"))
     }

@@ -16,7 +16,7 @@ use super::eventually;
 /// How long it may take to end.
 const END: Duration = Duration::from_secs(5);
 
-/// The process; it ends with this. What it prints has to fit into a pipe.
+/// The process; it ends with this. What it prints beyond what fits into a pipe waits until it is looked at.
 #[derive(Debug)]
 pub struct Listener {
     child: Child,
@@ -75,7 +75,9 @@ impl Listener {
         if let Some(output) = &mut self.child.stderr {
             output.read_to_string(&mut errors)?;
         }
-        let events = printed.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        // A process that was ended may have been in the middle of a line.
+        let whole = printed.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let events = whole.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
         Ok(Heard { status, events, errors })
     }
 }

@@ -63,6 +63,17 @@ impl ExchangeError {
         )
     }
 
+    /// Whether the kernel has ended the socket, as it does with a UDP socket of the host whose endpoint is gone: whoever uses it then
+    /// hears so, or finds it connected to nobody.
+    pub fn is_ended(&self) -> bool {
+        matches!(
+            self,
+            Self::NoAnswer { source, .. }
+                if source.kind() == io::ErrorKind::ConnectionAborted
+                    || source.raw_os_error() == Some(libc::EDESTADDRREQ)
+        )
+    }
+
     /// Whether nothing at all came back, neither an answer nor an error.
     pub fn is_silence(&self) -> bool {
         matches!(

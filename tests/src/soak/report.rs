@@ -76,25 +76,37 @@ impl fmt::Display for Report {
         writeln!(f, "\nSoak of {} s, seed {}\n", self.seconds, self.seed)?;
         writeln!(
             f,
-            "{:<36} {:<6} {:<8} {:<5} {:>11} {:>10} {:>7} {:>9} {:>9} {:>10}",
-            "", "FAMILY", "PROTOCOL", "USE", "CONNECTIONS", "EXCHANGES", "FAILED", "P50 µs", "P99 µs", "SLOWEST µs"
+            "{:<36} {:<6} {:<8} {:<5} {:>11} {:>10} {:>7} {:>6} {:>9} {:>9} {:>10}",
+            "",
+            "FAMILY",
+            "PROTOCOL",
+            "USE",
+            "CONNECTIONS",
+            "EXCHANGES",
+            "FAILED",
+            "ENDED",
+            "P50 µs",
+            "P99 µs",
+            "SLOWEST µs"
         )?;
         for outcome in &self.traffic {
-            let Outcome { way, family, protocol, usage, connections, exchanges, failed, p50, p99, slowest, .. } =
-                outcome;
+            let Outcome {
+                way, family, protocol, usage, connections, exchanges, failed, ended, p50, p99, slowest, ..
+            } = outcome;
             let usage = format!("{usage:?}").to_lowercase();
             writeln!(
                 f,
-                "{way:<36} {family:<6} {protocol:<8} {usage:<5} {connections:>11} {exchanges:>10} {failed:>7} {p50:>9} {p99:>9} {slowest:>10}"
+                "{way:<36} {family:<6} {protocol:<8} {usage:<5} {connections:>11} {exchanges:>10} {failed:>7} {ended:>6} {p50:>9} {p99:>9} {slowest:>10}"
             )?;
         }
         let total = |of: fn(&Outcome) -> u64| self.traffic.iter().map(of).sum::<u64>();
         writeln!(
             f,
-            "\n{} connections, {} exchanges, {} failed",
+            "\n{} connections, {} exchanges, {} failed, {} sockets ended with their endpoint",
             total(|outcome| outcome.connections),
             total(|outcome| outcome.exchanges),
-            total(|outcome| outcome.failed)
+            total(|outcome| outcome.failed),
+            total(|outcome| outcome.ended)
         )?;
         for Acts { name, planned: _, done } in &self.acts {
             writeln!(f, "{done:>6} acts of {name}")?;
@@ -134,6 +146,7 @@ mod tests {
             connections: exchanges + failed,
             exchanges,
             failed,
+            ended: 0,
             failures: Vec::new(),
             p50: 1,
             p99: 2,

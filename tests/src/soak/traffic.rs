@@ -51,6 +51,11 @@ impl Client {
         exchange_once(self.protocol, self.target).map(drop)
     }
 
+    /// Whether it keeps a UDP socket that was led to an endpoint when it was connected: it cannot be led to another.
+    fn may_be_ended(&self) -> bool {
+        self.cgroup.is_some() && self.protocol == Protocol::Udp && self.usage == Use::Kept
+    }
+
     fn enter_cgroup(&self) -> Result<(), LabError> {
         self.cgroup.as_ref().map_or(Ok(()), Cgroup::enter)
     }
@@ -68,6 +73,8 @@ pub(super) struct Outcome {
     pub(super) connections: u64,
     pub(super) exchanges: u64,
     pub(super) failed: u64,
+    /// Sockets of the host that were ended because their endpoint went, as is meant to be (UDP alone); the next has to be served.
+    pub(super) ended: u64,
     /// The first failures, with the time since the start.
     pub(super) failures: Vec<String>,
     /// Of an exchange, and of a new connection with its exchange, in microseconds.
@@ -114,6 +121,7 @@ struct Record {
     started: Instant,
     connections: u64,
     failed: u64,
+    ended: u64,
     failures: Vec<String>,
     microseconds: Vec<u32>,
 }
@@ -142,7 +150,7 @@ impl Session {
 
 impl Record {
     fn new(started: Instant) -> Self {
-        Self { started, connections: 0, failed: 0, failures: Vec::new(), microseconds: Vec::new() }
+        Self { started, connections: 0, failed: 0, ended: 0, failures: Vec::new(), microseconds: Vec::new() }
     }
 
     fn of(mut self, client: &Client, stop: &AtomicBool) -> Outcome {
@@ -158,6 +166,10 @@ impl Record {
             };
             match result {
                 Ok(()) => self.microseconds.push(u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX)),
+                Err(error) if client.may_be_ended() && error.is_ended() => {
+                    session = None;
+                    self.ended += 1;
+                }
                 Err(error) => {
                     // One that was cut is counted, and the next one tells whether it goes on.
                     session = None;
@@ -181,7 +193,7 @@ impl Record {
     }
 
     fn finish(self, client: &Client) -> Outcome {
-        let Self { started: _, connections, failed, failures, mut microseconds } = self;
+        let Self { started: _, connections, failed, ended, failures, mut microseconds } = self;
         microseconds.sort_unstable();
         Outcome {
             way: client.way,
@@ -192,6 +204,7 @@ impl Record {
             connections,
             exchanges: microseconds.len() as u64,
             failed,
+            ended,
             failures,
             p50: quantile(&microseconds, 50),
             p99: quantile(&microseconds, 99),

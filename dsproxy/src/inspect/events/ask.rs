@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use dsproxy_common::{
-    Addr6, Address as _, IpFamily, Protocol,
+    Addr4, Addr6, Address as _, IpFamily, Port, Protocol,
     count::Reason,
     event::{EventFilter, FILTER_SERVICES},
 };
@@ -19,25 +19,32 @@ pub(super) fn reason(name: &str) -> Result<Reason, String> {
     found.copied().ok_or_else(|| format!("not one of {}", known()))
 }
 
+/// What nobody's id is: as long as no service port has the name, no packet is asked for.
+const NOBODY: u32 = u32::MAX - 1;
+
 /// The service ports with `part` in their name, if it is asked for one: as many as the programs can be asked for, or none, which means
 /// all, if they are more.
 pub(super) fn services(names: &BTreeMap<u32, String>, part: Option<&str>) -> Vec<u32> {
     let Some(part) = part else { return Vec::new() };
     let named: Vec<u32> = names.iter().filter(|(_, name)| name.contains(part)).map(|(id, _)| *id).collect();
-    if named.len() > FILTER_SERVICES { Vec::new() } else { named }
+    match named.len() {
+        0 => vec![NOBODY],
+        1..=FILTER_SERVICES => named,
+        _ => Vec::new(),
+    }
 }
 
 /// What to ask the programs for.
 pub(super) fn filter(arguments: &EventsArguments, services: &[u32], until: u32) -> EventFilter {
     let EventsArguments { drops, reason, filter: FlowFilter { protocol, row }, .. } = arguments;
-    let (address, mask, port) = match row.address {
-        None => (Addr6::default(), Addr6::default(), 0),
-        Some(AddressFilter::Network(network)) => (mapped(network.network()), mapped_mask(network), 0),
-        Some(AddressFilter::Socket(socket)) => {
-            let port = dsproxy_common::Port::new(socket.port());
-            (mapped(socket.ip()), mapped_mask(socket.ip().into()), port.wire().into())
-        }
+    let (network, port) = match row.address {
+        None => (None, 0),
+        Some(AddressFilter::Network(network)) => (Some(network), 0),
+        Some(AddressFilter::Socket(socket)) => (Some(socket.ip().into()), Port::new(socket.port()).wire().into()),
     };
+    let (address, mask) = network.map(|network| (mapped(network.network()), mapped_mask(network))).unwrap_or_default();
+    // A wide network of IPv6 would take the mapped addresses of IPv4 for its own.
+    let family = network.map(|network| IpFamily::of(network.addr()));
     let mut asked = [0; FILTER_SERVICES];
     for (place, service) in asked.iter_mut().zip(services) {
         *place = *service;
@@ -51,7 +58,7 @@ pub(super) fn filter(arguments: &EventsArguments, services: &[u32], until: u32) 
         until,
         port,
         protocol: protocol.map_or(0, |protocol| Protocol::from(protocol).number().into()),
-        family: row.family.map_or(0, |family| IpFamily::from(family) as u32),
+        family: row.family.map(IpFamily::from).or(family).map_or(0, |family| family as u32),
         reserved: 0,
     }
 }
@@ -68,7 +75,7 @@ fn reasons(drops: bool, named: &[Reason]) -> u64 {
 
 fn mapped(address: IpAddr) -> Addr6 {
     match address {
-        IpAddr::V4(address) => dsproxy_common::Addr4::from(address).mapped(),
+        IpAddr::V4(address) => Addr4::from(address).mapped(),
         IpAddr::V6(address) => address.into(),
     }
 }
@@ -100,7 +107,7 @@ mod tests {
 
     fn takes(flags: &[&str], source: &str, port: u16) -> bool {
         let address: IpAddr = source.parse().expect("an address");
-        let before = Ends { source: mapped(address), source_port: dsproxy_common::Port::new(port), ..Ends::default() };
+        let before = Ends { source: mapped(address), source_port: Port::new(port), ..Ends::default() };
         let event = Event { before, protocol: 6, ..Event::new(Reason::Opened, EventHook::PodIngress) };
         asked(flags).takes(&event, Some(IpFamily::of(address)))
     }
@@ -134,6 +141,8 @@ mod tests {
             ("fd00::/16", "fd01::1", 1, false),
             ("[fd00::1]:80", "fd00::1", 80, true),
             ("::/0", "fd00::1", 80, true),
+            ("::/0", "10.1.2.3", 80, false),
+            ("::/64", "10.1.2.3", 80, false),
         ] {
             assert_eq!(takes(&["--address", flag], source, port), is_taken, "{flag} {source}:{port}");
         }
@@ -145,7 +154,8 @@ mod tests {
     fn service_ports_are_asked_for_by_number_as_long_as_there_is_room() {
         let names = |count: u32| (0..count).map(|id| (id, format!("shop/web-{id}:http"))).collect();
         assert_eq!(services(&names(3), Some("web-1")), [1]);
-        assert!(services(&names(3), None).is_empty() && services(&names(3), Some("nobody")).is_empty());
+        assert!(services(&names(3), None).is_empty());
+        assert_eq!(services(&names(3), Some("nobody")), [NOBODY], "no packet, and not all");
         assert_eq!(services(&names(FILTER_SERVICES as u32), Some("shop/")).len(), FILTER_SERVICES);
         assert!(services(&names(FILTER_SERVICES as u32 + 1), Some("shop/")).is_empty(), "all, and told apart later");
     }

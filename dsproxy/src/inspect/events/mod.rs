@@ -5,11 +5,12 @@
 //!   ask --- EVENT_FILTER ... programs ... EVENTS --- row
 //! ```
 
+mod alone;
 mod ask;
+mod output;
 mod row;
 
 use std::{
-    fs::File,
     io::{self, IsTerminal as _, Write as _},
     time::{Duration, Instant},
 };
@@ -19,23 +20,20 @@ use clap::Args;
 use dsproxy_common::{
     count::Reason,
     event::{EventFilter, LEASE},
-    layout,
 };
-use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::mpsc::{OwnedPermit, Sender},
     time::MissedTickBehavior,
 };
 
-use self::row::{Names, Row};
-use super::{Live, filter::FlowFilter};
-use crate::{
-    cli::OutputFormat,
-    config::flags::BpffsFlag,
-    datapath::{bpffs::Bpffs, load},
-    jiffies,
-    maps::events::EventMaps,
+use self::{
+    alone::Alone,
+    output::Output,
+    row::{Names, Row},
 };
+use super::{Live, filter::FlowFilter};
+use crate::{cli::OutputFormat, config::flags::BpffsFlag, datapath::load, jiffies, maps::events::EventMaps};
 
 /// How often it is said that somebody listens.
 const RENEWAL: Duration = Duration::from_secs(1);
@@ -44,7 +42,7 @@ const RENEWAL: Duration = Duration::from_secs(1);
 /// in that time has room, unless it is more than a hundred thousand packets a second.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How many events are printed before signals and the time are looked at again.
+/// How many events are written at once.
 const BATCH: usize = 1024;
 
 /// What `dsproxy events` is told.
@@ -83,41 +81,27 @@ pub struct EventsArguments {
 /// When there are no maps, another process listens, or what is pinned goes.
 pub fn events(arguments: &EventsArguments) -> anyhow::Result<()> {
     let live = Live::open(&arguments.bpffs)?;
-    let _alone = alone(&live.bpffs)?;
+    let alone = Alone::take(&live.bpffs)?;
     let maps = load::open_pinned_events(&live.bpffs)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("begin to listen")?;
-    let mut listener = Listener::new(live, maps, arguments)?;
+    let mut listener = Listener::new(live, alone, maps, arguments)?;
     if arguments.output == OutputFormat::Table && io::stderr().is_terminal() {
-        eprintln!("Listening. Nothing is shown until something is as asked; Ctrl-C ends it.");
+        say("Listening. Nothing is shown until something is as asked; Ctrl-C ends it.");
     }
     let outcome = runtime.block_on(listener.listen());
     // Should that fail, nobody is listened to any more within seconds.
     let _ = listener.maps.ask_for(&EventFilter::default());
-    outcome
+    outcome.and_then(|()| listener.tell_of_losses())
 }
 
-/// Keeps others from listening: of two, each would hear half.
-fn alone(bpffs: &Bpffs) -> anyhow::Result<Flock<File>> {
-    let path = load::map_directory(bpffs);
-    let directory = File::open(&path).with_context(|| format!("open the directory {}", path.display()))?;
-    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => {
-            anyhow::anyhow!("another `dsproxy events` listens on this node; one at a time can")
-        }
-        errno => anyhow::Error::new(errno).context(format!("lock the directory {}", path.display())),
-    })
-}
-
-/// When there is something to print again.
-enum Next {
-    Now,
-    Later,
-    /// The user has seen enough.
-    Over,
+/// Says something to whoever reads the errors, if anybody does.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 struct Listener<'a> {
     live: Live,
+    alone: Alone,
     maps: EventMaps,
     arguments: &'a EventsArguments,
     names: Names,
@@ -125,21 +109,27 @@ struct Listener<'a> {
     left: u64,
     /// How many had been lost when it was last looked at.
     lost: u64,
+    /// Whether the programs have been asked.
+    has_asked: bool,
 }
 
 impl<'a> Listener<'a> {
-    fn new(live: Live, mut maps: EventMaps, arguments: &'a EventsArguments) -> anyhow::Result<Self> {
+    fn new(live: Live, alone: Alone, mut maps: EventMaps, arguments: &'a EventsArguments) -> anyhow::Result<Self> {
         let names = Names::read(&live, Instant::now())?;
+        // What one before has asked for, and left behind.
+        maps.ask_for(&EventFilter::default())?;
+        while maps.pop()?.is_some() {}
         let lost = maps.lost()?;
-        // What one before has left behind.
-        while maps.pop().is_some() {}
-        Ok(Self { live, maps, arguments, names, left: arguments.count.unwrap_or(u64::MAX), lost })
+        let left = arguments.count.unwrap_or(u64::MAX);
+        Ok(Self { live, alone, maps, arguments, names, left, lost, has_asked: false })
     }
 
     async fn listen(&mut self) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
         let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
+        let Output { texts, mut ended } = Output::begin()?;
+        let (mut texts, mut pending) = (Some(texts), None);
         let mut renewal = tokio::time::interval(RENEWAL);
         let mut look = tokio::time::interval(LOOK);
         for interval in [&mut renewal, &mut look] {
@@ -151,47 +141,69 @@ impl<'a> Listener<'a> {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
                 _ = hangup.recv() => return Ok(()),
-                _ = renewal.tick() => self.renew()?,
-                _ = look.tick() => match self.print()? {
-                    Next::Over => return Ok(()),
-                    Next::Now => look.reset_immediately(),
-                    Next::Later => {}
-                },
+                ended = &mut ended => return ended.unwrap_or(Ok(())),
+                _ = renewal.tick(), if texts.is_some() => {
+                    if output::is_read_by_nobody() {
+                        return Ok(());
+                    }
+                    self.renew()?;
+                }
+                _ = look.tick(), if pending.is_none() => {
+                    let (text, is_all) = self.take()?;
+                    if !is_all {
+                        look.reset_immediately();
+                    }
+                    pending = Some(text).filter(|text| !text.is_empty());
+                }
+                // While whoever reads is slow nothing is taken from the ring; what then has no room there is counted.
+                room = room(texts.clone()), if pending.is_some() => {
+                    if let (Some(room), Some(text)) = (room, pending.take()) {
+                        room.send(text);
+                    }
+                    if self.left == 0 {
+                        texts = None;
+                    }
+                }
             }
         }
     }
 
     /// Asks for packets once more, and looks at what has become of those asked for.
     fn renew(&mut self) -> anyhow::Result<()> {
-        if !load::map_directory(&self.live.bpffs).join(layout::EVENT_FILTER).exists() {
+        if !self.alone.is_in_place() {
             anyhow::bail!("the maps are pinned no more: another version has taken over, or `dsproxy cleanup` was run");
         }
-        self.names.refresh(&self.live, Instant::now())?;
+        let part = self.arguments.filter.row.service.as_deref();
+        self.names.refresh(&self.live, Instant::now(), part.is_some())?;
+        if self.has_asked && self.maps.filter()?.until == 0 {
+            say("events were missed: this process was stopped for some seconds");
+        }
         let settings = self.live.maps.settings()?;
         let now = jiffies::now(settings.jiffies_per_second).context("read the clock")?;
         let until = now.wrapping_add(LEASE.saturating_mul(settings.jiffies_per_second)).max(1);
-        let services = ask::services(self.names.all(), self.arguments.filter.row.service.as_deref());
+        let services = ask::services(self.names.all(), part);
         self.maps.ask_for(&ask::filter(self.arguments, &services, until))?;
+        self.has_asked = true;
+        self.tell_of_losses()
+    }
+
+    fn tell_of_losses(&mut self) -> anyhow::Result<()> {
         let lost = self.maps.lost()?;
         if lost != self.lost {
-            eprintln!("{} events were lost: they came faster than they were read", lost.wrapping_sub(self.lost));
+            say(&format!("{} events were lost: they came faster than they were read", lost.wrapping_sub(self.lost)));
             self.lost = lost;
         }
         Ok(())
     }
 
-    /// Prints some of what waits.
-    fn print(&mut self) -> anyhow::Result<Next> {
+    /// Takes some of what waits, as text, and says whether that is all.
+    fn take(&mut self) -> anyhow::Result<(String, bool)> {
         let mut text = String::new();
-        let mut next = Next::Now;
         for _ in 0..BATCH {
             if self.left == 0 {
                 break;
             }
-            let Some(event) = self.maps.pop() else {
-                next = Next::Later;
-                break;
-            };
+            let Some(event) = self.maps.pop()? else { return Ok((text, true)) };
             let row = Row::new(&event, &mut self.names, &self.live)?;
             if !row.is_of(self.arguments.filter.row.service.as_deref()) {
                 continue;
@@ -203,12 +215,11 @@ impl<'a> Listener<'a> {
             }
             text.push('\n');
         }
-        let mut output = io::stdout().lock();
-        match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-            // Whoever reads has seen enough, as `head` does.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Next::Over),
-            written => written.context("write to standard output")?,
-        }
-        Ok(if self.left == 0 { Next::Over } else { next })
+        Ok((text, false))
     }
+}
+
+/// Room for a text, as soon as there is some. None if nothing is written any more.
+async fn room(texts: Option<Sender<String>>) -> Option<OwnedPermit<String>> {
+    texts?.reserve_owned().await.ok()
 }

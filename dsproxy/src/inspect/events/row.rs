@@ -152,9 +152,9 @@ impl Names {
         Ok(Self { services, devices: HashMap::new(), read: now, boot })
     }
 
-    /// Asks for names again that may be old.
-    pub(super) fn refresh(&mut self, live: &Live, now: Instant) -> anyhow::Result<()> {
-        if now.duration_since(self.read) >= GOOD_FOR {
+    /// Asks for names again that may be old; at once, if `is_asked_for_by_name`, for one that is new is to be asked for as well.
+    pub(super) fn refresh(&mut self, live: &Live, now: Instant, is_asked_for_by_name: bool) -> anyhow::Result<()> {
+        if is_asked_for_by_name || now.duration_since(self.read) >= GOOD_FOR {
             *self = Self::read(live, now)?;
         }
         Ok(())
