@@ -71,7 +71,7 @@ impl Suite {
             Self::Lab => &[("lab", &[])],
             Self::Daemon => &[("daemon", &[])],
             Self::Smoke => &[
-                ("datapath", &["verifier", "translate::", "reset::"]),
+                ("datapath", &["verifier", "translate::", "reset::", "events::a_translation"]),
                 ("sockets", &["verifier"]),
                 ("attach", &["clsact::", "tcx::"]),
                 ("lab", &["sctp::", "connections_through_a_node_port"]),

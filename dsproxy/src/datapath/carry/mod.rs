@@ -192,6 +192,8 @@ impl Takeover {
         {
             stand_by(&mut loaded.maps, wanted)?;
             mirror(&serving)?;
+            // What was added after the last mirroring has just gone again.
+            self.add_what_others_hold(&maps)?;
         } else {
             load::tell(&mut loaded.maps, wanted)?;
         }
@@ -203,6 +205,14 @@ impl Takeover {
             );
         }
         Ok(loaded)
+    }
+
+    /// Adds to the maps in `own` what the programs of all layouts that are being left have written, and go by.
+    fn add_what_others_hold(&self, own: &Path) -> Result<(), CarryError> {
+        for leaving in &self.leaving {
+            each_written(&pairs(&maps_of(leaving), own)?, |pair| pair.merge(true))?;
+        }
+        Ok(())
     }
 
     /// The maps of the layout that left last of those that have served, each with the one of this version in `own`: others were being
@@ -246,9 +256,7 @@ impl Takeover {
         // The kernel's verifier takes seconds, in which connections come and go.
         load::load_programs(&mut loaded.object)?;
         let connections = mirror(&serving)?;
-        for leaving in &self.leaving {
-            each_written(&self::pairs(&maps_of(leaving), &maps)?, |pair| pair.merge(true))?;
-        }
+        self.add_what_others_hold(&maps)?;
         let failed = CarryError::on("exchange the layouts in", &self.ours);
         layouts::commit(&self.ours, version, LAYOUT_VERSION).map_err(&failed)?;
         self.leaving = layouts::settle(&self.ours).map_err(&failed)?.leaving;
