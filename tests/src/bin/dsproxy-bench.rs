@@ -75,8 +75,9 @@ enum Child {
     },
     /// Draw plots and write the tables of docs/benchmarks.md.
     Plots {
-        /// What `--json` wrote.
-        run: PathBuf,
+        /// What `--json` wrote, in one run or several.
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
         /// Where benchmarks.md is, and plots go.
         #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs"))]
         docs: PathBuf,
@@ -102,8 +103,9 @@ fn main() -> anyhow::Result<()> {
             print!("{}", Comparison::of(&read(old)?, &read(new)?));
             Ok(())
         }
-        Some(Child::Plots { run, docs }) => {
-            for path in write_documents(&read(run)?, docs)? {
+        Some(Child::Plots { runs, docs }) => {
+            let reports: Vec<Report> = runs.iter().map(|run| read(run)).collect::<anyhow::Result<_>>()?;
+            for path in write_documents(&reports, docs)? {
                 println!("wrote {}", path.display());
             }
             Ok(())
@@ -159,7 +161,9 @@ fn measure(arguments: Arguments) -> anyhow::Result<()> {
         note(&mut report, measure_scale(&[10, 1_000, 10_000, 100_000], effort)?);
     }
     let (aims, met) = report.aims();
-    println!("\n{met} of {aims} aims met");
+    if aims > 0 {
+        println!("\n{met} of {aims} aims met");
+    }
     if let Some(path) = json {
         let mut file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         serde_json::to_writer_pretty(&mut file, &report).with_context(|| format!("write {}", path.display()))?;

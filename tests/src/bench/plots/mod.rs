@@ -11,7 +11,7 @@ use std::{
 
 use thiserror::Error;
 
-use super::{Report, traffic::PART as TRAFFIC};
+use super::{Report, Source, traffic::PART as TRAFFIC};
 use select::Panel;
 
 /// Where plots go, below the directory of the documents.
@@ -22,6 +22,9 @@ const DOCUMENT: &str = "benchmarks.md";
 
 const BEGIN: &str = "<!-- `cargo xtask bench plots` writes what follows; do not edit it -->";
 const END: &str = "<!-- here ends what `cargo xtask bench plots` writes -->";
+
+/// The flows whose forwarding is drawn.
+const MANY_FLOWS: &str = "4096";
 
 /// Why there is no picture.
 #[derive(Debug, Error)]
@@ -54,12 +57,13 @@ pub enum PlotError {
     },
 }
 
-/// Draws the plots of `report` below `directory`, and writes its tables into the document there. Returns what was written.
+/// Draws the plots of `reports` below `directory`, and writes their tables into the document there, one after the other. Returns what
+/// was written.
 ///
 /// # Errors
 ///
 /// When a file cannot be written, or the document does not say where tables are to be.
-pub fn write_documents(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, PlotError> {
+pub fn write_documents(reports: &[Report], directory: &Path) -> Result<Vec<PathBuf>, PlotError> {
     let plots = directory.join(DIRECTORY);
     fs::create_dir_all(&plots).map_err(|source| PlotError::File {
         operation: "create",
@@ -67,12 +71,16 @@ pub fn write_documents(report: &Report, directory: &Path) -> Result<Vec<PathBuf>
         source,
     })?;
     let mut written = Vec::new();
-    let mut shown = String::new();
-    for plot in plots_of(report) {
-        let path = plots.join(plot.file);
-        plot.draw(&path)?;
-        shown += &format!("![{}]({DIRECTORY}/{})\n\n", plot.title, plot.file);
-        written.push(path);
+    let mut content = String::new();
+    for report in reports {
+        content += &format!("{}\n\n", tables::machine(report));
+        for plot in plots_of(report) {
+            let path = plots.join(plot.file);
+            plot.draw(&path)?;
+            content += &format!("![{}]({DIRECTORY}/{})\n\n", plot.title, plot.file);
+            written.push(path);
+        }
+        content += &format!("{}\n", tables::all(report));
     }
     let document = directory.join(DOCUMENT);
     let text = fs::read_to_string(&document).map_err(|source| PlotError::File {
@@ -80,7 +88,6 @@ pub fn write_documents(report: &Report, directory: &Path) -> Result<Vec<PathBuf>
         path: document.clone(),
         source,
     })?;
-    let content = format!("{}\n\n{shown}{}", tables::machine(report), tables::all(report));
     let text = put(&text, content.trim_end()).map_err(|line| PlotError::NoMarker { path: document.clone(), line })?;
     fs::write(&document, text).map_err(|source| PlotError::File {
         operation: "write",
@@ -104,7 +111,23 @@ struct Plot {
 fn plots_of(report: &Report) -> Vec<Plot> {
     let by_services =
         |measure, what| select::panels(&report.figures, &[("part", TRAFFIC), ("measure", measure), ("what", what)]);
+    let forwarded = |source: Source, what| {
+        let at = [("part", source.part()), ("flows", MANY_FLOWS), ("what", what)];
+        select::panels(&report.figures, &at)
+    };
     let plots = [
+        Plot {
+            file: "forwarded.svg",
+            title: "Packets forwarded, of 4096 flows",
+            axis: "a second, by one processor",
+            panels: forwarded(Source::LiveFrames, "rate"),
+        },
+        Plot {
+            file: "forwarded-processor-time.svg",
+            title: "Packets forwarded, of 4096 flows: processor time of each",
+            axis: "us",
+            panels: forwarded(Source::LiveFrames, "processor time"),
+        },
         Plot {
             file: "connections.svg",
             title: "New connections, one at a time: rate",

@@ -1,7 +1,7 @@
 //! Tables in Markdown.
 
 use super::{
-    super::{Figure, Report, control_plane::PART as CONTROL_PLANE, figure::number, traffic::PART as TRAFFIC},
+    super::{Figure, Report, Source, control_plane::PART as CONTROL_PLANE, figure::number, traffic::PART as TRAFFIC},
     select::values,
 };
 
@@ -35,6 +35,13 @@ const OF_TRAFFIC: [(&str, &str, &str); 10] = [
     ("bulk", "rate, share of the floor", "Bulk: share of the floor's throughput"),
 ];
 
+/// The tables of forwarded packets: what of them, and how the heading ends.
+const OF_FORWARDING: [(&str, &str); 3] = [
+    ("rate", "packets a second, by one processor"),
+    ("processor time", "processor time of each, us"),
+    ("lost", "lost, %"),
+];
+
 /// What a figure's name can end with that becomes a column.
 const COLUMNS: [&str; 4] = ["TCP, IPv4", "UDP, IPv4", "TCP, IPv6", "UDP, IPv6"];
 
@@ -55,6 +62,14 @@ pub(super) fn all(report: &Report) -> String {
         let table = traffic(figures, measure, what);
         if !table.is_empty() {
             text += &format!("### {heading}\n\n{table}\n");
+        }
+    }
+    for (source, who) in [(Source::LiveFrames, "live frames of XDP"), (Source::Pktgen, "the kernel's pktgen")] {
+        for (what, heading) in OF_FORWARDING {
+            let table = forwarding(figures, source.part(), what);
+            if !table.is_empty() {
+                text += &format!("### Forwarded by NodePort, {who}: {heading}\n\n{table}\n");
+            }
         }
     }
     let rest: Vec<&Figure> = figures.iter().filter(|figure| figure.of.is_empty()).collect();
@@ -128,6 +143,35 @@ fn traffic(figures: &[Figure], measure: &str, what: &str) -> String {
             services.iter().map(of).collect::<Vec<_>>().join(" / ")
         };
         text += &row([way.clone(), family.clone()].into_iter().chain(variants.iter().map(cell)));
+    }
+    text
+}
+
+/// The medians of forwarded packets: a row for each family and number of flows, a column for each variant, a value for each number of
+/// Services.
+fn forwarding(figures: &[Figure], part: &str, what: &str) -> String {
+    let at = [("part", part), ("what", what)];
+    let variants = values(figures, &at, "variant");
+    let services = values(figures, &at, "services");
+    if variants.is_empty() {
+        return String::new();
+    }
+    let columns = variants.iter().map(|variant| format!("{variant}, {} Services", services.join(" / ")));
+    let mut text = head(&["flows".to_owned(), "family".to_owned()].into_iter().chain(columns).collect::<Vec<_>>());
+    let families = values(figures, &at, "family");
+    for (flows, family) in
+        values(figures, &at, "flows").iter().flat_map(|flows| families.iter().map(move |f| (flows, f)))
+    {
+        let cell = |variant: &String| {
+            let of = |services: &String| {
+                let place =
+                    [("variant", variant.as_str()), ("flows", flows), ("family", family), ("services", services)];
+                let figure = figures.iter().find(|figure| figure.is_at(&at) && figure.is_at(&place));
+                figure.map_or_else(|| "-".to_owned(), |figure| short(figure.median, &figure.unit))
+            };
+            services.iter().map(of).collect::<Vec<_>>().join(" / ")
+        };
+        text += &row([flows.clone(), family.clone()].into_iter().chain(variants.iter().map(cell)));
     }
     text
 }
@@ -213,6 +257,25 @@ mod tests {
         let rows: Vec<&str> = text.lines().collect();
         assert_eq!(rows[2], "| reply, ns | 64.0 (65.0), aim 80.0: met |  | 75.0 (76.0) |  |");
         assert_eq!(rows.last(), Some(&"| alone | 9.00 | 10.0 | ns |  |"));
+    }
+
+    #[test]
+    fn a_row_of_forwarding_is_of_a_family_and_a_number_of_flows() {
+        let of = |flows: u32, variant: &str, median: f64| {
+            Figure::new("x", "/s", median, median)
+                .at("part", "rate")
+                .at("what", "rate")
+                .at("family", "IPv6")
+                .at("flows", flows)
+                .at("variant", variant)
+                .at("services", 10)
+        };
+        let figures = [of(1, "rules", 5e5), of(1, "dsproxy", 1e6), of(4096, "dsproxy", 9e5)];
+        let text = forwarding(&figures, "rate", "rate");
+        let rows: Vec<&str> = text.lines().collect();
+        assert_eq!(rows[0], "| flows | family | rules, 10 Services | dsproxy, 10 Services |");
+        assert_eq!(rows[2..], ["| 1 | IPv6 | 500000 | 1000000 |", "| 4096 | IPv6 | - | 900000 |"]);
+        assert_eq!(forwarding(&figures, "pktgen", "rate"), "");
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub enum Source {
 
 impl Source {
     /// The name of the part, by which plots and tables find these figures.
-    fn part(self) -> &'static str {
+    pub(in crate::bench) fn part(self) -> &'static str {
         match self {
             Self::LiveFrames => "rate",
             Self::Pktgen => "pktgen",
