@@ -33,6 +33,10 @@ pub const EVENTS_LOST: &str = "EVENTS_LOST";
 pub const OBSERVERS: &str = "OBSERVERS";
 /// As `OBSERVERS`, of the one for XDP.
 pub const XDP_OBSERVERS: &str = "XDP_OBSERVERS";
+/// The name of the array of programs that send packets past the stack, by what their device puts in front of them.
+pub const SHORTCUTS: &str = "SHORTCUTS";
+/// The name of the map from a device's index to its `PodDevice`, which is nobody's but the loaded programs'.
+pub const POD_DEVICES: &str = "POD_DEVICES";
 
 /// The names of the maps that exist once for each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +191,8 @@ pub mod capacity {
     pub const DEVICES: u32 = 4096;
     /// Devices that XDP programs are attached to.
     pub const XDP_DEVICES: u32 = 256;
+    /// Devices that lead to pods.
+    pub const POD_DEVICES: u32 = 4096;
     /// Flows that each CPU remembers for XDP; a power of two.
     pub const CACHED_FLOWS: u32 = 16_384;
     /// Packets in fragments that are under way.

@@ -19,6 +19,7 @@ pub mod hash;
 mod kernel_object;
 pub mod layout;
 pub mod next_hop;
+pub mod pod_device;
 pub mod record;
 pub mod refusal;
 pub mod service;

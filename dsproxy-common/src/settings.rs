@@ -181,6 +181,8 @@ impl SettingFlags {
     pub const DIRECT_UDP: u32 = 1 << 6;
     /// What other nodes send for backends here to answer directly is taken for that.
     pub const ACCEPT_DIRECT: u32 = 1 << 7;
+    /// What goes through a VIP from pods to pods of this node passes the stack by.
+    pub const POD_SHORTCUT: u32 = 1 << 8;
 }
 
 /// A network: an address and its mask, both in network byte order. A mask of all ones with an address of zero holds nobody

@@ -95,6 +95,10 @@ pub(crate) trait Family: Sized + 'static {
     /// header's checksum, if it has one, is made right. None, and nothing is written, if it was at its last hop.
     fn cross(linear: Linear, l3: usize, flow: &CachedFlow<Self::Address>) -> Option<()>;
 
+    /// Takes one from the hops that are left to the packet whose IP header stands at `l3`; the header's checksum, if it has one, is
+    /// made right. None, and nothing is written, if it was at its last hop.
+    fn take_hop(linear: Linear, l3: usize) -> Option<()>;
+
     /// How many bytes the packet has from its IP header at `l3` on, if the header says so.
     fn length(linear: Linear, l3: usize) -> Result<Option<usize>, Short>;
 
@@ -180,6 +184,11 @@ impl Family for V4 {
     #[inline(always)]
     fn cross(linear: Linear, l3: usize, flow: &CachedFlow<Addr4>) -> Option<()> {
         ipv4::cross(linear, l3, flow)
+    }
+
+    #[inline(always)]
+    fn take_hop(linear: Linear, l3: usize) -> Option<()> {
+        ipv4::take_hop(linear, l3)
     }
 
     #[inline(always)]
@@ -270,6 +279,11 @@ impl Family for V6 {
     #[inline(always)]
     fn cross(linear: Linear, l3: usize, flow: &CachedFlow<Addr6>) -> Option<()> {
         ipv6::cross(linear, l3, flow)
+    }
+
+    #[inline(always)]
+    fn take_hop(linear: Linear, l3: usize) -> Option<()> {
+        ipv6::take_hop(linear, l3)
     }
 
     #[inline(always)]

@@ -25,6 +25,7 @@ mod pipeline;
 mod refuse;
 mod reset;
 mod rewrite;
+mod shortcut;
 mod socket;
 mod track;
 mod verifier;
@@ -32,7 +33,7 @@ mod wire;
 
 use aya_ebpf::{
     bindings::{
-        TC_ACT_SHOT, TC_ACT_UNSPEC,
+        TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
         xdp_action::{XDP_DROP, XDP_PASS},
     },
     macros::{cgroup_sock_addr, classifier, xdp},
@@ -50,7 +51,9 @@ use crate::{
 #[classifier]
 #[inline(always)]
 pub fn pod_ingress_ethernet(context: TcContext) -> i32 {
-    ended(&context, Link::Ethernet, EventHook::PodIngress, pipeline::ingress(&context, Link::Ethernet, Side::Pod))
+    let entered = pipeline::ingress(&context, Link::Ethernet, Side::Pod);
+    shortcut::enter(&context, Link::Ethernet, &entered);
+    ended(&context, Link::Ethernet, EventHook::PodIngress, entered.reason)
 }
 
 /// Packets that leave the stack towards a pod.
@@ -64,7 +67,8 @@ pub fn pod_egress_ethernet(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn node_ingress_ethernet(context: TcContext) -> i32 {
-    ended(&context, Link::Ethernet, EventHook::NodeIngress, pipeline::ingress(&context, Link::Ethernet, Side::Node))
+    let entered = pipeline::ingress(&context, Link::Ethernet, Side::Node);
+    ended(&context, Link::Ethernet, EventHook::NodeIngress, entered.reason)
 }
 
 /// Packets that leave the stack towards other nodes and the world.
@@ -78,7 +82,9 @@ pub fn node_egress_ethernet(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn pod_ingress_ip(context: TcContext) -> i32 {
-    ended(&context, Link::None, EventHook::PodIngress, pipeline::ingress(&context, Link::None, Side::Pod))
+    let entered = pipeline::ingress(&context, Link::None, Side::Pod);
+    shortcut::enter(&context, Link::None, &entered);
+    ended(&context, Link::None, EventHook::PodIngress, entered.reason)
 }
 
 /// As `pod_egress_ethernet`, on a device without a link-layer header.
@@ -92,7 +98,8 @@ pub fn pod_egress_ip(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn node_ingress_ip(context: TcContext) -> i32 {
-    ended(&context, Link::None, EventHook::NodeIngress, pipeline::ingress(&context, Link::None, Side::Node))
+    let entered = pipeline::ingress(&context, Link::None, Side::Node);
+    ended(&context, Link::None, EventHook::NodeIngress, entered.reason)
 }
 
 /// As `node_egress_ethernet`, on a device without a link-layer header.
@@ -111,18 +118,34 @@ pub fn node_xdp(context: XdpContext) -> u32 {
     context.send_out(sent.device)
 }
 
+/// The end of a packet of a pod that may go past the stack.
+#[classifier]
+#[inline(always)]
+pub fn shortcut_ethernet(context: TcContext) -> i32 {
+    passed_by(&context, Link::Ethernet)
+}
+
+/// As `shortcut_ethernet`, on a device without a link-layer header.
+#[classifier]
+#[inline(always)]
+pub fn shortcut_ip(context: TcContext) -> i32 {
+    passed_by(&context, Link::None)
+}
+
 /// The end of a packet that somebody listens to.
 #[classifier]
 #[inline(always)]
 pub fn observe_ethernet(context: TcContext) -> i32 {
-    observe::tell_packet(&context, Link::Ethernet).map_or(TC_ACT_UNSPEC, |reason| verdict(&context, reason))
+    observe::tell_packet(&context, Link::Ethernet)
+        .map_or(TC_ACT_UNSPEC, |told| verdict_of(&context, told.reason, told.exit))
 }
 
 /// As `observe_ethernet`, on a device without a link-layer header.
 #[classifier]
 #[inline(always)]
 pub fn observe_ip(context: TcContext) -> i32 {
-    observe::tell_packet(&context, Link::None).map_or(TC_ACT_UNSPEC, |reason| verdict(&context, reason))
+    observe::tell_packet(&context, Link::None)
+        .map_or(TC_ACT_UNSPEC, |told| verdict_of(&context, told.reason, told.exit))
 }
 
 /// As `observe_ethernet`, of a frame that XDP sends on.
@@ -184,8 +207,24 @@ pub fn socket_getpeername6(context: SockAddrContext) -> i32 {
 #[inline(always)]
 fn ended(context: &TcContext, link: Link, hook: EventHook, reason: Reason) -> i32 {
     log(context, reason);
-    observe::packet(context, link, hook, reason);
+    observe::packet(context, link, hook, reason, 0);
     verdict(context, reason)
+}
+
+/// As `ended`, of a packet that another program has just left to this one.
+#[inline(always)]
+fn passed_by(context: &TcContext, link: Link) -> i32 {
+    let Some(reason) = observe::left() else { return TC_ACT_UNSPEC };
+    let exit = shortcut::send::<TcContext>(context, link, reason).unwrap_or_default();
+    log(context, reason);
+    observe::packet(context, link, EventHook::PodIngress, reason, exit);
+    verdict_of(context, reason, exit)
+}
+
+/// As `verdict`; with an `exit`, the kernel has been told already where the packet goes.
+#[inline(always)]
+fn verdict_of(context: &TcContext, reason: Reason, exit: u32) -> i32 {
+    if exit == 0 { verdict(context, reason) } else { TC_ACT_REDIRECT }
 }
 
 /// What is not dropped goes on to whatever program is attached after ours, and from there to the stack. An answer in place of

@@ -17,6 +17,7 @@ use dsproxy_common::{
     fragment::{Fragment, FragmentKey},
     layout::capacity,
     next_hop::{Routing, XdpDevice},
+    pod_device::PodDevice,
     refusal::Budget,
     service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceName, SourceRange},
     settings::Settings,
@@ -41,6 +42,7 @@ const DEVICES: usize = capacity::DEVICES as usize;
 const FRAGMENTS: usize = capacity::FRAGMENTS as usize;
 const SOCKETS: usize = capacity::SOCKETS as usize;
 const SERVICES: usize = capacity::SERVICES as usize;
+const POD_DEVICE_COUNT: usize = capacity::POD_DEVICES as usize;
 const XDP_DEVICE_COUNT: usize = capacity::XDP_DEVICES as usize;
 const FLOW_SETS: usize = sets(capacity::CACHED_FLOWS) as usize;
 
@@ -94,6 +96,11 @@ pub(crate) static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 pub(crate) static OBSERVERS: ProgramArray<2> = ProgramArray::new();
 #[btf_map]
 pub(crate) static XDP_OBSERVERS: ProgramArray<1> = ProgramArray::new();
+/// By `Link`.
+#[btf_map]
+pub(crate) static SHORTCUTS: ProgramArray<2> = ProgramArray::new();
+#[btf_map]
+pub(crate) static POD_DEVICES: HashMap<u32, PodDevice, POD_DEVICE_COUNT, NO_PREALLOC> = HashMap::new();
 /// Not kept from one packet to the next.
 #[btf_map]
 pub(crate) static LEFT: PerCpuArray<Left, 1> = PerCpuArray::new();

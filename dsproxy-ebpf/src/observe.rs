@@ -46,8 +46,17 @@ use crate::{
 pub(crate) struct Left {
     reason: u32,
     hook: u32,
-    /// The device that XDP sends the packet out of.
+    /// The device that the packet is sent out of past the stack; zero: none.
     exit: u32,
+}
+
+/// A packet that has been told of.
+#[derive(Clone, Copy)]
+pub(crate) struct Told {
+    /// What became of it.
+    pub(crate) reason: Reason,
+    /// As `Left::exit`.
+    pub(crate) exit: u32,
 }
 
 /// Whether somebody listens to packets, or calls, that end so.
@@ -70,10 +79,11 @@ fn is_asked_for(reason: Reason) -> bool {
     false
 }
 
-/// Ends the program in the one that tells of a packet in a buffer, if somebody listens to such.
+/// Ends the program in the one that tells of a packet in a buffer, if somebody listens to such. `exit` is the device that it is
+/// sent out of past the stack, or zero.
 #[inline(always)]
-pub(crate) fn packet(context: &TcContext, link: Link, hook: EventHook, reason: Reason) {
-    if is_asked_for(reason) && leave(Left { reason: reason as u32, hook: hook.number(), exit: 0 }) {
+pub(crate) fn packet(context: &TcContext, link: Link, hook: EventHook, reason: Reason, exit: u32) {
+    if is_asked_for(reason) && leave(Left { reason: reason as u32, hook: hook.number(), exit }) {
         // SAFETY: nothing is left to be done here that the other program does not do.
         unsafe { maps::OBSERVERS.tail_call(context, link as u32) };
     }
@@ -89,6 +99,18 @@ pub(crate) fn frame(context: &XdpContext, sent: &Sent) {
     }
 }
 
+/// Leaves to a program that comes next what a packet from a pod has become.
+#[inline(always)]
+pub(crate) fn leave_of_pod(reason: Reason) -> bool {
+    leave(Left { reason: reason as u32, hook: EventHook::PodIngress.number(), exit: 0 })
+}
+
+/// What the program before has left of its packet.
+#[inline(always)]
+pub(crate) fn left() -> Option<Reason> {
+    Reason::from_number(maps::LEFT.get(0)?.reason)
+}
+
 #[inline(always)]
 fn leave(left: Left) -> bool {
     let Some(place) = maps::LEFT.get_ptr_mut(0) else { return false };
@@ -100,8 +122,8 @@ fn leave(left: Left) -> bool {
 
 /// Tells of the packet that another program has just ended with, and says what becomes of it.
 #[inline(always)]
-pub(crate) fn tell_packet(context: &TcContext, link: Link) -> Option<Reason> {
-    let Left { reason, hook, .. } = *maps::LEFT.get(0)?;
+pub(crate) fn tell_packet(context: &TcContext, link: Link) -> Option<Told> {
+    let Left { reason, hook, exit } = *maps::LEFT.get(0)?;
     let reason = Reason::from_number(reason)?;
     let mut event = event(context, reason, hook);
     let family = match link::parse(context, link) {
@@ -116,7 +138,7 @@ pub(crate) fn tell_packet(context: &TcContext, link: Link) -> Option<Reason> {
         Err(_) => None,
     };
     tell(&mut event, family);
-    Some(reason)
+    Some(Told { reason, exit })
 }
 
 /// As `tell_packet`, of a frame; the device that it leaves by.

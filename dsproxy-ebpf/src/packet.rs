@@ -6,7 +6,7 @@ mod skb;
 use core::hint::cold_path;
 
 use aya_ebpf::helpers::bpf_csum_diff;
-use dsproxy_common::{Address, IpFamily, Port};
+use dsproxy_common::{Address, IpFamily, Port, flow::FlowKey};
 
 use crate::wire::Wire;
 
@@ -29,6 +29,17 @@ pub(crate) struct TransportChange {
     pub(crate) port: (Port, Port),
     /// UDP: zero means that there is no checksum, and a sum of zero is written as all ones (RFC 768).
     pub(crate) zero_means_none: bool,
+}
+
+/// Where the kernel's routing sends a packet next.
+#[derive(Clone, Copy)]
+pub(crate) struct Neighbour {
+    /// The index of the device.
+    pub(crate) device: u32,
+    /// `AF_INET` or `AF_INET6`: that of the neighbour's address, which may be another than the packet's.
+    pub(crate) family: u32,
+    /// The neighbour's address as it stands in packets, the first word of it alone where it is IPv4.
+    pub(crate) address: [u32; 4],
 }
 
 /// What the pipeline needs of a packet, whatever hook it came from.
@@ -80,6 +91,15 @@ pub(crate) trait BufferContext: PacketContext {
     unsafe fn copy_in(&self, offset: usize, from: *const u8, length: usize) -> Result<(), Refused>;
     /// The verdict that sends the packet out of the device it came by.
     fn send_back(&self) -> i32;
+    /// Whether a VLAN tag was taken out of the packet.
+    fn has_tag(&self) -> bool;
+    /// Where the kernel's routing sends a packet of `key`, of `length` bytes from its IP header on, that came by this one's device;
+    /// none if it does not send it on, or in smaller pieces. The length of an aggregate is zero: its MTU is not looked at.
+    fn route<A: Address>(&self, key: &FlowKey<A>, length: u16) -> Option<Neighbour>;
+    /// Whether the packet, or each segment of an aggregate, is as long as `device` takes at most.
+    fn fits(&self, device: u32) -> bool;
+    /// Has the kernel send the packet to a neighbour when the program returns the verdict for that, `TC_ACT_REDIRECT`.
+    fn hand_to(&self, neighbour: &Neighbour) -> Result<(), Refused>;
 }
 
 /// The linear part of a packet.

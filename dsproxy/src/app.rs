@@ -35,7 +35,7 @@ use crate::{
     interfaces::{self, Overrides},
     leftovers,
     local_node::LocalNode,
-    maps::Contents,
+    maps::{Contents, pod_devices::PodDevices},
     metrics::{Metrics, Observed},
     progress::Progress,
     reconcile::Reconciler,
@@ -155,6 +155,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     #[cfg(feature = "packet-log")]
     crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
     lead_sockets(&mut object, cgroup.as_ref(), &bpffs)?;
+    let pod_devices = if config.pod_shortcut { shorten(&mut object)? } else { None };
     let mut attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), config.attach)?;
     let word =
         routing::Word::new(load::open_pinned_next_hops(&bpffs)?, settings.cached_flows).context("speak to XDP")?;
@@ -176,7 +177,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     }
     let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
     info!(found, frontends = contents.frontends.len(), backends = contents.backends.len(), "maps ready");
-    let attachments = Attachments::follow(attacher, interfaces, host_settings::for_xdp(&config))?;
+    let attachments = Attachments::follow(attacher, interfaces, host_settings::for_xdp(&config), pod_devices)?;
 
     let progress = Arc::new(Progress::default());
     let status = SourceStatus::new();
@@ -299,6 +300,18 @@ fn load_xdp(object: &mut aya::Ebpf, wanted: Xdp) -> anyhow::Result<bool> {
             Ok(false)
         }
         (_, Some(Err(error))) => Err(error.into()),
+    }
+}
+
+/// Loads the programs that send packets past the stack; the map in which they are told where pods are. None, and packets go through
+/// the stack, should the kernel not take them.
+fn shorten(object: &mut aya::Ebpf) -> anyhow::Result<Option<PodDevices>> {
+    match load::load_shortcuts(object) {
+        Ok(()) => Ok(Some(PodDevices::open(|name| object.take_map(name))?)),
+        Err(error) => {
+            warn!(%error, "without --pod-shortcut; packets go through the stack");
+            Ok(None)
+        }
     }
 }
 

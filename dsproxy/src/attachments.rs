@@ -15,6 +15,7 @@ use crate::{
     datapath::attach::{AttachError, Attacher, Attachment, Failure},
     host_settings::{self, Setting},
     interfaces::{Interfaces, Watch},
+    maps::pod_devices::PodDevices,
 };
 
 /// How often devices are looked at again where XDP may be used: nobody tells when a driver becomes able to do it, when VLANs come to
@@ -54,15 +55,22 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    /// Attaches to the interfaces of `watch` now, and follows them from here on. While XDP serves, the host is kept set `for_xdp`.
+    /// Attaches to the interfaces of `watch` now, and follows them from here on. While XDP serves, the host is kept set `for_xdp`. The
+    /// programs are told in `pod_devices`, if packets may pass the stack by, where pods are.
     ///
     /// # Errors
     ///
     /// When the kernel lacks the only way to attach that is allowed: trying again would not help.
-    pub fn follow(mut attacher: Attacher, mut watch: Watch, for_xdp: Vec<Setting>) -> Result<Self, AttachError> {
+    pub fn follow(
+        mut attacher: Attacher,
+        mut watch: Watch,
+        for_xdp: Vec<Setting>,
+        mut pod_devices: Option<PodDevices>,
+    ) -> Result<Self, AttachError> {
         let report = Arc::new(Report::default());
         let shared = Arc::clone(&report);
         let interfaces = watch.current();
+        tell(pod_devices.as_mut(), &interfaces);
         let mut failures = sync(&mut attacher, &interfaces, &shared, &for_xdp);
         if let Some(hopeless) = failures.iter().position(|failure| failure.error.is_hopeless()) {
             return Err(failures.swap_remove(hopeless).error);
@@ -83,6 +91,7 @@ impl Attachments {
                         () = sleep(ANOTHER_LOOK), if attacher.may_use_xdp() => watch.current(),
                     }
                 };
+                tell(pod_devices.as_mut(), &interfaces);
                 failing = !sync(&mut attacher, &interfaces, &shared, &for_xdp).is_empty();
             }
         });
@@ -98,6 +107,13 @@ impl Attachments {
     /// What is attached, as it changes.
     pub fn report(&self) -> Arc<Report> {
         Arc::clone(&self.report)
+    }
+}
+
+/// Tells the programs where pods are.
+fn tell(devices: Option<&mut PodDevices>, interfaces: &Interfaces) {
+    if let Some(Err(error)) = devices.map(|devices| devices.sync(interfaces)) {
+        warn!(%error, "packets of some pods do not go the way that --pod-shortcut asks for");
     }
 }
 

@@ -71,6 +71,7 @@ pub(crate) fn pod_interfaces(wanted: &[(u32, &str)]) -> Interfaces {
         link_layer: LinkLayer::Ethernet,
         address: vec![2, 0, 0, 0, 0, 1],
         mtu: 1500,
+        ip_device: None,
     };
     wanted.iter().map(|wanted| (wanted.0, interface(wanted))).collect()
 }

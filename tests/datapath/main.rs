@@ -22,6 +22,7 @@ mod policy;
 mod property;
 mod refuse;
 mod reset;
+mod shortcut;
 mod termination;
 mod trace;
 mod translate;

@@ -22,6 +22,7 @@ mod restart;
 mod rules;
 mod sctp;
 mod serve;
+mod shortcut;
 mod topology;
 mod upgrade;
 mod uplink;

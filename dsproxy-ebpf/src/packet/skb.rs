@@ -5,22 +5,29 @@ use core::hint::cold_path;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+        __sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_REDIRECT,
         bpf_adj_room_mode::{BPF_ADJ_ROOM_MAC, BPF_ADJ_ROOM_NET},
+        bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
+        bpf_fib_lookup as FibLookup, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
-        bpf_check_mtu, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_check_mtu, bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
-use dsproxy_common::{IpFamily, Port, checksum};
+use dsproxy_common::{Address, IpFamily, Port, checksum, flow::FlowKey};
 
-use super::{BufferContext, Linear, PacketContext, Refused, Short, TransportChange, View};
+use super::{BufferContext, Linear, Neighbour, PacketContext, Refused, Short, TransportChange, View};
 
 /// The flag of `bpf_l4_csum_replace` that tells an IPv6 pseudo-header from IPv4's (include/uapi/linux/bpf.h, 6.16);
 /// aya's bindings are older.
 const BPF_F_IPV6: u64 = 1 << 7;
+
+/// The numbers of the families (include/linux/socket.h).
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// How a checksum that comes out as zero is written where zero means that there is none (RFC 768).
 const CHECKSUM_OF_ZERO: u16 = 0xffff;
@@ -141,6 +148,72 @@ impl BufferContext for TcContext {
     fn send_back(&self) -> i32 {
         // SAFETY: as in `was_sent_to_many` and `resize`.
         unsafe { bpf_redirect((*self.as_ptr().cast::<__sk_buff>()).ifindex, 0) as i32 }
+    }
+
+    #[inline(always)]
+    fn has_tag(&self) -> bool {
+        // SAFETY: the context that the kernel gave us.
+        unsafe { (*self.skb.skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn route<A: Address>(&self, key: &FlowKey<A>, length: u16) -> Option<Neighbour> {
+        const SUCCESS: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;
+        // Nobody has asked for the neighbour's link-layer address yet: the kernel will.
+        const NO_NEIGHBOUR: i64 = BPF_FIB_LKUP_RET_NO_NEIGH as i64;
+        // SAFETY: integers alone, of which any are valid.
+        let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
+        lookup.family = match A::FAMILY {
+            IpFamily::V4 => AF_INET,
+            IpFamily::V6 => AF_INET6,
+        };
+        lookup.l4_protocol = key.protocol as u8;
+        (lookup.sport, lookup.dport) = (key.source_port.wire(), key.destination_port.wire());
+        lookup.__bindgen_anon_1.tot_len = length;
+        lookup.ifindex = self.device();
+        // SAFETY: all are views of the same integers; of IPv4's the first counts.
+        let (source, destination) =
+            unsafe { (&mut lookup.__bindgen_anon_3.ipv6_src, &mut lookup.__bindgen_anon_4.ipv6_dst) };
+        copy_words(source, &key.source);
+        copy_words(destination, &key.destination);
+        // SAFETY: the kernel reads and writes the value within the call, and is told its size.
+        let found = unsafe { bpf_fib_lookup(self.as_ptr(), &raw mut lookup, size_of::<FibLookup>() as i32, 0) };
+        // SAFETY: as for the addresses above.
+        let address = unsafe { lookup.__bindgen_anon_4.ipv6_dst };
+        matches!(found, SUCCESS | NO_NEIGHBOUR).then_some(Neighbour {
+            device: lookup.ifindex,
+            family: lookup.family.into(),
+            address,
+        })
+    }
+
+    #[inline(always)]
+    fn fits(&self, device: u32) -> bool {
+        let mut length = 0;
+        // SAFETY: as in `make_room`.
+        unsafe { bpf_check_mtu(self.as_ptr(), device, &raw mut length, 0, BPF_MTU_CHK_SEGS.into()) == 0 }
+    }
+
+    #[inline(always)]
+    fn hand_to(&self, neighbour: &Neighbour) -> Result<(), Refused> {
+        let mut next = bpf_redir_neigh {
+            nh_family: neighbour.family,
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: neighbour.address },
+        };
+        // SAFETY: the kernel copies the value within the call, and is told its size.
+        let verdict =
+            unsafe { bpf_redirect_neigh(neighbour.device, &raw mut next, size_of::<bpf_redir_neigh>() as i32, 0) };
+        if verdict == i64::from(TC_ACT_REDIRECT) { Ok(()) } else { Err(Refused) }
+    }
+}
+
+#[inline(always)]
+fn copy_words<A: Address>(to: &mut [u32; 4], address: &A) {
+    let words = address.words();
+    let mut index = 0;
+    while index < words.len() && index < to.len() {
+        to[index] = words[index];
+        index += 1;
     }
 }
 

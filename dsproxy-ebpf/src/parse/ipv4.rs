@@ -96,6 +96,21 @@ pub(crate) fn plain(linear: Linear, l3: usize, key: &mut FlowKey<Addr4>) -> Opti
 #[inline(always)]
 pub(crate) fn cross(linear: Linear, l3: usize, flow: &CachedFlow<Addr4>) -> Option<()> {
     let header = View::<HEADER>::at(linear, l3).ok()?;
+    count_hop(&header, flow.address_difference)?;
+    header.write_address::<_, SOURCE>(flow.source);
+    header.write_address::<_, DESTINATION>(flow.destination);
+    Some(())
+}
+
+/// Takes one from the time to live. None, and nothing is written, if that was the last.
+#[inline(always)]
+pub(crate) fn take_hop(linear: Linear, l3: usize) -> Option<()> {
+    count_hop(&View::<HEADER>::at(linear, l3).ok()?, 0)
+}
+
+/// As `take_hop`, of a header that changes by `difference` beside that.
+#[inline(always)]
+fn count_hop(header: &View<HEADER>, difference: u16) -> Option<()> {
     let time_to_live = header.read::<u8, TIME_TO_LIVE>();
     if time_to_live <= 1 {
         cold_path();
@@ -104,12 +119,9 @@ pub(crate) fn cross(linear: Linear, l3: usize, flow: &CachedFlow<Addr4>) -> Opti
     let protocol = header.read::<u8, PROTOCOL>();
     let word = |time_to_live: u8| u16::from_ne_bytes([time_to_live, protocol]);
     let hop = checksum::word_difference(word(time_to_live), word(time_to_live - 1));
-    let difference = checksum::add(flow.address_difference, hop);
     let checksum = header.read::<u16, CHECKSUM>();
     header.write::<u8, TIME_TO_LIVE>(time_to_live - 1);
-    header.write::<u16, CHECKSUM>(checksum::update(checksum, difference));
-    header.write_address::<_, SOURCE>(flow.source);
-    header.write_address::<_, DESTINATION>(flow.destination);
+    header.write::<u16, CHECKSUM>(checksum::update(checksum, checksum::add(difference, hop)));
     Some(())
 }
 

@@ -148,14 +148,26 @@ pub(crate) fn plain(linear: Linear, l3: usize, key: &mut FlowKey<Addr6>) -> Opti
 #[inline(always)]
 pub(crate) fn cross(linear: Linear, l3: usize, flow: &CachedFlow<Addr6>) -> Option<()> {
     let header = View::<HEADER>::at(linear, l3).ok()?;
+    count_hop(&header)?;
+    header.write_address::<_, SOURCE>(flow.source);
+    header.write_address::<_, DESTINATION>(flow.destination);
+    Some(())
+}
+
+/// Takes one from the hop limit. None, and nothing is written, if that was the last.
+#[inline(always)]
+pub(crate) fn take_hop(linear: Linear, l3: usize) -> Option<()> {
+    count_hop(&View::<HEADER>::at(linear, l3).ok()?)
+}
+
+#[inline(always)]
+fn count_hop(header: &View<HEADER>) -> Option<()> {
     let hop_limit = header.read::<u8, HOP_LIMIT_FIELD>();
     if hop_limit <= 1 {
         cold_path();
         return None;
     }
     header.write::<u8, HOP_LIMIT_FIELD>(hop_limit - 1);
-    header.write_address::<_, SOURCE>(flow.source);
-    header.write_address::<_, DESTINATION>(flow.destination);
     Some(())
 }
 

@@ -16,6 +16,7 @@ impl Config {
             (self.lb_mode != LbMode::Snat, SettingFlags::DIRECT_TCP),
             (self.lb_mode == LbMode::Dsr, SettingFlags::DIRECT_UDP),
             (self.accept_direct, SettingFlags::ACCEPT_DIRECT),
+            (self.pod_shortcut, SettingFlags::POD_SHORTCUT),
             (self.inside_by_network(), SettingFlags::INSIDE_BY_NETWORK),
         ];
         DatapathSettings {

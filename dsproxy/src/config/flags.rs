@@ -103,6 +103,10 @@ pub struct OwnFlags {
     #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = clap::ArgAction::Set)]
     pub reserve_ports: bool,
 
+    /// Send what goes through a Service from pods to pods of this node past the host's stack, and with it past netfilter
+    #[arg(long, value_name = "BOOL", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub pod_shortcut: bool,
+
     /// How answers come back to clients outside from endpoints on other nodes: through this node, whose address the endpoints
     /// see (snat), or directly, and the endpoints see the client's (dsr); hybrid is dsr for TCP and snat for UDP
     #[arg(long, value_name = "MODE", default_value = "snat")]

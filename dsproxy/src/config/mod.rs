@@ -85,6 +85,8 @@ pub struct Config {
     pub snat_ports: PortRange,
     /// Whether `snat_ports` and `node_port_range` are kept from the host's own sockets. Default: true.
     pub reserve_ports: bool,
+    /// Whether what goes through a VIP from pods to pods of this node passes the host's stack by. Default: no.
+    pub pod_shortcut: bool,
     /// Whose sockets are led to endpoints when they connect. Default: the host's.
     pub socket_lb: SocketLb,
     /// The cgroup below which these sockets are; none: the root of the cgroup v2 file system, wherever that is mounted.

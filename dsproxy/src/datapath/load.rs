@@ -58,6 +58,9 @@ pub const OBSERVERS: [&str; 2] = ["observe_ethernet", "observe_ip"];
 /// As `OBSERVERS`, for XDP.
 pub const XDP_OBSERVER: &str = "observe_xdp";
 
+/// The names of the programs that send packets past the stack, by their place in the array.
+pub const SHORTCUTS: [&str; 2] = ["shortcut_ethernet", "shortcut_ip"];
+
 /// Why the data path cannot be had.
 #[derive(Debug, Error)]
 pub enum LoadError {
@@ -78,9 +81,9 @@ pub enum LoadError {
         /// Its name.
         name: &'static str,
     },
-    /// The kernel did not take the programs that tell of packets where the others look for them.
-    #[error("enter the programs of `dsproxy events` in the map {name}: {}", chain(.source))]
-    Observers {
+    /// The kernel did not take programs where others look for them.
+    #[error("enter programs in the map {name}: {}", chain(.source))]
+    Enter {
         /// The map.
         name: &'static str,
         /// What the kernel said.
@@ -174,9 +177,9 @@ pub(super) fn open_maps(
         fs::create_dir_all(directory).map_err(|source| LoadError::Directory { path: directory.clone(), source })?;
     }
     if let Some(directory) = directory {
-        // What a program leaves for those that tell of packets is in memory of their own: each object has its own of these, and
+        // What a program leaves for those that come after it is in memory of their own: each object has its own of these, and
         // programs of an earlier one, which end in none any more, go on by themselves.
-        for name in [layout::OBSERVERS, layout::XDP_OBSERVERS] {
+        for name in [layout::OBSERVERS, layout::XDP_OBSERVERS, layout::SHORTCUTS] {
             let path = directory.join(name);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -258,20 +261,34 @@ fn without_observers(loaded: Result<(), LoadError>) {
 ///
 /// When the kernel refuses.
 pub fn load_observers(object: &mut Ebpf) -> Result<(), LoadError> {
+    load_and_enter(object, &OBSERVERS, layout::OBSERVERS)
+}
+
+/// Loads `SHORTCUTS`, and enters them where the programs of packets look for them.
+///
+/// # Errors
+///
+/// When the kernel refuses. Packets go through the stack then.
+pub fn load_shortcuts(object: &mut Ebpf) -> Result<(), LoadError> {
+    load_and_enter(object, &SHORTCUTS, layout::SHORTCUTS)
+}
+
+/// Loads `programs`, and enters them in the array `array`, from its first place on.
+fn load_and_enter(object: &mut Ebpf, programs: &[&'static str], array: &'static str) -> Result<(), LoadError> {
     let mut descriptors = Vec::new();
-    for name in OBSERVERS {
+    for name in programs {
         load_program(object, name)?;
         let program = object.program(name).ok_or(LoadError::NoProgram { name })?;
         let failed = |source| LoadError::Program { name, source };
         let program: &SchedClassifier = program.try_into().map_err(failed)?;
         descriptors.push(program.fd().and_then(|program| Ok(program.try_clone()?)).map_err(failed)?);
     }
-    enter(object, layout::OBSERVERS, &descriptors)
+    enter(object, array, &descriptors)
 }
 
 /// Enters programs in the array `name`, from its first place on.
 fn enter(object: &mut Ebpf, name: &'static str, programs: &[ProgramFd]) -> Result<(), LoadError> {
-    let failed = |source| LoadError::Observers { name, source };
+    let failed = |source| LoadError::Enter { name, source };
     let missing = || failed(AyaMapError::InvalidName { name: name.to_owned() });
     let mut array = ProgramArray::try_from(object.map_mut(name).ok_or_else(missing)?).map_err(failed)?;
     (0..).zip(programs).try_for_each(|(place, program)| array.set(place, program, 0)).map_err(failed)
@@ -394,6 +411,7 @@ fn map_names() -> impl Iterator<Item = &'static str> {
         layout::EVENTS_LOST,
         layout::OBSERVERS,
         layout::XDP_OBSERVERS,
+        layout::SHORTCUTS,
     ]
     .into_iter()
     .chain(families)

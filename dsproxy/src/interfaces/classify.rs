@@ -35,7 +35,7 @@
 //! node device. A veth that carries routes is not detected as a pod interface, even when an override
 //! has taken its role as a node device away.
 
-use super::{Interface, Interfaces, Link, LinkLayer, Overrides, Role, Snapshot};
+use super::{Interface, Interfaces, IpDevice, Link, LinkLayer, Overrides, Role, Snapshot};
 
 /// Decides the role of every interface; those that the data path leaves alone are not in the result.
 pub fn classify(snapshot: &Snapshot, overrides: &Overrides) -> Interfaces {
@@ -53,6 +53,7 @@ pub fn classify(snapshot: &Snapshot, overrides: &Overrides) -> Interfaces {
                 link_layer,
                 address: link.address.clone(),
                 mtu: link.mtu,
+                ip_device: (role == Role::PodInterface).then(|| judge.ip_device(link)).flatten(),
             };
             Some((link.index, interface))
         })
@@ -108,6 +109,20 @@ impl Judge<'_> {
         }
         let is_node_device = self.overrides.node_devices.is_none() && self.looks_like_node_device(link);
         is_node_device.then_some(Role::NodeDevice)
+    }
+
+    /// The device that has the IP layer of a pod's interface, if only pods are behind it.
+    fn ip_device(&self, link: &Link) -> Option<IpDevice> {
+        let device = match self.master(link) {
+            Master::Free => link,
+            Master::Bridge => {
+                let bridge = self.snapshot.links.get(&link.master?)?;
+                let is_of_pods = self.master(bridge) == Master::Free && !self.bridge_leads_out(bridge);
+                (is_of_pods && self.role(bridge).is_none()).then_some(bridge)?
+            }
+            Master::Switch | Master::Bond => return None,
+        };
+        Some(IpDevice { index: device.index, address: device.address.clone() })
     }
 
     fn is_named_node_device(&self, link: &Link) -> bool {

@@ -59,6 +59,17 @@ pub struct Interface {
     pub address: Vec<u8>,
     /// The longest packet that it takes, in bytes.
     pub mtu: u32,
+    /// Of a pod's interface, the device that has its IP layer, if only pods are behind that.
+    pub ip_device: Option<IpDevice>,
+}
+
+/// A device that packets are routed to: an interface itself, or the bridge that it is a port of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct IpDevice {
+    /// The interface index.
+    pub index: u32,
+    /// Its link-layer address, as long as its kind of device has them.
+    pub address: Vec<u8>,
 }
 
 /// What the user said instead of leaving it to detection.

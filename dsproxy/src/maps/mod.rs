@@ -19,6 +19,7 @@ pub mod kernel;
 mod kernel_names;
 pub mod memory;
 pub mod next_hops;
+pub mod pod_devices;
 
 /// The address, port and protocol of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

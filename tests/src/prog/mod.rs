@@ -19,7 +19,7 @@ use dsproxy::{
     diff::Known,
     maps::{
         Capacities, Contents, FrontendAddress, MapStore as _, Write, events::EventMaps, kernel::KernelMaps,
-        next_hops::NextHopMaps,
+        next_hops::NextHopMaps, pod_devices::PodDevices,
     },
     resolve::ResolvedPort,
 };
@@ -92,6 +92,7 @@ pub struct Datapath {
     maps: KernelMaps,
     next_hops: NextHopMaps,
     events: EventMaps,
+    pod_devices: PodDevices,
     known: Known,
     connections: Connections,
 }
@@ -115,10 +116,11 @@ impl Datapath {
         let mut loaded = load_maps(capacities, settings)?;
         let next_hops = NextHopMaps::open(|name| loaded.object.take_map(name)).map_err(LoadError::Maps)?;
         let events = EventMaps::open(|name| loaded.object.take_map(name)).map_err(LoadError::Maps)?;
+        let pod_devices = PodDevices::open(|name| loaded.object.take_map(name)).map_err(LoadError::Maps)?;
         let known = Known::new(loaded.maps.capacities(), &Contents::default(), Instant::now());
         let programs = Programs::of(loaded.object);
         let connections = Connections::of(&programs.info("pod_ingress_ethernet")?)?;
-        Ok(Self { programs, maps: loaded.maps, next_hops, events, known, connections })
+        Ok(Self { programs, maps: loaded.maps, next_hops, events, pod_devices, known, connections })
     }
 
     /// The maps.
@@ -304,14 +306,24 @@ impl Datapath {
         &mut self.events
     }
 
-    /// The programs that tell of packets, with how many instructions the verifier looked at before it took them: as
-    /// `verified_instructions`, once `listen` and `xdp_program` have loaded them.
+    /// The map of the devices that lead to pods; with it the programs find those that send packets past the stack.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses these.
+    pub fn shorten(&mut self) -> Result<&mut PodDevices, ProgError> {
+        self.programs.let_shorten()?;
+        Ok(&mut self.pod_devices)
+    }
+
+    /// The programs that others end in, with how many instructions the verifier looked at before it took them: as
+    /// `verified_instructions`, once `listen`, `shorten` and `xdp_program` have loaded them.
     ///
     /// # Errors
     ///
     /// When one is not loaded, or the kernel does not tell.
-    pub fn verified_observers(&self) -> Result<Vec<(&'static str, u32)>, ProgError> {
-        self.programs.verified_observers()
+    pub fn verified_ends(&self) -> Result<Vec<(&'static str, u32)>, ProgError> {
+        self.programs.verified_ends()
     }
 
     /// Everything counted so far.

@@ -7,7 +7,9 @@ use aya::{
     Ebpf,
     programs::{ProgramFd, ProgramInfo, SchedClassifier, Xdp},
 };
-use dsproxy::datapath::load::{OBSERVERS, XDP_OBSERVER, XDP_PROGRAM, load_observers, load_program, load_xdp_program};
+use dsproxy::datapath::load::{
+    OBSERVERS, SHORTCUTS, XDP_OBSERVER, XDP_PROGRAM, load_observers, load_program, load_shortcuts, load_xdp_program,
+};
 
 use super::{Hook, ProgError, program_name};
 use crate::packet::Link;
@@ -17,6 +19,7 @@ pub(super) struct Programs {
     object: RefCell<Ebpf>,
     loaded: Vec<(&'static str, OnceCell<ProgramFd>)>,
     is_observed: Cell<bool>,
+    has_shortcuts: Cell<bool>,
 }
 
 impl Programs {
@@ -24,7 +27,7 @@ impl Programs {
     pub(super) fn of(object: Ebpf) -> Self {
         let classifiers = Hook::ALL.into_iter().flat_map(|hook| Link::ALL.map(|link| program_name(hook, link)));
         let loaded = classifiers.chain([XDP_PROGRAM]).map(|name| (name, OnceCell::new())).collect();
-        Self { object: RefCell::new(object), loaded, is_observed: Cell::new(false) }
+        Self { object: RefCell::new(object), loaded, is_observed: Cell::new(false), has_shortcuts: Cell::new(false) }
     }
 
     /// The program `name`, in the kernel.
@@ -45,15 +48,23 @@ impl Programs {
         Ok(())
     }
 
-    /// How many instructions the verifier looked at before it took each of the programs that tell of packets.
-    pub(super) fn verified_observers(&self) -> Result<Vec<(&'static str, u32)>, ProgError> {
+    /// Has the programs of packets find those that send past the stack.
+    pub(super) fn let_shorten(&self) -> Result<(), ProgError> {
+        if !self.has_shortcuts.replace(true) {
+            load_shortcuts(&mut self.object.borrow_mut())?;
+        }
+        Ok(())
+    }
+
+    /// How many instructions the verifier looked at before it took each of the programs that others end in.
+    pub(super) fn verified_ends(&self) -> Result<Vec<(&'static str, u32)>, ProgError> {
         let object = self.object.borrow();
         let verified = |name| {
             let program = object.program(name).ok_or(ProgError::NoProgram { name })?;
             let info = program.info().map_err(|source| ProgError::Program { name, source })?;
             Ok((name, info.verified_instruction_count().unwrap_or_default()))
         };
-        OBSERVERS.into_iter().chain([XDP_OBSERVER]).map(verified).collect()
+        OBSERVERS.into_iter().chain([XDP_OBSERVER]).chain(SHORTCUTS).map(verified).collect()
     }
 
     /// What the kernel says of the program `name`.

@@ -65,6 +65,8 @@ pub struct SkBuff {
     pub segments: Option<(u32, u32)>,
     /// The device has summed up the whole packet (`CHECKSUM_COMPLETE`); a run fails if the sum is wrong afterwards.
     pub summed: bool,
+    /// The index of the device that it comes by; zero: the loopback device.
+    pub device: u32,
 }
 
 /// What a run has given.
@@ -114,6 +116,7 @@ struct Context {
 
 /// Where members stand in it, in words.
 const INGRESS_IFINDEX: usize = 9;
+const IFINDEX: usize = 10;
 const GSO_SEGS: usize = 41;
 const GSO_SIZE: usize = 44;
 
@@ -133,10 +136,11 @@ pub(super) fn test_run(program: &ProgramFd, packet: &[u8], input: Input, repeat:
         ..Attributes::default()
     };
     match input {
-        Input::Buffer(SkBuff { segments, summed }) => {
+        Input::Buffer(SkBuff { segments, summed, device }) => {
             attributes.flags = if summed { BPF_F_TEST_SKB_CHECKSUM_COMPLETE } else { 0 };
             // Everything comes by the device that frames come by.
-            context.words[INGRESS_IFINDEX] = LOOPBACK;
+            context.words[INGRESS_IFINDEX] = if device == 0 { LOOPBACK } else { device };
+            context.words[IFINDEX] = device;
             if let Some((size, count)) = segments {
                 context.words[GSO_SIZE] = size;
                 context.words[GSO_SEGS] = count;

@@ -50,6 +50,7 @@ fn defaults() {
         non_masquerade_cidrs: Vec::new(),
         snat_ports: "49152-65535".parse().expect("ports"),
         reserve_ports: true,
+        pod_shortcut: false,
         socket_lb: SocketLb::Host,
         cgroup: None,
         tcp_gone_backend: GoneBackend::Continue,
@@ -110,6 +111,8 @@ fn each_flag_says_what_it_says_in_kube_proxy() {
         (&["--masquerade-all=false"], |config| !config.masquerade_all),
         // As Go reads them.
         (&["--masquerade-all=T", "--reserve-ports=0"], |config| config.masquerade_all && !config.reserve_ports),
+        (&["--pod-shortcut"], |config| config.pod_shortcut),
+        (&["--pod-shortcut=false"], |config| !config.pod_shortcut),
         (&["--nodeport-addresses", "primary"], |config| config.node_port_addresses == NodePortAddresses::Primary),
         (&["--nodeport-addresses", "10.0.0.0/8,fd00::/8"], |config| {
             config.node_port_addresses.to_list() == ["10.0.0.0/8", "fd00::/8"]

@@ -93,6 +93,49 @@ fn overrides(node_devices: &[&str], pod_interfaces: &[&str]) -> Overrides {
     Overrides::new(&owned(node_devices), &owned(pod_interfaces)).expect("patterns")
 }
 
+/// Pods' interfaces, each with the device that has its IP layer, where only pods are behind that.
+fn ip_devices(text: &str, overrides: &Overrides) -> String {
+    let snapshot = node(text);
+    let words: Vec<String> = classify(&snapshot, overrides)
+        .into_values()
+        .filter_map(|Interface { name, ip_device, .. }| {
+            let device = snapshot.links.get(&ip_device?.index).expect("a link");
+            Some(format!("{name}:{}", device.name))
+        })
+        .collect();
+    words.join(" ")
+}
+
+#[test]
+fn pods_are_routed_to_by_their_interface_or_their_bridge() {
+    let detected = Overrides::default();
+    let routed = "
+        eth0 nic addr=192.0.2.10/24 route=0.0.0.0/0
+        veth1 veth peer
+        veth2 veth peer
+    ";
+    assert_eq!(ip_devices(routed, &detected), "veth1:veth1 veth2:veth2");
+    assert_eq!(ip_devices(BRIDGED, &detected), "veth1:cni0 veth2:cni0");
+    let other_port = "
+        br0 bridge addr=10.244.1.1/24
+        veth1 veth peer master=br0
+        tap0 tun master=br0
+        veth2 veth peer
+    ";
+    assert_eq!(ip_devices(other_port, &detected), "veth2:veth2", "more than pods is behind the bridge");
+    let leading_out = "
+        br0 bridge addr=10.244.1.1/24 route=0.0.0.0/0
+        veth1 veth peer master=br0
+    ";
+    assert_eq!(ip_devices(leading_out, &detected), "", "the world is behind the bridge");
+    assert_eq!(ip_devices(BRIDGED, &overrides(&["eth0", "cni0"], &[])), "", "the bridge is named as a node device");
+    let switched = "
+        ovs openvswitch
+        veth1 veth peer master=ovs
+    ";
+    assert_eq!(ip_devices(switched, &detected), "", "which device routes to a switch is the switch's business");
+}
+
 const BRIDGED: &str = "
     lo loopback addr=127.0.0.1/8
     eth0 nic addr=192.0.2.10/24 route=0.0.0.0/0

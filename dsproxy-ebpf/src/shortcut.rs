@@ -1,0 +1,128 @@
+//! Past the stack from pods to pods of this node (`--pod-shortcut`): what has been translated for a backend, and what a backend
+//! answers through a VIP, goes to the neighbour that the kernel's routing names, and by the egress hook of the device there, which
+//! gives answers their VIP. What is not plainly of that kind is left to the stack.
+//!
+//! In programs of their own, reached by a tail call: the stack of those that translate has no room, and who does without the shortcut
+//! pays for one test. What a packet was is found out from it and the tables anew.
+
+use core::hint::cold_path;
+
+use aya_ebpf::programs::TcContext;
+use dsproxy_common::{
+    IpFamily,
+    count::Reason,
+    flow::{EgressKind, FlowKey},
+    pod_device::PodDevice,
+    settings::{SettingFlags, Settings},
+};
+
+use crate::{
+    clock,
+    family::{Family, V4, V6},
+    forward, lookup, maps, observe,
+    packet::BufferContext,
+    parse::{
+        self, Content, Packet,
+        link::{self, ETHERNET_HEADER, Link},
+    },
+    pipeline::Entered,
+    track::{self, Entry as _},
+};
+
+/// Ends the program in the one that sends past the stack, if the packet may be one for that.
+#[inline(always)]
+pub(crate) fn enter(context: &TcContext, link: Link, entered: &Entered) {
+    let Entered { reason, flags } = *entered;
+    // A backend's answer is for no Service.
+    if !matches!(reason, Reason::Opened | Reason::Forwarded | Reason::NotService)
+        || flags & SettingFlags::POD_SHORTCUT == 0
+    {
+        return;
+    }
+    cold_path();
+    if observe::leave_of_pod(reason) {
+        // SAFETY: nothing is left to be done here that the other program does not do.
+        unsafe { maps::SHORTCUTS.tail_call(context, link as u32) };
+    }
+}
+
+/// Has the kernel send a packet that became `reason` to a pod of this node. Gives the index of the device; none if it is for the
+/// stack, as it came.
+#[inline(always)]
+pub(crate) fn send<C: BufferContext>(context: &C, link: Link, reason: Reason) -> Option<u32> {
+    let (family, l3) = link::parse(context, link).ok()?;
+    let header = match link {
+        Link::Ethernet => ETHERNET_HEADER,
+        Link::None => 0,
+    };
+    // Tags are the stack's business.
+    if l3 != header || context.has_tag() {
+        return None;
+    }
+    let came_by = device(context.device())?;
+    // What is addressed to another goes through the bridge, if anywhere, and not through the node. A backend's answer to a client on
+    // its bridge is, but the bridge's rules (`br_netfilter`) have not seen the request: it takes the same way back.
+    let is_request = reason != Reason::NotService;
+    if matches!(link, Link::Ethernet) && is_request && forward::arrival(context.linear()).ok()? != came_by.address {
+        return None;
+    }
+    if context.was_sent_to_many() {
+        return None;
+    }
+    match family {
+        IpFamily::V4 => cross::<V4, C>(context, header, reason),
+        IpFamily::V6 => cross::<V6, C>(context, header, reason),
+    }
+}
+
+#[inline(always)]
+fn cross<F: Family, C: BufferContext>(context: &C, l3: usize, reason: Reason) -> Option<u32> {
+    let mut key = FlowKey::default();
+    let packet = parse::packet::<F, C>(context, l3, &mut key).ok()?;
+    // Masqueraded, as is a pod that reaches itself (also by its bridge), only half of it would come this way.
+    let settings = maps::SETTINGS.get(0)?;
+    let is_masqueraded =
+        packet.key.source == packet.key.destination || settings.flags & SettingFlags::MASQUERADE_ALL != 0;
+    if is_masqueraded || !is_plain::<F, C>(context, &packet) {
+        return None;
+    }
+    if reason == Reason::NotService && !answers_through_vip::<F>(packet.key, settings) {
+        return None;
+    }
+    let length = if context.is_aggregate() { 0 } else { context.length() - l3 as u32 };
+    let neighbour = context.route(packet.key, u16::try_from(length).ok()?)?;
+    let is_other = neighbour.device != context.device();
+    if !is_other || device(neighbour.device).is_none() || !context.fits(neighbour.device) {
+        return None;
+    }
+    // Before what cannot be taken back.
+    context.hand_to(&neighbour).ok()?;
+    F::take_hop(context.linear(), l3)?;
+    Some(neighbour.device)
+}
+
+/// Whether it is a whole packet of a connection, without options or extensions.
+#[inline(always)]
+fn is_plain<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
+    matches!(packet.content, Content::Tcp | Content::Udp | Content::Sctp)
+        && packet.piece.is_whole()
+        && !packet.has_options::<F>(context.length())
+}
+
+/// Whether a packet of `key` gets a VIP as its source where it leaves. What a client sent past the VIP went through the stack, whose
+/// trackers of connections are to see the answers as well.
+#[inline(always)]
+fn answers_through_vip<F: Family>(key: &FlowKey<F::Address>, settings: &Settings) -> bool {
+    lookup::may_be_of_backend::<F>(key)
+        && track::egress::<F>(key).is_some_and(|found| {
+            let held = found.read();
+            held.kind == EgressKind::Reply.number() && !held.age(clock::now(), settings).is_expired()
+        })
+}
+
+/// The device of this index, if nothing but pods is behind it.
+#[inline(always)]
+fn device(index: u32) -> Option<PodDevice> {
+    // SAFETY: copied at once; user space replaces a device by a new element, and rarely.
+    unsafe { maps::POD_DEVICES.get(index) }.copied()
+}
