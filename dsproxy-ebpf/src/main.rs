@@ -51,9 +51,9 @@ use crate::{
 #[classifier]
 #[inline(always)]
 pub fn pod_ingress_ethernet(context: TcContext) -> i32 {
-    let entered = pipeline::ingress(&context, Link::Ethernet, Side::Pod);
-    shortcut::enter(&context, Link::Ethernet, &entered);
-    ended(&context, Link::Ethernet, EventHook::PodIngress, entered.reason)
+    let reason = pipeline::ingress(&context, Link::Ethernet, Side::Pod);
+    shortcut::enter(&context, Link::Ethernet, reason);
+    ended(&context, Link::Ethernet, EventHook::PodIngress, reason)
 }
 
 /// Packets that leave the stack towards a pod.
@@ -67,8 +67,7 @@ pub fn pod_egress_ethernet(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn node_ingress_ethernet(context: TcContext) -> i32 {
-    let entered = pipeline::ingress(&context, Link::Ethernet, Side::Node);
-    ended(&context, Link::Ethernet, EventHook::NodeIngress, entered.reason)
+    ended(&context, Link::Ethernet, EventHook::NodeIngress, pipeline::ingress(&context, Link::Ethernet, Side::Node))
 }
 
 /// Packets that leave the stack towards other nodes and the world.
@@ -82,9 +81,9 @@ pub fn node_egress_ethernet(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn pod_ingress_ip(context: TcContext) -> i32 {
-    let entered = pipeline::ingress(&context, Link::None, Side::Pod);
-    shortcut::enter(&context, Link::None, &entered);
-    ended(&context, Link::None, EventHook::PodIngress, entered.reason)
+    let reason = pipeline::ingress(&context, Link::None, Side::Pod);
+    shortcut::enter(&context, Link::None, reason);
+    ended(&context, Link::None, EventHook::PodIngress, reason)
 }
 
 /// As `pod_egress_ethernet`, on a device without a link-layer header.
@@ -98,8 +97,7 @@ pub fn pod_egress_ip(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn node_ingress_ip(context: TcContext) -> i32 {
-    let entered = pipeline::ingress(&context, Link::None, Side::Node);
-    ended(&context, Link::None, EventHook::NodeIngress, entered.reason)
+    ended(&context, Link::None, EventHook::NodeIngress, pipeline::ingress(&context, Link::None, Side::Node))
 }
 
 /// As `node_egress_ethernet`, on a device without a link-layer header.

@@ -25,18 +25,18 @@ use crate::{
         self, Content, Packet,
         link::{self, ETHERNET_HEADER, Link},
     },
-    pipeline::Entered,
     track::{self, Entry as _},
 };
 
 /// Ends the program in the one that sends past the stack, if the packet may be one for that.
 #[inline(always)]
-pub(crate) fn enter(context: &TcContext, link: Link, entered: &Entered) {
-    let Entered { reason, flags } = *entered;
+pub(crate) fn enter(context: &TcContext, link: Link, reason: Reason) {
     // A backend's answer is for no Service.
-    if !matches!(reason, Reason::Opened | Reason::Forwarded | Reason::NotService)
-        || flags & SettingFlags::POD_SHORTCUT == 0
-    {
+    if !matches!(reason, Reason::Opened | Reason::Forwarded | Reason::NotService) {
+        return;
+    }
+    // Looked up again: handed through all that comes before, they take stack that kernels before 6.8 do not have left.
+    if maps::SETTINGS.get(0).is_none_or(|settings| settings.flags & SettingFlags::POD_SHORTCUT == 0) {
         return;
     }
     cold_path();

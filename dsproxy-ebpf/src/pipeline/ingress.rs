@@ -24,18 +24,11 @@ use crate::{
     track::{self, Entry as _, Found, connection, masquerade},
 };
 
-/// What becomes of a packet. `flags` become the settings', once it is known that the packet can be read.
 #[inline(always)]
-pub(super) fn enter<F: Family, C: BufferContext>(
-    context: &C,
-    l3: usize,
-    side: Side,
-    flags: &mut u32,
-) -> Result<Reason, Reason> {
+pub(super) fn enter<F: Family, C: BufferContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
     let mut key = FlowKey::default();
     let packet = parse::packet::<F, C>(context, l3, &mut key)?;
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotService)?;
-    *flags = settings.flags;
     if packet.content == Content::Error {
         cold_path();
         let places = (packet.l3, packet.l4);

@@ -36,25 +36,14 @@ pub(crate) struct Sent {
     pub(crate) device: u32,
 }
 
-/// What became of a packet before the stack.
-#[derive(Clone, Copy)]
-pub(crate) struct Entered {
-    pub(crate) reason: Reason,
-    /// The settings' flags as the packet met them; zero if it could not be read. Not looked up again, and not before the headers: that
-    /// doubles the verifier's work.
-    pub(crate) flags: u32,
-}
-
-/// Before the stack.
+/// Before the stack. Says what became of the packet.
 #[inline(always)]
-pub(crate) fn ingress<C: BufferContext>(context: &C, link: Link, side: Side) -> Entered {
-    let mut flags = 0;
-    let reason = match link::parse(context, link) {
-        Ok((IpFamily::V4, l3)) => counted::<V4>(ingress::enter::<V4, C>(context, l3, side, &mut flags)),
-        Ok((IpFamily::V6, l3)) => counted::<V6>(ingress::enter::<V6, C>(context, l3, side, &mut flags)),
+pub(crate) fn ingress<C: BufferContext>(context: &C, link: Link, side: Side) -> Reason {
+    match link::parse(context, link) {
+        Ok((IpFamily::V4, l3)) => counted::<V4>(ingress::enter::<V4, C>(context, l3, side)),
+        Ok((IpFamily::V6, l3)) => counted::<V6>(ingress::enter::<V6, C>(context, l3, side)),
         Err(reason) => not_ip(reason),
-    };
-    Entered { reason, flags }
+    }
 }
 
 /// After the stack. Says what became of the packet.
