@@ -33,7 +33,7 @@ pub const EVENTS_LOST: &str = "EVENTS_LOST";
 pub const OBSERVERS: &str = "OBSERVERS";
 /// As `OBSERVERS`, of the one for XDP.
 pub const XDP_OBSERVERS: &str = "XDP_OBSERVERS";
-/// The name of the array of programs that send packets past the stack, by what their device puts in front of them.
+/// The name of the array of the program that sends packets past the stack.
 pub const SHORTCUTS: &str = "SHORTCUTS";
 /// The name of the map from a device's index to its `PodDevice`, which is nobody's but the loaded programs'.
 pub const POD_DEVICES: &str = "POD_DEVICES";

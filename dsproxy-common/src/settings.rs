@@ -183,6 +183,8 @@ impl SettingFlags {
     pub const ACCEPT_DIRECT: u32 = 1 << 7;
     /// What goes through a VIP from pods to pods of this node passes the stack by.
     pub const POD_SHORTCUT: u32 = 1 << 8;
+    /// Programs are being attached: for a moment a packet may meet two at one hook, the second of which sees what the first has made of it.
+    pub const ATTACHING: u32 = 1 << 9;
 }
 
 /// A network: an address and its mask, both in network byte order. A mask of all ones with an address of zero holds nobody

@@ -52,7 +52,7 @@ use crate::{
 #[inline(always)]
 pub fn pod_ingress_ethernet(context: TcContext) -> i32 {
     let reason = pipeline::ingress(&context, Link::Ethernet, Side::Pod);
-    shortcut::enter(&context, Link::Ethernet, reason);
+    shortcut::enter(&context, reason);
     ended(&context, Link::Ethernet, EventHook::PodIngress, reason)
 }
 
@@ -81,9 +81,7 @@ pub fn node_egress_ethernet(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn pod_ingress_ip(context: TcContext) -> i32 {
-    let reason = pipeline::ingress(&context, Link::None, Side::Pod);
-    shortcut::enter(&context, Link::None, reason);
-    ended(&context, Link::None, EventHook::PodIngress, reason)
+    ended(&context, Link::None, EventHook::PodIngress, pipeline::ingress(&context, Link::None, Side::Pod))
 }
 
 /// As `pod_egress_ethernet`, on a device without a link-layer header.
@@ -119,15 +117,12 @@ pub fn node_xdp(context: XdpContext) -> u32 {
 /// The end of a packet of a pod that may go past the stack.
 #[classifier]
 #[inline(always)]
-pub fn shortcut_ethernet(context: TcContext) -> i32 {
-    passed_by(&context, Link::Ethernet)
-}
-
-/// As `shortcut_ethernet`, on a device without a link-layer header.
-#[classifier]
-#[inline(always)]
-pub fn shortcut_ip(context: TcContext) -> i32 {
-    passed_by(&context, Link::None)
+pub fn shortcut(context: TcContext) -> i32 {
+    let Some(reason) = observe::left() else { return TC_ACT_UNSPEC };
+    let exit = shortcut::send::<TcContext>(&context, reason).unwrap_or_default();
+    log(&context, reason);
+    observe::packet(&context, Link::Ethernet, EventHook::PodIngress, reason, exit);
+    verdict_of(&context, reason, exit)
 }
 
 /// The end of a packet that somebody listens to.
@@ -142,8 +137,7 @@ pub fn observe_ethernet(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn observe_ip(context: TcContext) -> i32 {
-    observe::tell_packet(&context, Link::None)
-        .map_or(TC_ACT_UNSPEC, |told| verdict_of(&context, told.reason, told.exit))
+    observe::tell_packet(&context, Link::None).map_or(TC_ACT_UNSPEC, |told| verdict(&context, told.reason))
 }
 
 /// As `observe_ethernet`, of a frame that XDP sends on.
@@ -207,16 +201,6 @@ fn ended(context: &TcContext, link: Link, hook: EventHook, reason: Reason) -> i3
     log(context, reason);
     observe::packet(context, link, hook, reason, 0);
     verdict(context, reason)
-}
-
-/// As `ended`, of a packet that another program has just left to this one.
-#[inline(always)]
-fn passed_by(context: &TcContext, link: Link) -> i32 {
-    let Some(reason) = observe::left() else { return TC_ACT_UNSPEC };
-    let exit = shortcut::send::<TcContext>(context, link, reason).unwrap_or_default();
-    log(context, reason);
-    observe::packet(context, link, EventHook::PodIngress, reason, exit);
-    verdict_of(context, reason, exit)
 }
 
 /// As `verdict`; with an `exit`, the kernel has been told already where the packet goes.

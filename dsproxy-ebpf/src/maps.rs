@@ -96,9 +96,8 @@ pub(crate) static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 pub(crate) static OBSERVERS: ProgramArray<2> = ProgramArray::new();
 #[btf_map]
 pub(crate) static XDP_OBSERVERS: ProgramArray<1> = ProgramArray::new();
-/// By `Link`.
 #[btf_map]
-pub(crate) static SHORTCUTS: ProgramArray<2> = ProgramArray::new();
+pub(crate) static SHORTCUTS: ProgramArray<1> = ProgramArray::new();
 #[btf_map]
 pub(crate) static POD_DEVICES: HashMap<u32, PodDevice, POD_DEVICE_COUNT, NO_PREALLOC> = HashMap::new();
 /// Not kept from one packet to the next.

@@ -2,7 +2,7 @@
 //! answers through a VIP, goes to the neighbour that the kernel's routing names, and by the egress hook of the device there, which
 //! gives answers their VIP. What is not plainly of that kind is left to the stack.
 //!
-//! In programs of their own, reached by a tail call: the stack of those that translate has no room, and who does without the shortcut
+//! In a program of its own, reached by a tail call: the stack of those that translate has no room, and who does without the shortcut
 //! pays for one test. What a packet was is found out from it and the tables anew.
 
 use core::hint::cold_path;
@@ -30,7 +30,7 @@ use crate::{
 
 /// Ends the program in the one that sends past the stack, if the packet may be one for that.
 #[inline(always)]
-pub(crate) fn enter(context: &TcContext, link: Link, reason: Reason) {
+pub(crate) fn enter(context: &TcContext, reason: Reason) {
     // A backend's answer is for no Service.
     if !matches!(reason, Reason::Opened | Reason::Forwarded | Reason::NotService) {
         return;
@@ -42,36 +42,32 @@ pub(crate) fn enter(context: &TcContext, link: Link, reason: Reason) {
     cold_path();
     if observe::leave_of_pod(reason) {
         // SAFETY: nothing is left to be done here that the other program does not do.
-        unsafe { maps::SHORTCUTS.tail_call(context, link as u32) };
+        unsafe { maps::SHORTCUTS.tail_call(context, 0) };
     }
 }
 
 /// Has the kernel send a packet that became `reason` to a pod of this node. Gives the index of the device; none if it is for the
 /// stack, as it came.
 #[inline(always)]
-pub(crate) fn send<C: BufferContext>(context: &C, link: Link, reason: Reason) -> Option<u32> {
-    let (family, l3) = link::parse(context, link).ok()?;
-    let header = match link {
-        Link::Ethernet => ETHERNET_HEADER,
-        Link::None => 0,
-    };
+pub(crate) fn send<C: BufferContext>(context: &C, reason: Reason) -> Option<u32> {
+    let (family, l3) = link::parse(context, Link::Ethernet).ok()?;
     // Tags are the stack's business.
-    if l3 != header || context.has_tag() {
+    if l3 != ETHERNET_HEADER || context.has_tag() {
         return None;
     }
     let came_by = device(context.device())?;
     // What is addressed to another goes through the bridge, if anywhere, and not through the node. A backend's answer to a client on
     // its bridge is, but the bridge's rules (`br_netfilter`) have not seen the request: it takes the same way back.
     let is_request = reason != Reason::NotService;
-    if matches!(link, Link::Ethernet) && is_request && forward::arrival(context.linear()).ok()? != came_by.address {
+    if is_request && forward::arrival(context.linear()).ok()? != came_by.address {
         return None;
     }
     if context.was_sent_to_many() {
         return None;
     }
     match family {
-        IpFamily::V4 => cross::<V4, C>(context, header, reason),
-        IpFamily::V6 => cross::<V6, C>(context, header, reason),
+        IpFamily::V4 => cross::<V4, C>(context, ETHERNET_HEADER, reason),
+        IpFamily::V6 => cross::<V6, C>(context, ETHERNET_HEADER, reason),
     }
 }
 
@@ -86,7 +82,11 @@ fn cross<F: Family, C: BufferContext>(context: &C, l3: usize, reason: Reason) ->
     if is_masqueraded || !is_plain::<F, C>(context, &packet) {
         return None;
     }
-    if reason == Reason::NotService && !answers_through_vip::<F>(packet.key, settings) {
+    // The stack forwards nothing of a source that is no single host.
+    if !F::is_host(&packet.key.source) {
+        return None;
+    }
+    if reason == Reason::NotService && !answers_through_vip::<F>(&packet, settings) {
         return None;
     }
     let length = if context.is_aggregate() { 0 } else { context.length() - l3 as u32 };
@@ -109,14 +109,15 @@ fn is_plain<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Add
         && !packet.has_options::<F>(context.length())
 }
 
-/// Whether a packet of `key` gets a VIP as its source where it leaves. What a client sent past the VIP went through the stack, whose
-/// trackers of connections are to see the answers as well.
+/// Whether a packet gets a VIP as its source where it leaves. What a client sent past the VIP went through the stack, whose trackers
+/// of connections are to see the answers as well; so did one from a port that it had just used through the VIP (`pipeline::egress`).
 #[inline(always)]
-fn answers_through_vip<F: Family>(key: &FlowKey<F::Address>, settings: &Settings) -> bool {
-    lookup::may_be_of_backend::<F>(key)
-        && track::egress::<F>(key).is_some_and(|found| {
+fn answers_through_vip<F: Family>(packet: &Packet<'_, F::Address>, settings: &Settings) -> bool {
+    lookup::may_be_of_backend::<F>(packet.key)
+        && track::egress::<F>(packet.key).is_some_and(|found| {
             let held = found.read();
-            held.kind == EgressKind::Reply.number() && !held.age(clock::now(), settings).is_expired()
+            let is_anothers = packet.segment.accepts() && held.state().may_be_over();
+            !is_anothers && held.kind == EgressKind::Reply.number() && !held.age(clock::now(), settings).is_expired()
         })
 }
 

@@ -177,7 +177,10 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     }
     let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
     info!(found, frontends = contents.frontends.len(), backends = contents.backends.len(), "maps ready");
+    // Where another layout was left, its filters are replaced now, beside which there are ours already (`attach/clsact.rs`).
+    maps.set_attaching(true)?;
     let attachments = Attachments::follow(attacher, interfaces, host_settings::for_xdp(&config), pod_devices)?;
+    maps.set_attaching(false)?;
 
     let progress = Arc::new(Progress::default());
     let status = SourceStatus::new();
@@ -306,7 +309,7 @@ fn load_xdp(object: &mut aya::Ebpf, wanted: Xdp) -> anyhow::Result<bool> {
 /// Loads the programs that send packets past the stack; the map in which they are told where pods are. None, and packets go through
 /// the stack, should the kernel not take them.
 fn shorten(object: &mut aya::Ebpf) -> anyhow::Result<Option<PodDevices>> {
-    match load::load_shortcuts(object) {
+    match load::load_shortcut(object) {
         Ok(()) => Ok(Some(PodDevices::open(|name| object.take_map(name))?)),
         Err(error) => {
             warn!(%error, "without --pod-shortcut; packets go through the stack");

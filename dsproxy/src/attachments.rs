@@ -70,12 +70,12 @@ impl Attachments {
         let report = Arc::new(Report::default());
         let shared = Arc::clone(&report);
         let interfaces = watch.current();
-        tell(pod_devices.as_mut(), &interfaces);
+        let are_told = tell(pod_devices.as_mut(), &interfaces);
         let mut failures = sync(&mut attacher, &interfaces, &shared, &for_xdp);
         if let Some(hopeless) = failures.iter().position(|failure| failure.error.is_hopeless()) {
             return Err(failures.swap_remove(hopeless).error);
         }
-        let mut failing = !failures.is_empty();
+        let mut failing = !failures.is_empty() || !are_told;
         let task = tokio::spawn(async move {
             let mut backoff = Backoff::new();
             loop {
@@ -91,8 +91,8 @@ impl Attachments {
                         () = sleep(ANOTHER_LOOK), if attacher.may_use_xdp() => watch.current(),
                     }
                 };
-                tell(pod_devices.as_mut(), &interfaces);
-                failing = !sync(&mut attacher, &interfaces, &shared, &for_xdp).is_empty();
+                let are_told = tell(pod_devices.as_mut(), &interfaces);
+                failing = !sync(&mut attacher, &interfaces, &shared, &for_xdp).is_empty() || !are_told;
             }
         });
         Ok(Self { report, task })
@@ -110,10 +110,14 @@ impl Attachments {
     }
 }
 
-/// Tells the programs where pods are.
-fn tell(devices: Option<&mut PodDevices>, interfaces: &Interfaces) {
-    if let Some(Err(error)) = devices.map(|devices| devices.sync(interfaces)) {
-        warn!(%error, "packets of some pods do not go the way that --pod-shortcut asks for");
+/// Tells the programs where pods are. False if that is to be tried again.
+fn tell(devices: Option<&mut PodDevices>, interfaces: &Interfaces) -> bool {
+    match devices.map(|devices| devices.sync(interfaces)) {
+        Some(Err(error)) => {
+            warn!(%error, "packets of some pods do not go the way that --pod-shortcut asks for");
+            false
+        }
+        Some(Ok(())) | None => true,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use dsproxy_common::{Protocol, count::Reason};
+use dsproxy_common::{Protocol, count::Reason, settings::SettingFlags};
 use dsproxy_tests::{packet::flags, prog::Hook};
 
 use crate::world::{Expected, Flow, Served, World, everywhere, packet};
@@ -44,6 +44,20 @@ fn the_answer_to_what_went_past_the_vip_keeps_the_backends_address() {
             let flow = answered(world, protocol);
             bypasses(world, &flow, Hook::Ingress);
             flow.reply_is_not_known(world, 0, endpoint(world));
+        });
+    }
+}
+
+/// Two programs at one hook, as for a moment while they are attached: the second sees what the first has made of a packet.
+#[test]
+fn while_programs_are_attached_nothing_is_taken_for_past_the_vip() {
+    for protocol in PROTOCOLS {
+        everywhere(|world| {
+            let flow = answered(world, protocol);
+            world.configure(|settings| settings.flags |= SettingFlags::ATTACHING);
+            bypasses(world, &flow, Hook::Ingress);
+            flow.replies(world, 0, endpoint(world));
+            flow.goes_on(world, 0, endpoint(world));
         });
     }
 }

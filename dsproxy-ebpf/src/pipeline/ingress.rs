@@ -102,7 +102,11 @@ fn bypass<F: Family, C: BufferContext>(
         }
     }
     // Where a pod's packets come in, nobody has translated them yet: for a backend is what its client sends past the VIP.
-    if side == Side::Pod && packet.segment == Segment::NOT_TCP && lookup::may_be_for_backend::<F>(packet.key) {
+    if side == Side::Pod
+        && packet.segment == Segment::NOT_TCP
+        && settings.flags & SettingFlags::ATTACHING == 0
+        && lookup::may_be_for_backend::<F>(packet.key)
+    {
         connection::forget_bypassed::<F>(packet.key, clock::now(), settings);
     }
     lookup::without_frontend::<F>(packet.key, settings, Reason::NotService)

@@ -58,8 +58,9 @@ pub const OBSERVERS: [&str; 2] = ["observe_ethernet", "observe_ip"];
 /// As `OBSERVERS`, for XDP.
 pub const XDP_OBSERVER: &str = "observe_xdp";
 
-/// The names of the programs that send packets past the stack, by their place in the array.
-pub const SHORTCUTS: [&str; 2] = ["shortcut_ethernet", "shortcut_ip"];
+/// The name of the program that sends packets past the stack. There is none for devices without a link-layer header: the kernel drops what
+/// `bpf_redirect_neigh` takes from them (net/core/filter.c).
+pub const SHORTCUT: &str = "shortcut";
 
 /// Why the data path cannot be had.
 #[derive(Debug, Error)]
@@ -264,13 +265,13 @@ pub fn load_observers(object: &mut Ebpf) -> Result<(), LoadError> {
     load_and_enter(object, &OBSERVERS, layout::OBSERVERS)
 }
 
-/// Loads `SHORTCUTS`, and enters them where the programs of packets look for them.
+/// Loads `SHORTCUT`, and enters it where the programs of packets look for it.
 ///
 /// # Errors
 ///
 /// When the kernel refuses. Packets go through the stack then.
-pub fn load_shortcuts(object: &mut Ebpf) -> Result<(), LoadError> {
-    load_and_enter(object, &SHORTCUTS, layout::SHORTCUTS)
+pub fn load_shortcut(object: &mut Ebpf) -> Result<(), LoadError> {
+    load_and_enter(object, &[SHORTCUT], layout::SHORTCUTS)
 }
 
 /// Loads `programs`, and enters them in the array `array`, from its first place on.

@@ -16,7 +16,7 @@ use dsproxy_common::{
     flow::{EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry},
     layout::{self, family_maps},
     service::{Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendKey, ServiceName, Slots, SourceRange},
-    settings::{Network, Settings},
+    settings::{Network, SettingFlags, Settings},
     socket::{SocketEntry, SocketKey},
 };
 use ipnet::IpNet;
@@ -139,6 +139,16 @@ impl KernelMaps {
     /// Tells the programs `settings`.
     pub fn set_settings(&mut self, settings: &Settings) -> Result<(), MapError> {
         self.settings.set(0, settings, 0).map_err(kernel("write", MapKind::Settings))
+    }
+
+    /// Tells the programs that others are being attached beside them, or no more.
+    pub fn set_attaching(&mut self, is_under_way: bool) -> Result<(), MapError> {
+        let mut settings = self.settings()?;
+        settings.flags &= !SettingFlags::ATTACHING;
+        if is_under_way {
+            settings.flags |= SettingFlags::ATTACHING;
+        }
+        self.set_settings(&settings)
     }
 
     /// What the programs were told.

@@ -8,7 +8,7 @@ use aya::{
     programs::{ProgramFd, ProgramInfo, SchedClassifier, Xdp},
 };
 use dsproxy::datapath::load::{
-    OBSERVERS, SHORTCUTS, XDP_OBSERVER, XDP_PROGRAM, load_observers, load_program, load_shortcuts, load_xdp_program,
+    OBSERVERS, SHORTCUT, XDP_OBSERVER, XDP_PROGRAM, load_observers, load_program, load_shortcut, load_xdp_program,
 };
 
 use super::{Hook, ProgError, program_name};
@@ -51,7 +51,7 @@ impl Programs {
     /// Has the programs of packets find those that send past the stack.
     pub(super) fn let_shorten(&self) -> Result<(), ProgError> {
         if !self.has_shortcuts.replace(true) {
-            load_shortcuts(&mut self.object.borrow_mut())?;
+            load_shortcut(&mut self.object.borrow_mut())?;
         }
         Ok(())
     }
@@ -64,7 +64,7 @@ impl Programs {
             let info = program.info().map_err(|source| ProgError::Program { name, source })?;
             Ok((name, info.verified_instruction_count().unwrap_or_default()))
         };
-        OBSERVERS.into_iter().chain([XDP_OBSERVER]).chain(SHORTCUTS).map(verified).collect()
+        OBSERVERS.into_iter().chain([XDP_OBSERVER, SHORTCUT]).map(verified).collect()
     }
 
     /// What the kernel says of the program `name`.
