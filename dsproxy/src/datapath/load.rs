@@ -329,24 +329,25 @@ pub fn load_socket_programs(object: &mut Ebpf) -> Result<(), LoadError> {
 ///
 /// When the kernel refuses.
 pub fn load_xdp_program(object: &mut Ebpf) -> Result<(), LoadError> {
-    let name = XDP_PROGRAM;
-    let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
-    let failed = |source| LoadError::Program { name, source };
-    let program: &mut Xdp = program.try_into().map_err(failed)?;
-    program.load().map_err(failed)?;
+    load_xdp(object, XDP_PROGRAM)?;
     without_observers(load_xdp_observer(object));
     Ok(())
 }
 
 /// As `load_observers`, for XDP.
-pub fn load_xdp_observer(object: &mut Ebpf) -> Result<(), LoadError> {
+fn load_xdp_observer(object: &mut Ebpf) -> Result<(), LoadError> {
     let name = XDP_OBSERVER;
+    let program = load_xdp(object, name)?.fd().and_then(|program| Ok(program.try_clone()?));
+    enter(object, layout::XDP_OBSERVERS, &[program.map_err(|source| LoadError::Program { name, source })?])
+}
+
+/// Loads a program for XDP.
+fn load_xdp<'o>(object: &'o mut Ebpf, name: &'static str) -> Result<&'o Xdp, LoadError> {
     let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
     let failed = |source| LoadError::Program { name, source };
     let program: &mut Xdp = program.try_into().map_err(failed)?;
     program.load().map_err(failed)?;
-    let descriptor = program.fd().and_then(|program| Ok(program.try_clone()?)).map_err(failed)?;
-    enter(object, layout::XDP_OBSERVERS, &[descriptor])
+    Ok(program)
 }
 
 /// Opens the maps that are pinned on `bpffs` by which XDP is told of devices and routing.
