@@ -2,6 +2,7 @@
 
 mod columns;
 pub mod dump;
+mod end_signals;
 pub mod events;
 mod fill;
 pub mod filter;

@@ -22,7 +22,6 @@ use dsproxy_common::{
     event::{EventFilter, LEASE},
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::mpsc::{OwnedPermit, Sender},
     time::MissedTickBehavior,
 };
@@ -32,7 +31,7 @@ use self::{
     output::Output,
     row::{Names, Row},
 };
-use super::{Live, filter::FlowFilter};
+use super::{Live, end_signals::EndSignals, filter::FlowFilter};
 use crate::{cli::OutputFormat, config::flags::BpffsFlag, datapath::load, jiffies, maps::events::EventMaps};
 
 /// How often it is said that somebody listens.
@@ -125,9 +124,7 @@ impl<'a> Listener<'a> {
     }
 
     async fn listen(&mut self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-        let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
+        let mut signals = EndSignals::follow()?;
         let Output { texts, mut ended } = Output::begin()?;
         let (mut texts, mut pending) = (Some(texts), None);
         let mut renewal = tokio::time::interval(RENEWAL);
@@ -138,9 +135,7 @@ impl<'a> Listener<'a> {
         loop {
             tokio::select! {
                 biased;
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => return Ok(()),
+                () = signals.any() => return Ok(()),
                 ended = &mut ended => return ended.unwrap_or(Ok(())),
                 _ = renewal.tick(), if texts.is_some() => {
                     if output::is_read_by_nobody() {

@@ -13,13 +13,12 @@ use ratatui::crossterm::{
     event::{self, Event, KeyEvent, KeyEventKind},
     terminal::disable_raw_mode,
 };
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     rates::Rates,
     sample::{self, Sample},
 };
-use crate::inspect::{Live, fill::MapFill, filter::FlowFilter};
+use crate::inspect::{Live, end_signals::EndSignals, fill::MapFill, filter::FlowFilter};
 
 /// How often maps are counted: their entries are read one by one.
 const FILL_EVERY: Duration = Duration::from_secs(10);
@@ -59,21 +58,12 @@ pub(super) struct Reading {
 /// Tells of signals that would end the process, from now on. To be called before the terminal is changed: the process has to live until
 /// it is as it was.
 pub(super) fn signals(to: Sender<Happening>) -> anyhow::Result<()> {
-    let follow = || "follow signals";
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().with_context(follow)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("follow signals")?;
     let entered = runtime.enter();
-    let mut interrupt = signal(SignalKind::interrupt()).with_context(follow)?;
-    let mut terminate = signal(SignalKind::terminate()).with_context(follow)?;
-    let mut hangup = signal(SignalKind::hangup()).with_context(follow)?;
+    let mut signals = EndSignals::follow()?;
     drop(entered);
     spawn("signals", move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                _ = hangup.recv() => {}
-            }
-        });
+        runtime.block_on(signals.any());
         // Who listens no more is about to end anyway.
         let _ = to.send(Happening::Signalled);
         thread::sleep(PATIENCE);
