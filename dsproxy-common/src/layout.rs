@@ -4,7 +4,7 @@ use crate::IpFamily;
 
 /// The version of the map layout; it is part of the pin path. A change to a key, a value or the meaning of a map
 /// takes a new number.
-pub const LAYOUT_VERSION: u32 = 6 + cfg!(feature = "next-layout") as u32;
+pub const LAYOUT_VERSION: u32 = 7 + cfg!(feature = "next-layout") as u32;
 
 /// The name of the map of settings.
 pub const SETTINGS: &str = "SETTINGS";

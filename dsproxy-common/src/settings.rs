@@ -8,6 +8,12 @@ use crate::{
     service::{BackendFlags, Frontend, FrontendFlags, FrontendKind},
 };
 
+/// Whether `port` is of those from `first` to `last`: one comparison, on the way of every packet that enters.
+#[inline(always)]
+fn is_within([first, last]: [u16; 2], port: Port) -> bool {
+    port.number().wrapping_sub(first) <= last.wrapping_sub(first)
+}
+
 /// The one entry of the settings map. Times are in jiffies, the kernel's clock tick, which costs the
 /// programs a memory read where a clock in nanoseconds costs a call.
 #[repr(C)]
@@ -24,12 +30,17 @@ pub struct Settings {
     pub flags: u32,
     /// The first and the last port that masqueraded packets leave with, host byte order.
     pub snat_ports: [u16; 2],
+    /// Those of them that new connections get: not all while programs of another layout, whose connections these do not know, give some
+    /// to theirs.
+    pub offered_ports: [u16; 2],
     /// How many refusals a CPU sends in a second.
     pub refusals_per_second: u32,
     /// The smallest network that holds every ClusterIP and every range of them.
     pub services_v4: Network<Addr4>,
     /// As `services_v4`.
     pub services_v6: Network<Addr6>,
+    /// Zero: a record has no padding.
+    pub reserved: u32,
     /// The cookie of the host's network namespace: the sockets of others are left alone unless `ALL_SOCKETS` is set.
     pub host_namespace: u64,
 }
@@ -39,6 +50,14 @@ impl Settings {
     #[inline(always)]
     pub const fn lifetime(&self, state: FlowState) -> u32 {
         self.lifetimes[state.number() as usize & (FlowState::COUNT - 1)]
+    }
+
+    /// These settings, with the ports of `range` for masqueraded packets, all of them for new connections.
+    #[must_use]
+    pub const fn with_snat_ports(mut self, range: [u16; 2]) -> Self {
+        self.snat_ports = range;
+        self.offered_ports = range;
+        self
     }
 
     /// These settings, with the times after which ports serve again, by lifetimes and the length of a second. Where XDP is used
@@ -80,15 +99,19 @@ impl Settings {
     /// Whether `port` is one that masqueraded packets leave with.
     #[inline(always)]
     pub fn is_snat_port(&self, port: Port) -> bool {
-        let [first, last] = self.snat_ports;
-        // One comparison, on the way of every packet that enters.
-        port.number().wrapping_sub(first) <= last.wrapping_sub(first)
+        is_within(self.snat_ports, port)
     }
 
-    /// The port that the low half of `number` falls on, of those that masqueraded packets leave with.
+    /// Whether a new connection that is masqueraded may keep `port`.
     #[inline(always)]
-    pub const fn snat_port(&self, number: u32) -> Port {
-        let [first, last] = self.snat_ports;
+    pub fn is_offered(&self, port: Port) -> bool {
+        is_within(self.offered_ports, port)
+    }
+
+    /// The port that the low half of `number` falls on, of those that new connections get.
+    #[inline(always)]
+    pub const fn offered_port(&self, number: u32) -> Port {
+        let [first, last] = self.offered_ports;
         let count = last.wrapping_sub(first) as u32 + 1;
         Port::new(first.wrapping_add((((number & 0xffff) * count) >> 16) as u16))
     }
@@ -244,7 +267,7 @@ family_record! {
 }
 
 record! {
-    Settings { jiffies_per_second, lifetimes, port_waits, flags, snat_ports, refusals_per_second, services_v4, services_v6, host_namespace }
+    Settings { jiffies_per_second, lifetimes, port_waits, flags, snat_ports, offered_ports, refusals_per_second, services_v4, services_v6, reserved, host_namespace }
 }
 
 #[cfg(test)]
@@ -289,13 +312,13 @@ mod tests {
 
     #[test]
     fn every_port_of_the_range_is_fallen_on_and_no_other() {
-        for snat_ports in [[49_152, 65_535], [60_000, 60_000], [1, 65_535], [40_000, 40_009]] {
-            let settings = Settings { snat_ports, ..Settings::default() };
+        for offered_ports in [[49_152, 65_535], [60_000, 60_000], [1, 65_535], [40_000, 40_009]] {
+            let settings = Settings { offered_ports, ..Settings::default() };
             let ports: std::collections::BTreeSet<u16> =
-                (0..=u32::from(u16::MAX)).map(|number| settings.snat_port(number).number()).collect();
-            assert!(ports.iter().all(|port| settings.is_snat_port(Port::new(*port))), "{snat_ports:?}");
-            assert_eq!(ports.len(), usize::from(snat_ports[1] - snat_ports[0]) + 1, "{snat_ports:?}");
-            assert_eq!(settings.snat_port(0x0001_0000), settings.snat_port(0), "the low half alone counts");
+                (0..=u32::from(u16::MAX)).map(|number| settings.offered_port(number).number()).collect();
+            assert!(ports.iter().all(|port| settings.is_offered(Port::new(*port))), "{offered_ports:?}");
+            assert_eq!(ports.len(), usize::from(offered_ports[1] - offered_ports[0]) + 1, "{offered_ports:?}");
+            assert_eq!(settings.offered_port(0x0001_0000), settings.offered_port(0), "the low half alone counts");
         }
     }
 

@@ -18,7 +18,7 @@ const OTHER: u16 = 60_000;
 
 /// Leaves the programs one port for clients whose own is taken.
 fn with_one_other_port(world: &mut World) {
-    world.configure(|settings| settings.snat_ports = [OTHER, OTHER]);
+    world.configure(|settings| *settings = settings.with_snat_ports([OTHER, OTHER]));
 }
 
 /// The client's packet opens a connection to `endpoint`, which sees another port than the client's.

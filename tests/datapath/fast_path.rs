@@ -329,7 +329,7 @@ fn what_begins_and_what_ends_is_the_stacks() {
 #[test]
 fn the_port_of_what_has_ended_leads_to_no_other_client_while_it_may_be_remembered() {
     on_ethernet(|world| {
-        world.configure(|settings| settings.snat_ports = [KEPT, KEPT]);
+        world.configure(|settings| *settings = settings.with_snat_ports([KEPT, KEPT]));
         let ending = Crossing::open(world, Protocol::Tcp, KEPT);
         ending.crosses_back(world, &ending.answer(flags::ACK), Verdict::Transmit);
         ending.enters(world, flags::FIN | flags::ACK, false);

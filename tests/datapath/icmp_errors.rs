@@ -183,7 +183,7 @@ fn about_a_ping_that_left_the_cluster() {
             let message = Message::EchoRequest { identifier, sequence: 1 };
             Packet::icmp(source, far, message).payload(&[7; 200])
         };
-        world.configure(|settings| settings.snat_ports = [CLIENT, CLIENT]);
+        world.configure(|settings| *settings = settings.with_snat_ports([CLIENT, CLIENT]));
         let leaves = Expected::Rewritten(Reason::Masqueraded, request(node, CLIENT));
         world.send("it leaves", Hook::NodeEgress, &request(pod, 77), &leaves);
         let about = [&request(node, CLIENT), &request(pod, 77)];

@@ -164,7 +164,7 @@ fn port_of(world: &World, flow: &Flow, backend: SocketAddr) -> Option<u16> {
 #[test]
 fn other_ports_become_one_of_the_range_and_clients_with_one_port_get_two() {
     everywhere(|world| {
-        world.configure(|settings| settings.snat_ports = [49_152, 65_535]);
+        world.configure(|settings| *settings = settings.with_snat_ports([49_152, 65_535]));
         let served = node_port(Protocol::Tcp).active([1]);
         let backend = world.endpoint(1);
         let mut taken = std::collections::BTreeSet::new();
@@ -180,7 +180,7 @@ fn other_ports_become_one_of_the_range_and_clients_with_one_port_get_two() {
 #[test]
 fn a_range_that_is_used_up_drops_and_counts_and_a_closed_connection_gives_its_port_back() {
     everywhere(|world| {
-        world.configure(|settings| settings.snat_ports = [KEPT, KEPT]);
+        world.configure(|settings| *settings = settings.with_snat_ports([KEPT, KEPT]));
         // Without XDP, which would remember it for a second.
         world.configure(|settings| *settings = settings.with_port_waits(false));
         let served = node_port(Protocol::Tcp).active([1]);
@@ -205,7 +205,7 @@ const SILENT: u32 = 50;
 #[test]
 fn silent_datagrams_give_their_port_to_who_finds_none_and_go_on_with_another() {
     everywhere(|world| {
-        world.configure(|settings| settings.snat_ports = [KEPT, KEPT]);
+        world.configure(|settings| *settings = settings.with_snat_ports([KEPT, KEPT]));
         let served = node_port(Protocol::Udp).active([1]);
         let backend = world.endpoint(1);
         let first = from_outside(world, &served, 40_001);
@@ -220,10 +220,10 @@ fn silent_datagrams_give_their_port_to_who_finds_none_and_go_on_with_another() {
         answers(world, &third, 0, backend, KEPT);
 
         // There are others now: what the first sends is not to be answered to the third.
-        world.configure(|settings| settings.snat_ports = [KEPT + 1, KEPT + 1]);
+        world.configure(|settings| *settings = settings.with_snat_ports([KEPT + 1, KEPT + 1]));
         sends(world, &first, 0, false, backend, KEPT + 1);
         answers(world, &first, 0, backend, KEPT + 1);
-        world.configure(|settings| settings.snat_ports = [KEPT, KEPT]);
+        world.configure(|settings| *settings = settings.with_snat_ports([KEPT, KEPT]));
         answers(world, &third, 0, backend, KEPT);
     });
 }
@@ -232,7 +232,7 @@ fn silent_datagrams_give_their_port_to_who_finds_none_and_go_on_with_another() {
 fn most_of_the_range_may_be_in_use() {
     everywhere(|world| {
         let ports = 64;
-        world.configure(|settings| settings.snat_ports = [KEPT, KEPT + ports - 1]);
+        world.configure(|settings| *settings = settings.with_snat_ports([KEPT, KEPT + ports - 1]));
         let served = node_port(Protocol::Udp).active([1]);
         let backend = world.endpoint(1);
         for client in 0..ports * 3 / 4 {
@@ -243,9 +243,28 @@ fn most_of_the_range_may_be_in_use() {
 }
 
 #[test]
+fn ports_that_are_no_longer_offered_stay_those_of_the_connections_that_have_them() {
+    everywhere(|world| {
+        world.configure(|settings| *settings = settings.with_snat_ports([KEPT, KEPT + 1]));
+        let served = node_port(Protocol::Tcp).active([1]);
+        let backend = world.endpoint(1);
+        let first = from_outside(world, &served, KEPT);
+        sends(world, &first, flags::SYN, true, backend, KEPT);
+        world.configure(|settings| settings.offered_ports = [KEPT + 1, KEPT + 1]);
+        answers(world, &first, flags::SYN | flags::ACK, backend, KEPT);
+        sends(world, &first, flags::ACK, false, backend, KEPT);
+        // Its own port would be free towards this endpoint.
+        let other = Served::new(3, Protocol::Tcp).kind(FrontendKind::NodePort).active([3]);
+        let second = from_outside(world, &other, KEPT);
+        sends(world, &second, flags::SYN, true, world.endpoint(3), KEPT + 1);
+        answers(world, &second, flags::SYN | flags::ACK, world.endpoint(3), KEPT + 1);
+    });
+}
+
+#[test]
 fn two_backends_may_see_the_same_port() {
     everywhere(|world| {
-        world.configure(|settings| settings.snat_ports = [KEPT, KEPT]);
+        world.configure(|settings| *settings = settings.with_snat_ports([KEPT, KEPT]));
         for number in [1, 3] {
             let served = Served::new(number, Protocol::Tcp).kind(FrontendKind::NodePort).active([number.into()]);
             let flow = from_outside(world, &served, 40_001);

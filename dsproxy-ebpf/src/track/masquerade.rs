@@ -37,11 +37,11 @@ pub(crate) fn may_be_answer<A>(key: &FlowKey<A>, settings: &Settings) -> bool {
     settings.is_snat_port(key.destination_port) || key.protocol == Protocol::Sctp as u32
 }
 
-/// A port that masqueraded packets leave with, by chance.
+/// A port for a new connection, by chance.
 #[inline(always)]
 pub(crate) fn random_port(settings: &Settings) -> Port {
     // SAFETY: a helper without arguments.
-    settings.snat_port(unsafe { bpf_get_prandom_u32() })
+    settings.offered_port(unsafe { bpf_get_prandom_u32() })
 }
 
 /// What comes back for packets of `key` that leave with `address` and `port`.
@@ -105,7 +105,7 @@ pub(crate) fn settle<F: Family>(
     let keeps_port = key.protocol == Protocol::Sctp as u32;
     let mut tried = 0;
     let port = loop {
-        let port = if tried == 0 && (keeps_port || settings.is_snat_port(key.source_port)) {
+        let port = if tried == 0 && (keeps_port || settings.is_offered(key.source_port)) {
             key.source_port
         } else {
             random_port(settings)

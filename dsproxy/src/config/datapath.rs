@@ -19,10 +19,12 @@ impl Config {
             (self.pod_shortcut, SettingFlags::POD_SHORTCUT),
             (self.inside_by_network(), SettingFlags::INSIDE_BY_NETWORK),
         ];
+        let snat_ports = [self.snat_ports.first, self.snat_ports.last];
         DatapathSettings {
             lifetimes: self.lifetimes,
             flags: flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag),
-            snat_ports: [self.snat_ports.first, self.snat_ports.last],
+            snat_ports,
+            offered_ports: snat_ports,
             cached_flows: if self.xdp == Xdp::Off { 1 } else { self.cached_flows },
             ..DatapathSettings::default()
         }

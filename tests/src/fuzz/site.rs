@@ -194,10 +194,10 @@ impl Site {
                 | flag(rules.masquerade_egress, SettingFlags::MASQUERADE_EGRESS)
                 | flag(rules.reset_gone, SettingFlags::RESET_GONE)
                 | flag(rules.inside_by_network, SettingFlags::INSIDE_BY_NETWORK),
-            snat_ports: [*rules.snat_ports.start(), *rules.snat_ports.end()],
             refusals_per_second: if rules.answers { u32::MAX } else { 0 },
             ..self.told
         }
+        .with_snat_ports([*rules.snat_ports.start(), *rules.snat_ports.end()])
         .with_port_waits(true);
         if wanted != self.told {
             self.datapath.set_settings(&wanted)?;

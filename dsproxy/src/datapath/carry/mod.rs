@@ -6,6 +6,8 @@
 //!
 //! 1. Maps of this version are made beside those in use, and everything is carried over: first what user space has written, ids and
 //!    generations included, then the connections, again and again, while the old programs go on serving.
+//!    Before the last time, the old programs are told to give new connections only some of the ports for masquerading (`ports`): these
+//!    programs give others until the old ones are gone, so that neither gives one that the other has given away unseen.
 //! 2. This version's programs are attached beside the old ones, the first at ingress. They see nothing: their filters are empty, and no
 //!    port is one of masqueraded packets.
 //! 3. *The opening*: the filters are written, the egress one before that of frontends. With the first bit of a frontend
@@ -20,6 +22,7 @@ mod convert;
 mod copy;
 mod description;
 mod layouts;
+mod ports;
 
 use std::{
     fs, io,
@@ -34,7 +37,7 @@ use dsproxy_common::{
     settings::{SettingFlags, Settings},
 };
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::{
     copy::{Pair, pairs},
@@ -191,11 +194,12 @@ impl Takeover {
             && let Some(serving) = self.serving(&maps)?
         {
             stand_by(&mut loaded.maps, wanted)?;
+            share_ports(&serving, wanted)?;
             mirror(&serving)?;
             // What was added after the last mirroring has just gone again.
             self.add_what_others_hold(&maps)?;
         } else {
-            load::tell(&mut loaded.maps, wanted)?;
+            load::tell(&mut loaded.maps, &self.beside_others(&maps, wanted)?)?;
         }
         load::load_programs(&mut loaded.object)?;
         if !self.leaving.is_empty() {
@@ -227,6 +231,16 @@ impl Takeover {
         Ok(None)
     }
 
+    /// What these programs are told while those whose maps have a layout that is being left serve as well: `wanted`, but for the ports
+    /// that the others give.
+    fn beside_others(&self, own: &Path, wanted: &DatapathSettings) -> Result<DatapathSettings, CarryError> {
+        let mut beside = *wanted;
+        for theirs in self.serving(own)?.map_or_else(|| Ok(Vec::new()), |serving| told(&serving))? {
+            (_, beside.offered_ports) = ports::apart(theirs.snat_ports, wanted.snat_ports);
+        }
+        Ok(beside)
+    }
+
     /// Loads everything on maps made beside those of layout `version`, with all that these hold.
     fn prepare(
         &mut self,
@@ -255,6 +269,7 @@ impl Takeover {
         mirror(&serving)?;
         // The kernel's verifier takes seconds, in which connections come and go.
         load::load_programs(&mut loaded.object)?;
+        share_ports(&serving, wanted)?;
         let connections = mirror(&serving)?;
         self.add_what_others_hold(&maps)?;
         let failed = CarryError::on("exchange the layouts in", &self.ours);
@@ -279,7 +294,7 @@ impl Takeover {
         for leaving in &self.leaving {
             all.push(pairs(&maps_of(leaving), &own)?);
         }
-        open(&all, maps, wanted)?;
+        open(&all, maps, &self.beside_others(&own, wanted)?)?;
         thread::sleep(PACKETS_UNDER_WAY);
         for leaving in &self.leaving {
             stop_masquerading(&maps_of(leaving))?;
@@ -295,6 +310,7 @@ impl Takeover {
             detached += attach::retire(&links_of(&leaving))?;
             fs::remove_dir_all(&leaving).map_err(CarryError::on("remove the layout", &leaving))?;
         }
+        load::tell(maps, wanted)?;
         info!(merged, detached, "the programs of the other layout are gone; this one serves alone");
         Ok(())
     }
@@ -383,21 +399,25 @@ fn add_bits(pair: &Pair) -> Result<(), CarryError> {
     Ok(())
 }
 
+/// Has the programs that serve give new connections ports of their own, before these programs give any. What they were about to give is
+/// given when this returns.
+fn share_ports(serving: &[Pair], wanted: &DatapathSettings) -> Result<(), CarryError> {
+    for theirs in told(serving)? {
+        let (left, _) = ports::apart(theirs.snat_ports, wanted.snat_ports);
+        for pair in serving.iter().filter(|pair| pair.held.name == layout::SETTINGS) {
+            if !ports::offer(pair.directory(), left)? {
+                debug!("programs of an older layout go on with all ports for masquerading");
+            }
+        }
+    }
+    thread::sleep(PACKETS_UNDER_WAY);
+    Ok(())
+}
+
 /// Leaves it to this version's programs to masquerade what leaves the cluster: that is done last at a hook, where theirs come first.
 fn stop_masquerading(maps: &Path) -> Result<(), CarryError> {
-    let path = maps.join(layout::SETTINGS);
-    let failed = CarryError::on("tell the programs of", &path);
-    let (Some(map), Some(description)) =
-        (RawMap::pinned(&path).map_err(&failed)?, Description::pinned(maps).map_err(&failed)?)
-    else {
-        return Ok(());
-    };
-    let fields = description.maps.get(layout::SETTINGS).into_iter().flat_map(|entry| &entry.value);
-    let Some(field) = fields.into_iter().find(|field| field.name == "flags" && field.size == 4) else { return Ok(()) };
-    let Some(mut settings) = map.get(&[0; 4]).map_err(&failed)? else { return Ok(()) };
-    let Some(bytes) = settings.get_mut(field.offset..).and_then(|rest| rest.first_chunk_mut::<4>()) else {
-        return Ok(());
-    };
-    *bytes = (u32::from_ne_bytes(*bytes) & !SettingFlags::MASQUERADE_EGRESS).to_ne_bytes();
-    map.set(&[0; 4], &settings).map_err(&failed)
+    ports::change_setting(maps, "flags", |flags| {
+        *flags = (u32::from_ne_bytes(*flags) & !SettingFlags::MASQUERADE_EGRESS).to_ne_bytes();
+    })
+    .map(drop)
 }

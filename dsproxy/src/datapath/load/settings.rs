@@ -52,6 +52,8 @@ pub struct DatapathSettings {
     pub flags: u32,
     /// The first and the last port that masqueraded packets leave with.
     pub snat_ports: [u16; 2],
+    /// Those of them that new connections get.
+    pub offered_ports: [u16; 2],
     /// How many refusals a CPU sends in a second.
     pub refusals_per_second: u32,
     /// How many flows each CPU remembers for XDP: a power of two; one where XDP is not used.
@@ -60,11 +62,13 @@ pub struct DatapathSettings {
 
 impl Default for DatapathSettings {
     fn default() -> Self {
+        // The dynamic ports (RFC 6335, section 6), beyond those of NodePorts and of Linux's own choice for the most part.
+        let snat_ports = [49_152, 65_535];
         Self {
             lifetimes: Lifetimes::default(),
             flags: 0,
-            // The dynamic ports (RFC 6335, section 6), beyond those of NodePorts and of Linux's own choice for the most part.
-            snat_ports: [49_152, 65_535],
+            snat_ports,
+            offered_ports: snat_ports,
             // As the kernel's own for ICMP (net.ipv4.icmp_msgs_per_sec).
             refusals_per_second: 1000,
             cached_flows: layout::capacity::CACHED_FLOWS,
@@ -79,7 +83,7 @@ pub(super) fn settings(
     host_namespace: u64,
     before: Option<&Settings>,
 ) -> Settings {
-    let DatapathSettings { lifetimes, flags, snat_ports, refusals_per_second, cached_flows } = *wanted;
+    let DatapathSettings { lifetimes, flags, snat_ports, offered_ports, refusals_per_second, cached_flows } = *wanted;
     let jiffies = |time: Duration| {
         let jiffies = time.as_secs().saturating_mul(jiffies_per_second.into());
         // Half the range of the clock: beyond that an age could not be told from a younger one. And a second at least (`Age`).
@@ -92,9 +96,11 @@ pub(super) fn settings(
         port_waits: [[0; FlowState::COUNT]; 2],
         flags,
         snat_ports,
+        offered_ports,
         refusals_per_second,
         services_v4: before.map_or_else(|| network_record(None), |before| before.services_v4),
         services_v6: before.map_or_else(|| network_record(None), |before| before.services_v6),
+        reserved: 0,
         host_namespace,
     };
     for (state, time) in [
