@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, path::Path};
 
 use dsproxy_common::{
     Addr4, Addr6, Address, IpFamily,
-    count::ServiceCounters,
+    count::{ServiceCounters, ServiceDrops},
     daemon::DaemonRecord,
     event::EventFilter,
     flow::{EgressEntry, FlowKey, ForwardEntry, SnatEntry},
@@ -132,6 +132,7 @@ pub(super) fn maps() -> Vec<Held> {
         // What a number counts is another in every version.
         held(layout::COUNTERS, Content::Anew, entry::<u32, u64>()),
         held(layout::SERVICE_COUNTERS, Content::Table, entry::<u32, ServiceCounters>()),
+        held(layout::SERVICE_DROPS, Content::Table, entry::<u32, ServiceDrops>()),
         held(layout::SERVICE_NAMES, Content::Table, entry::<u32, ServiceName>()),
         // The count of changes goes on, so that what connections have noted of earlier ones is not taken for true.
         held(layout::ROUTING, Content::Table, entry::<u32, Routing>()),

@@ -47,7 +47,6 @@ use super::{
     attach::{self, AttachError},
     bpffs::Bpffs,
     load::{self, DatapathSettings, LoadError, Loaded, Place},
-    raw_map::RawMap,
 };
 use crate::maps::{
     Capacities, MapError,

@@ -1,13 +1,14 @@
 //! The frontends, with their endpoints and traffic.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::SocketAddr,
 };
 
 use dsproxy_common::{
     IpFamily,
+    count::ServiceDrops,
     service::{Frontend, FrontendFlags, FrontendKind},
 };
 use ipnet::IpNet;
@@ -45,6 +46,8 @@ struct ServiceRow {
     bytes: u64,
     reply_packets: u64,
     reply_bytes: u64,
+    /// Packets that were dropped, and calls of sockets that were refused, by reason; those that are not here are none.
+    drops: BTreeMap<&'static str, u64>,
 }
 
 /// Makes `dsproxy services`: a row for each frontend that `filter` takes.
@@ -101,6 +104,7 @@ pub fn services(live: &Live, filter: &FlowFilter) -> anyhow::Result<Services> {
             bytes: counted.bytes,
             reply_packets: counted.reply_packets,
             reply_bytes: counted.reply_bytes,
+            drops: by_reason(&live.maps.service_drops(frontend.service)?),
         });
     }
     rows.sort_by(|a, b| (&a.name, a.frontend).cmp(&(&b.name, b.frontend)));
@@ -122,6 +126,7 @@ impl View for Services {
             "PACKETS",
             "BYTES",
             "REPLY BYTES",
+            "DROPPED",
         ]);
         for row in &self.0 {
             columns.row([
@@ -136,10 +141,24 @@ impl View for Services {
                 (row.packets + row.reply_packets).to_string(),
                 row.bytes.to_string(),
                 row.reply_bytes.to_string(),
+                dropped(&row.drops),
             ]);
         }
         columns.text()
     }
+}
+
+/// The reasons for which something was dropped, with their counts.
+fn by_reason(drops: &ServiceDrops) -> BTreeMap<&'static str, u64> {
+    drops.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.name(), count)).collect()
+}
+
+/// The same in one cell, the most first.
+fn dropped(drops: &BTreeMap<&'static str, u64>) -> String {
+    let mut drops: Vec<_> = drops.iter().collect();
+    drops.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let parts: Vec<_> = drops.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
 }
 
 /// Two cells in one, where they differ.
@@ -159,7 +178,17 @@ fn kind(frontend: &Frontend) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use dsproxy_common::count::Reason;
+
     use super::*;
+
+    #[test]
+    fn drops_are_told_by_reason_the_most_first() {
+        let drops =
+            ServiceDrops::of(Reason::NoEndpoint, 3).each(ServiceDrops::of(Reason::SourceRange, 12), |a, b| a + b);
+        assert_eq!(dropped(&by_reason(&drops)), "12 source-range, 3 no-endpoint");
+        assert_eq!(dropped(&by_reason(&ServiceDrops::default())), "none");
+    }
 
     #[test]
     fn one_cell_says_both_where_they_differ() {
