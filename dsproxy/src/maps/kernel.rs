@@ -188,8 +188,19 @@ impl KernelMaps {
     pub fn service_drops(&self, service: u32) -> Result<ServiceDrops, MapError> {
         // The programs make the entry with the first drop.
         let values = present(self.service_drops.get(&service, 0)).map_err(kernel("read", MapKind::Services))?;
-        let cpus = values.iter().flat_map(|values| values.iter());
-        Ok(cpus.fold(ServiceDrops::default(), |sum, cpu| sum.each(*cpu, |sum, cpu| sum + cpu)))
+        Ok(values.map_or_else(ServiceDrops::default, |values| of_all_cpus(&values)))
+    }
+
+    /// The same of each service port of which something was dropped, by id. Some may be missed while the programs enter others.
+    pub fn drops(&self) -> Result<Vec<(u32, ServiceDrops)>, MapError> {
+        let entries = self.service_drops.iter().map(|entry| entry.map(|(id, values)| (id, of_all_cpus(&values))));
+        entries.collect::<Result<_, _>>().map_err(kernel("read", MapKind::Services))
+    }
+
+    /// The name of a service port, if it has one.
+    pub fn name(&self, service: u32) -> Result<Option<String>, MapError> {
+        let name = present(self.names.get(&service, 0)).map_err(kernel("read", MapKind::Services))?;
+        Ok(name.map(|name| name.as_str().to_owned()))
     }
 
     /// The names of service ports, by id.
@@ -599,6 +610,10 @@ impl<A: Address + Pod> FamilyMaps<A> {
     fn leaves(&self, key: &FlowKey<A>) -> Option<EgressEntry<A>> {
         self.egress.get(key, 0).or_else(|_| self.egress_brief.get(key, 0)).ok()
     }
+}
+
+fn of_all_cpus(values: &PerCpuValues<ServiceDrops>) -> ServiceDrops {
+    values.iter().fold(ServiceDrops::default(), |sum, cpu| sum.each(*cpu, |sum, cpu| sum + cpu))
 }
 
 fn network<A: Address>(address: A, bits: u32) -> Option<IpNet> {
