@@ -1,7 +1,7 @@
 //! The frontends, with their endpoints and traffic.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     fmt,
     net::SocketAddr,
 };
@@ -60,6 +60,8 @@ pub fn services(live: &Live, filter: &FlowFilter) -> anyhow::Result<Services> {
     let backends: HashMap<_, _> =
         live.maps.backends()?.into_iter().map(|(family, id, record)| ((family, id), record)).collect();
     let ranges = live.maps.source_ranges()?;
+    // Read once for all frontends of a service port, for each to say the same while packets pass.
+    let mut counted = HashMap::new();
     let mut rows = Vec::new();
     for (address, frontend) in live.maps.frontends()? {
         let family = address.family();
@@ -85,7 +87,13 @@ pub fn services(live: &Live, filter: &FlowFilter) -> anyhow::Result<Services> {
         if !filter.takes(address.protocol, &name, family, &addresses) {
             continue;
         }
-        let counted = live.maps.service_counters(frontend.service)?;
+        let (counters, drops) = match counted.entry(frontend.service) {
+            Entry::Occupied(held) => *held.get(),
+            Entry::Vacant(place) => {
+                let service = frontend.service;
+                *place.insert((live.maps.service_counters(service)?, live.maps.service_drops(service)?))
+            }
+        };
         rows.push(ServiceRow {
             name,
             family: family.to_string(),
@@ -99,12 +107,12 @@ pub fn services(live: &Live, filter: &FlowFilter) -> anyhow::Result<Services> {
             policy_for_outside: policy(FrontendFlags::OUTSIDE_LOCAL),
             affinity_seconds: frontend.affinity,
             source_ranges: frontend.has(FrontendFlags::SOURCE_RANGES).then(ranges),
-            connections: counted.connections,
-            packets: counted.packets,
-            bytes: counted.bytes,
-            reply_packets: counted.reply_packets,
-            reply_bytes: counted.reply_bytes,
-            drops: by_reason(&live.maps.service_drops(frontend.service)?),
+            connections: counters.connections,
+            packets: counters.packets,
+            bytes: counters.bytes,
+            reply_packets: counters.reply_packets,
+            reply_bytes: counters.reply_bytes,
+            drops: by_reason(&drops),
         });
     }
     rows.sort_by(|a, b| (&a.name, a.frontend).cmp(&(&b.name, b.frontend)));
@@ -112,7 +120,8 @@ pub fn services(live: &Live, filter: &FlowFilter) -> anyhow::Result<Services> {
 }
 
 impl View for Services {
-    /// What differs for clients outside the cluster stands behind a slash. Traffic is counted by service port, both families together, so it stands on each of its rows.
+    /// What differs for clients outside the cluster stands behind a slash. Traffic and drops are counted by service port, both families
+    /// together, so they stand on each of its rows.
     fn table(&self) -> String {
         let mut columns = Columns::new(&[
             "SERVICE PORT",
