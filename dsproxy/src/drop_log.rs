@@ -19,6 +19,9 @@ pub const EVERY: Duration = Duration::from_secs(60);
 /// Packets by reason and family.
 type Counted = Vec<(Reason, Option<IpFamily>, u64)>;
 
+/// The same, to be looked up.
+type ByReason = BTreeMap<(Reason, Option<IpFamily>), u64>;
+
 /// Drops by the id of the service port.
 type ByService = BTreeMap<u32, ServiceDrops>;
 
@@ -35,7 +38,7 @@ struct Grown {
 pub async fn follow(maps: KernelMaps, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut before: Option<(BTreeMap<(Reason, Option<IpFamily>), u64>, ByService)> = None;
+    let mut before: Option<(ByReason, ByService)> = None;
     let mut fails = false;
     loop {
         ticks.tick().await;
@@ -87,7 +90,7 @@ fn read(maps: &KernelMaps) -> Result<(Counted, ByService), MapError> {
 }
 
 /// The drops among `now` that are more than `before`.
-fn grown(before: &BTreeMap<(Reason, Option<IpFamily>), u64>, now: &Counted) -> Vec<Grown> {
+fn grown(before: &ByReason, now: &Counted) -> Vec<Grown> {
     let of_drops = now.iter().filter(|(reason, ..)| reason.is_drop());
     let grown = of_drops.filter_map(|&(reason, family, total)| {
         // Counters begin anew when somebody removes the maps.
