@@ -11,8 +11,8 @@
 //! 2. This version's programs are attached beside the old ones, the first at ingress. They see nothing: their filters are empty, and no
 //!    port is one of masqueraded packets.
 //! 3. *The opening*: the filters are written, the egress one before that of frontends. With the first bit of a frontend
-//!    its new connections are this version's; whatever the old programs know and these do not, the old ones still serve, and they go
-//!    on telling which client a masqueraded connection of theirs is answered to (`FOREIGN`).
+//!    its new connections are this version's; TCP that goes on, and which the old programs know and these do not, is left to them
+//!    (`BESIDE_OTHERS`), and they go on telling which client a masqueraded connection of theirs is answered to (`FOREIGN`).
 //! 4. What the old programs have entered meanwhile is merged, they are detached, and their maps go.
 //!
 //! Each step can be repeated (`layouts` says what a kill leaves), and nothing depends on which version is the newer: maps describe
@@ -230,12 +230,15 @@ impl Takeover {
         Ok(None)
     }
 
-    /// What these programs are told while those whose maps have a layout that is being left serve as well: `wanted`, but for the ports
-    /// that the others give.
+    /// What these programs are told while those whose maps have a layout that is being left serve as well: `wanted`, but that the others
+    /// give some of the ports, and know connections that these do not.
     fn beside_others(&self, own: &Path, wanted: &DatapathSettings) -> Result<DatapathSettings, CarryError> {
         let mut beside = *wanted;
-        for theirs in self.serving(own)?.map_or_else(|| Ok(Vec::new()), |serving| told(&serving))? {
-            (_, beside.offered_ports) = ports::apart(theirs.snat_ports, wanted.snat_ports);
+        if let Some(serving) = self.serving(own)? {
+            beside.flags |= SettingFlags::BESIDE_OTHERS;
+            for theirs in told(&serving)? {
+                (_, beside.offered_ports) = ports::apart(theirs.snat_ports, wanted.snat_ports);
+            }
         }
         Ok(beside)
     }
