@@ -86,7 +86,7 @@ fn translate<F: Family, C: BufferContext>(
     }
     if settings.flags & SettingFlags::BESIDE_OTHERS != 0 && packet.segment.goes_on() {
         cold_path();
-        return Err(Reason::NotService);
+        return Err(Reason::NotService.into());
     }
     match lookup::frontend::<F>(packet.key) {
         Some(frontend) => {
