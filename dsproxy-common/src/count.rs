@@ -1,6 +1,9 @@
 //! What became of packets, counted: one numbering for the kernel programs, metrics and documents.
 
-use crate::{IpFamily, record::record};
+use crate::{
+    IpFamily,
+    record::{Field, Record, record},
+};
 
 /// Declares [`Reason`] with a name and a sentence for each value.
 macro_rules! reasons {
@@ -76,10 +79,12 @@ reasons! {
     EarlyFragment = "early-fragment",
     /// Passed: a header contradicts itself or the length of the packet.
     Malformed = "malformed",
-    /// Dropped and answered with an ICMP error: the Service has no endpoint.
-    NoEndpoint = "no-endpoint",
     /// Dropped and answered with an ICMP error: the ClusterIP has no such port.
     NoPort = "no-port",
+    /// Dropped: an address of a range of ClusterIPs that no Service has.
+    Unallocated = "unallocated",
+    /// Dropped and answered with an ICMP error: the Service has no endpoint.
+    NoEndpoint = "no-endpoint",
     /// Dropped, for as many refusals as may be were sent this second: the Service has no endpoint, or the ClusterIP no such
     /// port.
     RefusalLimit = "refusal-limit",
@@ -92,8 +97,6 @@ reasons! {
     SourceRange = "source-range",
     /// Dropped: a client's packet to a Service says a VIP, as only nodes say it to each other.
     Pretended = "pretended",
-    /// Dropped: an address of a range of ClusterIPs that no Service has.
-    Unallocated = "unallocated",
     /// Dropped and answered with a reset: the endpoint of a TCP connection has left its Service.
     BackendGone = "backend-gone",
     /// Dropped: another connection of the same client to the same endpoint, through another VIP, holds the ports.
@@ -218,6 +221,70 @@ impl ServiceCounters {
     }
 }
 
+/// What one CPU has counted of one service port's packets, and calls of sockets, that were dropped or refused: by reason, both
+/// families together. Its fields are named as the reasons are, so another version finds those again that it knows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceDrops {
+    counts: [u64; Self::REASONS.len()],
+}
+
+impl ServiceDrops {
+    /// The reasons for which a packet is dropped that is some service port's, in the order of their numbers: all from here on.
+    /// Before them are the drops of what is for no frontend.
+    pub const REASONS: &[Reason] = Reason::ALL.split_at(Reason::NoEndpoint as usize).1;
+
+    /// Where the count for `reason` stands, if it is one of `REASONS`.
+    #[inline(always)]
+    pub const fn index(reason: Reason) -> Option<usize> {
+        let index = (reason as usize).wrapping_sub(Reason::NoEndpoint as usize);
+        if index < Self::REASONS.len() { Some(index) } else { None }
+    }
+
+    /// `count` for `reason`; nothing where that is none of `REASONS`.
+    #[must_use]
+    pub fn of(reason: Reason, count: u64) -> Self {
+        let mut drops = Self::default();
+        if let Some(held) = Self::index(reason).and_then(|index| drops.counts.get_mut(index)) {
+            *held = count;
+        }
+        drops
+    }
+
+    /// Each of `REASONS` with its count.
+    pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> {
+        Self::REASONS.iter().copied().zip(self.counts)
+    }
+
+    /// All of them together.
+    pub fn total(&self) -> u64 {
+        self.counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// What `with` makes of each of these and its counterpart.
+    #[must_use]
+    pub fn each(self, counterparts: Self, with: impl Fn(u64, u64) -> u64) -> Self {
+        Self { counts: core::array::from_fn(|index| with(self.counts[index], counterparts.counts[index])) }
+    }
+}
+
+impl Record for ServiceDrops {
+    const FIELDS: &'static [Field] = &{
+        let size = size_of::<u64>();
+        let mut fields = [Field { name: "", offset: 0, size }; Self::REASONS.len()];
+        let mut index = 0;
+        while index < fields.len() {
+            fields[index] = Field { name: Self::REASONS[index].name(), offset: index * size, size };
+            index += 1;
+        }
+        fields
+    };
+}
+
+// SAFETY: the type is `repr(C)`, and an array of integers.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for ServiceDrops {}
+
 record! {
     ServiceCounters { connections, packets, bytes, reply_packets, reply_bytes }
 }
@@ -253,5 +320,31 @@ mod tests {
             let says_answer = reason.explanation().contains("Dropped and answered");
             assert_eq!(says_answer, reason.is_answer(), "{reason:?}");
         }
+    }
+
+    #[test]
+    fn drops_are_a_service_ports_but_where_there_is_no_frontend() {
+        let of_none: Vec<_> = Reason::ALL
+            .iter()
+            .filter(|reason| reason.is_drop() && ServiceDrops::index(**reason).is_none())
+            .copied()
+            .collect();
+        assert_eq!(of_none, [Reason::NoPort, Reason::Unallocated]);
+        for (index, reason) in ServiceDrops::REASONS.iter().enumerate() {
+            assert!(reason.is_drop(), "{reason:?}");
+            assert_eq!(ServiceDrops::index(*reason), Some(index));
+            assert_eq!(ServiceDrops::FIELDS[index].name, reason.name());
+        }
+        assert_eq!(crate::record::size_of_fields(ServiceDrops::FIELDS), size_of::<ServiceDrops>());
+    }
+
+    #[test]
+    fn drops_are_counted_by_reason() {
+        let drops = ServiceDrops::of(Reason::SourceRange, 3)
+            .each(ServiceDrops::of(Reason::NoEndpoint, 4), u64::saturating_add)
+            .each(ServiceDrops::of(Reason::NoPort, 5), u64::saturating_add);
+        let counted: Vec<_> = drops.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(counted, [(Reason::NoEndpoint, 4), (Reason::SourceRange, 3)]);
+        assert_eq!(drops.total(), 7);
     }
 }

@@ -12,6 +12,8 @@ pub const SETTINGS: &str = "SETTINGS";
 pub const COUNTERS: &str = "COUNTERS";
 /// The name of the map of counters by service port.
 pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
+/// The name of the map of drops by service port.
+pub const SERVICE_DROPS: &str = "SERVICE_DROPS";
 /// The name of the map of service port names.
 pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
 
@@ -169,7 +171,7 @@ pub const fn family_maps(family: IpFamily) -> FamilyMapNames {
 
 /// How many entries the maps have unless told otherwise, for each family where a map exists twice.
 pub mod capacity {
-    /// Service ports: counters and names.
+    /// Service ports: counters, drops and names.
     pub const SERVICES: u32 = 65_536;
     /// Frontends.
     pub const FRONTENDS: u32 = 131_072;

@@ -1,8 +1,12 @@
-//! Counters: one a packet by reason, and a few by service port, all of them per CPU.
+//! Counters: one a packet by reason, a few by service port, and drops by both; all of them per CPU.
 
+use core::hint::cold_path;
+
+use aya_ebpf::bindings::BPF_NOEXIST;
 use dsproxy_common::{
     IpFamily,
-    count::{Reason, ServiceCounters, counter_index},
+    count::{Reason, ServiceCounters, ServiceDrops, counter_index},
+    flow::NO_SERVICE,
 };
 
 use crate::maps;
@@ -35,6 +39,32 @@ pub(crate) fn reply(service: u32, bytes: u32) {
         counters.reply_packets += 1;
         counters.reply_bytes += u64::from(bytes);
     });
+}
+
+/// Counts a drop of `service`, if it is one and the service port is known. A packet's or a socket's call's: both may be at it on
+/// one CPU.
+///
+/// Should the kernel have no memory for the entry just now, the drop is counted by its reason alone, and the next one asks again.
+#[inline(always)]
+pub(crate) fn drop(service: u32, reason: Reason) {
+    let Some(index) = ServiceDrops::index(reason) else { return };
+    cold_path();
+    if service == NO_SERVICE {
+        return;
+    }
+    let held = maps::SERVICE_DROPS.get_ptr_mut(&service);
+    let drops = match held {
+        Some(drops) => drops,
+        None => {
+            let Some(none) = maps::NO_DROPS.get(0) else { return };
+            // Whoever was here meanwhile has entered it.
+            let _ = maps::SERVICE_DROPS.insert(&service, none, BPF_NOEXIST.into());
+            let Some(drops) = maps::SERVICE_DROPS.get_ptr_mut(&service) else { return };
+            drops
+        }
+    };
+    // SAFETY: this CPU's own value, which has a counter for every index.
+    unsafe { add_one(drops.cast::<u64>().add(index)) };
 }
 
 /// Counts what became of a socket's call.

@@ -17,6 +17,7 @@ use crate::{
     clock,
     family::Family,
     lookup,
+    outcome::Untranslated,
     packet::{BufferContext, Refused, Short},
     parse::Packet,
     track::{direct, masquerade},
@@ -82,7 +83,7 @@ pub(crate) fn arrive<F: Family, C: BufferContext>(
     context: &C,
     packet: &Packet<'_, F::Address>,
     settings: &Settings,
-) -> Option<Reason> {
+) -> Option<Untranslated> {
     let is_meant = settings.flags & SettingFlags::ACCEPT_DIRECT != 0 && lookup::may_be_for_backend::<F>(packet.key);
     if !is_meant {
         return None;
@@ -94,7 +95,7 @@ pub(crate) fn arrive<F: Family, C: BufferContext>(
     let (address, port) = F::read_vip(context.linear(), packet.l3)?;
     let service = service::<F>(packet.key, address, port)?;
     let entered = direct::enter::<F>(packet.key, (address, port), service, packet.segment, clock::now(), settings);
-    Some(entered.err().unwrap_or(Reason::DirectArrived))
+    Some(Untranslated::of(service)(entered.err().unwrap_or(Reason::DirectArrived)))
 }
 
 /// Whether a packet of a client's is one that may say a VIP to this node, or end a connection that did.

@@ -5,7 +5,7 @@ use dsproxy_common::{
     Address,
     count::Reason,
     filter::FilterBit,
-    flow::FlowKey,
+    flow::{FlowKey, NO_SERVICE},
     service::{Frontend, FrontendKey, SourceRange},
     settings::{NetworkFlags, Settings},
 };
@@ -55,6 +55,12 @@ pub(crate) fn frontend_at<F: Family>(key: &FrontendKey<F::Address>) -> Option<Fr
     // SAFETY: user space replaces a frontend by a new element. The old one's memory may be given out again while it
     // is copied here; `pick` checks that what it leads to belongs together.
     unsafe { F::maps().frontends.get(key) }.copied()
+}
+
+/// The service port that packets of `key` are for; `NO_SERVICE` if there is none.
+#[inline(always)]
+pub(crate) fn service<F: Family>(key: &FlowKey<F::Address>) -> u32 {
+    frontend::<F>(key).map_or(NO_SERVICE, |frontend| frontend.service)
 }
 
 /// What is known of the networks that `address` is in: `NetworkFlags`.

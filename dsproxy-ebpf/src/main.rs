@@ -18,6 +18,7 @@ mod icmp_error;
 mod lookup;
 mod maps;
 mod observe;
+mod outcome;
 mod packet;
 mod parse;
 mod pick;

@@ -3,13 +3,13 @@
 //! Capacities are the defaults of `layout::capacity`; user space may set others when it loads the object.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use dsproxy_common::{
     Addr4, Addr6,
     cached_flow::{FlowSet, sets},
-    count::{COUNTERS as COUNTER_COUNT, ServiceCounters},
+    count::{COUNTERS as COUNTER_COUNT, ServiceCounters, ServiceDrops},
     daemon::DaemonRecord,
     event::{Event, EventFilter, WAITING_BYTES},
     filter,
@@ -26,7 +26,7 @@ use dsproxy_common::{
 
 use crate::{observe::Left, refuse::Quote, track::connection::Connection};
 
-/// Memory follows use: only user space adds entries, so no program ever waits for an allocation.
+/// Memory follows use. User space alone adds entries, so no program ever asks for memory; but to `SERVICE_DROPS`, see `count::drop`.
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
 
 const FILTER_WORDS: usize = filter::WORDS as usize;
@@ -73,6 +73,13 @@ pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
 pub(crate) static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, SERVICES> = PerCpuArray::new();
+/// An entry for each service port of which something was dropped, made with the first drop. There is room for every one, so none
+/// gives way to another.
+#[btf_map]
+pub(crate) static SERVICE_DROPS: PerCpuHashMap<u32, ServiceDrops, SERVICES, NO_PREALLOC> = PerCpuHashMap::new();
+/// What such an entry begins with: never written, and zero. The stack has no room for it.
+#[btf_map]
+pub(crate) static NO_DROPS: Array<ServiceDrops, 1> = Array::new();
 /// Not read by any program: it is for whoever looks at the maps without the daemon.
 #[btf_map]
 pub(crate) static SERVICE_NAMES: HashMap<u32, ServiceName, SERVICES, NO_PREALLOC> = HashMap::new();

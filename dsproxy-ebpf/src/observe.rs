@@ -177,7 +177,7 @@ pub(crate) fn call<S: Place>(context: SocketContext, reason: Reason) {
         (before.destination, before.destination_port) = (held.vip, held.vip_port);
         event.service = held.service;
     } else {
-        event.service = service_at::<S::Family>(&before);
+        event.service = lookup::service::<S::Family>(&before);
     }
     fill::<S::Family>(&mut event, &before, &after);
     tell(&mut event, Some(<S::Family as Family>::FAMILY));
@@ -253,7 +253,7 @@ fn read<F: Family, C: BufferContext>(context: &C, l3: usize, reason: Reason, eve
     if reason.is_answer() {
         // The answer goes the other way, and so does what is quoted, as it was turned round to be looked up.
         let refused = key.answer();
-        event.service = service_at::<F>(&refused);
+        event.service = lookup::service::<F>(&refused);
         return fill::<F>(event, &refused, &refused);
     }
     if matches!(content, Content::Error | Content::Other) {
@@ -290,7 +290,7 @@ fn describe<F: Family>(event: &mut Event, after: &FlowKey<F::Address>, reason: R
             was_for_node::<F>(&mut before);
             service
         }
-        reason if reason.is_drop() => Some(service_at::<F>(&before)),
+        reason if reason.is_drop() => Some(lookup::service::<F>(&before)),
         _ => None,
     };
     event.service = service.unwrap_or(NO_SERVICE);
@@ -340,12 +340,6 @@ fn was_for_node<F: Family>(key: &mut FlowKey<F::Address>) -> Option<u32> {
     }
     (key.destination, key.destination_port) = (held.address, held.port);
     Some(held.service)
-}
-
-/// The service port that packets of `key` are for.
-#[inline(always)]
-fn service_at<F: Family>(key: &FlowKey<F::Address>) -> u32 {
-    lookup::frontend::<F>(key).map_or(NO_SERVICE, |frontend| frontend.service)
 }
 
 #[inline(always)]

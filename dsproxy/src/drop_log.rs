@@ -4,17 +4,26 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use dsproxy_common::{IpFamily, count::Reason};
+use dsproxy_common::{
+    IpFamily,
+    count::{Reason, ServiceDrops},
+};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::maps::kernel::KernelMaps;
+use crate::maps::{MapError, kernel::KernelMaps};
 
 /// How often it is told.
 pub const EVERY: Duration = Duration::from_secs(60);
 
 /// Packets by reason and family.
 type Counted = Vec<(Reason, Option<IpFamily>, u64)>;
+
+/// The same, to be looked up.
+type ByReason = BTreeMap<(Reason, Option<IpFamily>), u64>;
+
+/// Drops by the id of the service port.
+type ByService = BTreeMap<u32, ServiceDrops>;
 
 /// Packets of one reason that were dropped since the last time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,11 +38,11 @@ struct Grown {
 pub async fn follow(maps: KernelMaps, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut before: Option<BTreeMap<(Reason, Option<IpFamily>), u64>> = None;
+    let mut before: Option<(ByReason, ByService)> = None;
     let mut fails = false;
     loop {
         ticks.tick().await;
-        let counted = match maps.counters() {
+        let (counted, services) = match read(&maps) {
             Ok(counted) => counted,
             Err(error) => {
                 if !std::mem::replace(&mut fails, true) {
@@ -44,9 +53,12 @@ pub async fn follow(maps: KernelMaps, every: Duration) {
         };
         fails = false;
         // What the programs counted before this daemon began was told by the one before it.
-        if let Some(before) = &before {
+        if let Some((before, services_before)) = &before {
             for Grown { reason, family, packets, total } in grown(before, &counted) {
                 let family = family.map_or_else(String::new, |family| family.to_string());
+                // What has no name any more has gone.
+                let most = most_of(services_before, &services, reason).map(|service| maps.name(service));
+                let mostly = most.and_then(|name| name.ok().flatten()).unwrap_or_default();
                 let (why, advice) = (reason.name(), advice(reason));
                 macro_rules! tell {
                     ($level:ident) => {
@@ -55,6 +67,7 @@ pub async fn follow(maps: KernelMaps, every: Duration) {
                             family,
                             packets,
                             total,
+                            mostly,
                             seconds = every.as_secs(),
                             "packets were dropped: {advice}"
                         )
@@ -67,12 +80,17 @@ pub async fn follow(maps: KernelMaps, every: Duration) {
                 }
             }
         }
-        before = Some(counted.into_iter().map(|(reason, family, count)| ((reason, family), count)).collect());
+        let counted = counted.into_iter().map(|(reason, family, count)| ((reason, family), count)).collect();
+        before = Some((counted, services));
     }
 }
 
+fn read(maps: &KernelMaps) -> Result<(Counted, ByService), MapError> {
+    Ok((maps.counters()?, maps.drops()?.into_iter().collect()))
+}
+
 /// The drops among `now` that are more than `before`.
-fn grown(before: &BTreeMap<(Reason, Option<IpFamily>), u64>, now: &Counted) -> Vec<Grown> {
+fn grown(before: &ByReason, now: &Counted) -> Vec<Grown> {
     let of_drops = now.iter().filter(|(reason, ..)| reason.is_drop());
     let grown = of_drops.filter_map(|&(reason, family, total)| {
         // Counters begin anew when somebody removes the maps.
@@ -80,6 +98,18 @@ fn grown(before: &BTreeMap<(Reason, Option<IpFamily>), u64>, now: &Counted) -> V
         (packets > 0).then_some(Grown { reason, family, packets, total })
     });
     grown.collect()
+}
+
+/// The service port of which `now` has the most drops for `reason` that `before` has not, both families together; none if no service port's
+/// are more.
+fn most_of(before: &ByService, now: &ByService, reason: Reason) -> Option<u32> {
+    let count = |drops: &ServiceDrops| drops.iter().find(|(of, _)| *of == reason).map_or(0, |(_, count)| count);
+    let growth = now.iter().map(|(service, drops)| {
+        let (then, now) = (before.get(service).map_or(0, count), count(drops));
+        // A count that is lower than it was is another service port's.
+        (*service, now.checked_sub(then).unwrap_or(now))
+    });
+    growth.filter(|(_, growth)| *growth > 0).max_by_key(|(_, growth)| *growth).map(|(service, _)| service)
 }
 
 /// Whether something of the node is at its end or does not work, so that the operator has to act. The rest is what clients meet
@@ -175,6 +205,17 @@ mod tests {
                 Grown { reason: Reason::TableRefused, family: v4, packets: 9, total: 9 },
             ]
         );
+    }
+
+    #[test]
+    fn the_service_port_with_the_most_is_named() {
+        let of = |counts: &[(u32, u64)]| -> ByService {
+            counts.iter().map(|(service, count)| (*service, ServiceDrops::of(Reason::NoEndpoint, *count))).collect()
+        };
+        let (before, now) = (of(&[(1, 1000), (2, 5), (3, 90)]), of(&[(1, 1001), (2, 9), (3, 3), (4, 2)]));
+        assert_eq!(most_of(&before, &now, Reason::NoEndpoint), Some(2), "three of another are less than four");
+        assert_eq!(most_of(&before, &now, Reason::SourceRange), None);
+        assert_eq!(most_of(&before, &before, Reason::NoEndpoint), None, "nothing was added");
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use dsproxy_common::count::ServiceCounters;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text},
@@ -28,7 +27,7 @@ use crate::{
 mod kube_proxy;
 mod service_series;
 
-use self::service_series::{ServiceSeries, Told};
+use self::service_series::{Counted, ServiceSeries, Told};
 
 /// Where the service port's name stands, for all that have no series of their own. No Service is in a namespace without a name.
 const OTHERS: &str = "other";
@@ -200,32 +199,44 @@ impl State {
         let mut connections = Vec::new();
         let mut packets = Vec::new();
         let mut bytes = Vec::new();
-        for ([namespace, service, port, protocol], counted) in told {
+        let mut drops = Vec::new();
+        for ([namespace, service, port, protocol], Counted { traffic, drops: dropped }) in told {
             let labels = [("namespace", namespace), ("service", service), ("port", port), ("protocol", protocol)];
             let directed = |direction: &str| {
                 let [namespace, service, port, protocol] = labels.clone();
                 [namespace, service, port, protocol, ("direction", direction.to_owned())]
             };
-            packets.push((directed("to_backend"), counted.packets));
-            packets.push((directed("to_client"), counted.reply_packets));
-            bytes.push((directed("to_backend"), counted.bytes));
-            bytes.push((directed("to_client"), counted.reply_bytes));
-            connections.push((labels, counted.connections));
+            packets.push((directed("to_backend"), traffic.packets));
+            packets.push((directed("to_client"), traffic.reply_packets));
+            bytes.push((directed("to_backend"), traffic.bytes));
+            bytes.push((directed("to_client"), traffic.reply_bytes));
+            // From the first drop on: a series for each reason of each service port would be as many again, nearly all of them zero.
+            drops.extend(dropped.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| {
+                let [namespace, service, port, protocol] = labels.clone();
+                ([namespace, service, port, protocol, ("reason", reason.name().to_owned())], count)
+            }));
+            connections.push((labels, traffic.connections));
         }
         counters(encoder, "service_connections", "Connections opened, by service port", connections)?;
         counters(encoder, "service_packets", "Packets translated, by service port", packets)?;
-        counters(encoder, "service_bytes", "Bytes translated, by service port", bytes)
+        counters(encoder, "service_bytes", "Bytes translated, by service port", bytes)?;
+        let help =
+            "Packets dropped, and calls of sockets refused, by service port and reason; no series before the first";
+        counters(encoder, "service_drops", help, drops)
     }
 
     /// The names and counters that are told, those of all others together. All or none: what is missing once would count as new the
     /// next time. Read and told under one lock, for a scrape that told of less than the one before would seem to begin anew.
-    fn told(&self) -> Result<Vec<([String; 4], ServiceCounters)>, MapError> {
+    fn told(&self) -> Result<Vec<([String; 4], Counted)>, MapError> {
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         let mut names = self.maps.names()?;
         names.sort_unstable();
         // While the map is written one may be met twice.
         names.dedup();
-        let counted = names.into_iter().map(|(id, name)| Ok((name, self.maps.service_counters(id)?)));
+        let counted = names.into_iter().map(|(id, name)| {
+            let (traffic, drops) = (self.maps.service_counters(id)?, self.maps.service_drops(id)?);
+            Ok((name, Counted { traffic, drops }))
+        });
         let Told { own, others } = series.tell(counted.collect::<Result<_, MapError>>()?);
         let others = others.map(|counted| (["", OTHERS, "", ""].map(str::to_owned), counted));
         Ok(own.into_iter().map(|(name, counted)| (name_parts(&name), counted)).chain(others).collect())

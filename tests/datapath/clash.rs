@@ -68,7 +68,7 @@ fn without_another_backend_the_second_connection_gets_another_port_and_the_third
             first.opens(world, flags::SYN, world.endpoint(1));
             first.goes_on(world, flags::ACK, world.endpoint(1));
             opens_by_other_port(world, &second, world.endpoint(1));
-            third.meets(world, flags::SYN, &Expected::Dropped(Reason::ReplyClash));
+            third.is_dropped(world, flags::SYN, Reason::ReplyClash);
             // The first is none the worse for it.
             first.goes_on(world, flags::ACK, world.endpoint(1));
             first.replies(world, flags::ACK, world.endpoint(1));
@@ -116,7 +116,7 @@ fn a_connection_that_is_over_gives_way_and_one_half_closed_does_not() {
         first.goes_on(world, flags::ACK, backend);
         first.goes_on(world, finish, backend);
         opens_by_other_port(world, &other, backend);
-        second.meets(world, flags::SYN, &Expected::Dropped(Reason::ReplyClash));
+        second.is_dropped(world, flags::SYN, Reason::ReplyClash);
         first.replies(world, finish, backend);
         second.opens(world, flags::SYN, backend);
         second.replies(world, flags::SYN | flags::ACK, backend);
@@ -170,7 +170,7 @@ fn sctp_has_no_other_port_and_the_second_connection_is_dropped() {
         let second = world.flow(&Served::new(2, Protocol::Sctp).target_port(PORT).active([1]), CLIENT);
         let backend = SocketAddr::new(world.endpoint(1).ip(), PORT);
         first.opens(world, 0, backend);
-        second.meets(world, 0, &Expected::Dropped(Reason::ReplyClash));
+        second.is_dropped(world, 0, Reason::ReplyClash);
         first.replies(world, 0, backend);
     });
 }
@@ -184,7 +184,7 @@ fn a_connection_past_its_lifetime_gives_way() {
         with_one_other_port(world);
         first.opens(world, 0, world.endpoint(1));
         opens_by_other_port(world, &other, world.endpoint(1));
-        second.meets(world, 0, &Expected::Dropped(Reason::ReplyClash));
+        second.is_dropped(world, 0, Reason::ReplyClash);
         world.datapath.shorten_lifetimes([0; FlowState::COUNT]).expect("settings");
         std::thread::sleep(std::time::Duration::from_millis(50));
         second.opens(world, 0, world.endpoint(1));

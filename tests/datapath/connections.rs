@@ -317,8 +317,7 @@ fn a_flood_of_openings_leaves_established_connections_alone() {
 #[test]
 fn nothing_is_remembered_of_packets_that_are_not_translated() {
     everywhere(|world| {
-        world.serve(&Served::new(1, Protocol::Tcp));
-        let flow = Flow { protocol: Protocol::Tcp, client: world.client(40_000), vip: world.vip(1), service: 0 };
+        let flow = world.flow(&Served::new(1, Protocol::Tcp), 40_000);
         flow.is_refused(world, flags::SYN);
         let elsewhere = Flow { vip: world.vip(2), ..flow };
         elsewhere.meets(world, flags::SYN, &Expected::Passed(Reason::NotService));

@@ -246,7 +246,8 @@ fn clients_do_not_say_vips() {
             let other = SocketAddr::new(flow.vip.ip(), 81);
             let input = packet(protocol, flow.client, flow.vip, flags::SYN).saying(other);
             for hook in [Hook::NodeIngress, Hook::Ingress] {
-                world.send("it says one", hook, &input, &Expected::Dropped(Reason::Pretended));
+                let dropped = Expected::Dropped(Some(flow.service), Reason::Pretended);
+                world.send("it says one", hook, &input, &dropped);
             }
             world.withdraw(&served);
         }
@@ -257,7 +258,8 @@ fn clients_do_not_say_vips() {
 #[track_caller]
 fn arrives(world: &World, flow: &Flow, wanted: u8, backend: SocketAddr, expected: Reason) {
     let input = packet(flow.protocol, flow.client, backend, wanted).saying(flow.vip);
-    let expected = if expected.is_drop() { Expected::Dropped(expected) } else { Expected::Passed(expected) };
+    let expected =
+        if expected.is_drop() { Expected::Dropped(Some(flow.service), expected) } else { Expected::Passed(expected) };
     world.send("it arrives", Hook::NodeIngress, &input, &expected);
 }
 

@@ -221,7 +221,7 @@ fn what_is_refused_or_dropped_is_shown_as_it_came() {
             flow.is_refused(world, flags::SYN);
             is_told(world, EventHook::PodIngress, Reason::NoEndpoint, &flow, ends, ends);
             world.configure(|settings| settings.refusals_per_second = 0);
-            flow.meets(world, flags::SYN, &Expected::Dropped(Reason::RefusalLimit));
+            flow.is_dropped(world, flags::SYN, Reason::RefusalLimit);
             is_told(world, EventHook::PodIngress, Reason::RefusalLimit, &flow, ends, ends);
             world.configure(|settings| settings.refusals_per_second = 1_000_000);
             world.withdraw(&served);

@@ -339,7 +339,7 @@ fn the_port_of_what_has_ended_leads_to_no_other_client_while_it_may_be_remembere
         let inside = next.request(flags::SYN).to(next.backend);
         let entered = Expected::Opened(next.flow.service, inside.clone());
         world.send("the next opens", Hook::NodeIngress, &next.request(flags::SYN), &entered);
-        let none = Expected::Dropped(Reason::SnatExhausted);
+        let none = Expected::Dropped(Some(next.flow.service), Reason::SnatExhausted);
         world.send("no port is free", Hook::NodeEgress, &inside.turned_round(), &none);
         world.let_pass(1);
         next.enters(world, flags::SYN, false);

@@ -8,6 +8,7 @@ mod choice;
 mod clash;
 mod connections;
 mod direct;
+mod drops;
 mod events;
 mod fast_path;
 mod fragments;

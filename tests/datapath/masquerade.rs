@@ -400,7 +400,8 @@ fn without_an_address_nothing_is_masqueraded_wrongly() {
         let input = packet(flow.protocol, flow.client, flow.vip, 0);
         let inside = input.clone().to(backend);
         world.send("it enters", Hook::NodeIngress, &input, &Expected::Opened(flow.service, inside.clone()));
-        world.send("it may not leave", Hook::NodeEgress, &inside, &Expected::Dropped(Reason::NoNodeAddress));
+        let dropped = Expected::Dropped(Some(flow.service), Reason::NoNodeAddress);
+        world.send("it may not leave", Hook::NodeEgress, &inside, &dropped);
         world.datapath.write(&[Write::Masquerade { device: 0, address: node(family) }]).expect("an address");
     });
 }

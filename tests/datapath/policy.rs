@@ -95,12 +95,13 @@ fn without_an_endpoint_on_this_node_nobody_is_answered_who_wants_one() {
             Served::new(1, Protocol::Tcp).kind(FrontendKind::NodePort).active([1]).reach(Reach::Cluster, Reach::Local);
         let flow = world.flow(&served, 40_000);
         let syn = Packet::tcp(outsider(world.family, 40_000), flow.vip).flags(flags::SYN);
-        world.send("from outside", Hook::NodeIngress, &syn, &Expected::Dropped(Reason::NoLocalEndpoint));
+        let dropped = Expected::Dropped(Some(flow.service), Reason::NoLocalEndpoint);
+        world.send("from outside", Hook::NodeIngress, &syn, &dropped);
         flow.opens(world, flags::SYN, world.endpoint(1));
 
         let internal = Served::new(2, Protocol::Tcp).active([1]).reach(Reach::Local, Reach::Local);
         let flow = world.flow(&internal, 40_000);
-        flow.meets(world, flags::SYN, &Expected::Dropped(Reason::NoLocalEndpoint));
+        flow.is_dropped(world, flags::SYN, Reason::NoLocalEndpoint);
     });
 }
 
@@ -116,7 +117,8 @@ fn only_clients_within_the_source_ranges_are_let_through() {
         let flow = world.flow(&served, 40_000);
         flow.opens(world, flags::SYN, world.endpoint(1));
         let syn = Packet::tcp(far, flow.vip).flags(flags::SYN);
-        world.send("not in them", Hook::NodeIngress, &syn, &Expected::Dropped(Reason::SourceRange));
+        let dropped = |service| Expected::Dropped(Some(service), Reason::SourceRange);
+        world.send("not in them", Hook::NodeIngress, &syn, &dropped(flow.service));
         world.withdraw(&served);
 
         let served = served.source_ranges([single(far)]);
@@ -124,7 +126,7 @@ fn only_clients_within_the_source_ranges_are_let_through() {
         let opened = Expected::Opened(service, syn.clone().to(world.endpoint(1)));
         world.send("in them now", Hook::NodeIngress, &syn, &opened);
         let other = Packet::tcp(world.client(40_001), flow.vip).flags(flags::SYN);
-        world.send("in them no more", Hook::Ingress, &other, &Expected::Dropped(Reason::SourceRange));
+        world.send("in them no more", Hook::Ingress, &other, &dropped(service));
     });
 }
 
@@ -194,10 +196,10 @@ fn a_cluster_ip_is_refused_or_dropped_where_no_frontend_is() {
             .expect("networks");
         let client = world.client(40_000);
         let syn = |destination| Packet::tcp(client, destination).flags(flags::SYN);
-        world.send("nobody's", Hook::Ingress, &syn(free), &Expected::Dropped(Reason::Unallocated));
+        world.send("nobody's", Hook::Ingress, &syn(free), &Expected::Dropped(None, Reason::Unallocated));
         world.send("elsewhere", Hook::Ingress, &syn(beyond), &Expected::Passed(Reason::NotService));
         for packet in [syn(SocketAddr::new(vip.ip(), 81)), Packet::udp(client, vip)] {
-            let answer = Expected::Answered(Reason::NoPort, packet.refusal());
+            let answer = Expected::Answered(None, Reason::NoPort, packet.refusal());
             world.send("no such port", Hook::Ingress, &packet, &answer);
         }
         let removal = [range, known].map(|network| Write::RemoveNetwork { network });

@@ -29,8 +29,13 @@ fn without_endpoints(body: impl Fn(&mut World)) {
     });
 }
 
-fn refused(name: &'static str, input: Packet) -> Case {
-    let expected = Expected::Answered(Reason::NoEndpoint, input.refusal());
+/// The service port of a protocol in that world.
+fn whose(world: &World, protocol: Protocol) -> Option<u32> {
+    Some(world.service(&Served::new(1, protocol)))
+}
+
+fn refused(world: &World, protocol: Protocol, name: &'static str, input: Packet) -> Case {
+    let expected = Expected::Answered(whose(world, protocol), Reason::NoEndpoint, input.refusal());
     Case { name, hook: Hook::Ingress, input, expected }
 }
 
@@ -39,15 +44,25 @@ fn whatever_would_open_a_connection_to_no_endpoint() {
     without_endpoints(|world| {
         let (client, vip) = (world.client(40_000), world.vip(1));
         let cases = [
-            refused("SYN", Packet::tcp(client, vip).flags(flags::SYN).tcp_options(&[2, 4, 5, 0xb4]).payload(&[])),
-            refused("SYN with data", Packet::tcp(client, vip).flags(flags::SYN).payload(b"fast")),
-            refused("ACK", Packet::tcp(client, vip)),
-            refused("UDP", Packet::udp(client, vip)),
-            refused("SCTP", Packet::sctp(client, vip)),
+            refused(
+                world,
+                Protocol::Tcp,
+                "SYN",
+                Packet::tcp(client, vip).flags(flags::SYN).tcp_options(&[2, 4, 5, 0xb4]).payload(&[]),
+            ),
+            refused(world, Protocol::Tcp, "SYN with data", Packet::tcp(client, vip).flags(flags::SYN).payload(b"fast")),
+            refused(world, Protocol::Tcp, "ACK", Packet::tcp(client, vip)),
+            refused(world, Protocol::Udp, "UDP", Packet::udp(client, vip)),
+            refused(world, Protocol::Sctp, "SCTP", Packet::sctp(client, vip)),
         ];
         world.check(&cases);
         if world.family == IpFamily::V4 {
-            world.check(&[refused("UDP without a checksum", Packet::udp(client, vip).without_checksum())]);
+            world.check(&[refused(
+                world,
+                Protocol::Udp,
+                "UDP without a checksum",
+                Packet::udp(client, vip).without_checksum(),
+            )]);
         }
         let from_node = cases.map(|case| Case { hook: Hook::NodeIngress, ..case });
         world.check(&from_node);
@@ -63,8 +78,8 @@ fn as_much_is_quoted_as_may_be() {
         for size in around {
             let payload: Vec<u8> = (0..size).map(|index: u32| (index * 7) as u8).collect();
             world.check(&[
-                refused("UDP", Packet::udp(client, vip).payload(&payload)),
-                refused("TCP", Packet::tcp(client, vip).payload(&payload)),
+                refused(world, Protocol::Udp, "UDP", Packet::udp(client, vip).payload(&payload)),
+                refused(world, Protocol::Tcp, "TCP", Packet::tcp(client, vip).payload(&payload)),
             ]);
         }
     });
@@ -75,19 +90,24 @@ fn headers_of_all_kinds_are_quoted_and_not_repeated() {
     without_endpoints(|world| {
         let (client, vip) = (world.client(40_000), world.vip(1));
         let packet = Packet::udp(client, vip).traffic_class(0x2e).hop_limit(3);
-        world.check(&[refused("another class", packet.clone())]);
+        world.check(&[refused(world, Protocol::Udp, "another class", packet.clone())]);
         let dressed = if world.family == IpFamily::V4 {
             packet.ipv4_options(&[1; 40])
         } else {
             packet.extension(Extension::HopByHop(3)).extension(Extension::Routing(2))
         };
-        world.check(&[refused("options", dressed)]);
+        world.check(&[refused(world, Protocol::Udp, "options", dressed)]);
         if world.link == Link::Ethernet {
             let tagged = Packet::udp(client, vip).tag(Tag::Customer(5));
             world.check(&[
-                refused("a VLAN", tagged.clone()),
-                refused("two VLANs", tagged.clone().tag(Tag::Customer(6))),
-                refused("a SYN in a VLAN", Packet::tcp(client, vip).flags(flags::SYN).tag(Tag::Customer(5))),
+                refused(world, Protocol::Udp, "a VLAN", tagged.clone()),
+                refused(world, Protocol::Udp, "two VLANs", tagged.clone().tag(Tag::Customer(6))),
+                refused(
+                    world,
+                    Protocol::Tcp,
+                    "a SYN in a VLAN",
+                    Packet::tcp(client, vip).flags(flags::SYN).tag(Tag::Customer(5)),
+                ),
             ]);
         }
     });
@@ -97,7 +117,7 @@ fn headers_of_all_kinds_are_quoted_and_not_repeated() {
 fn what_stands_behind_the_end_is_not_quoted() {
     without_endpoints(|world| {
         let packet = Packet::udp(world.client(40_000), world.vip(1)).payload(&[]);
-        let expected = Expected::Answered(Reason::NoEndpoint, packet.refusal());
+        let expected = Expected::Answered(whose(world, Protocol::Udp), Reason::NoEndpoint, packet.refusal());
         let mut padded = packet.on(world.link).to_bytes().to_vec();
         padded.resize(padded.len() + 18, 0x55);
         world.send_bytes("padding", Hook::Ingress, &padded, &expected, &SkBuff::default());
@@ -108,7 +128,7 @@ fn what_stands_behind_the_end_is_not_quoted() {
 fn an_aggregate_is_one_packet_afterwards() {
     without_endpoints(|world| {
         let packet = Packet::tcp(world.client(40_000), world.vip(1)).payload(&[7; 3_000]);
-        let expected = Expected::Answered(Reason::NoEndpoint, packet.refusal());
+        let expected = Expected::Answered(whose(world, Protocol::Tcp), Reason::NoEndpoint, packet.refusal());
         let buffer = SkBuff { segments: Some((1_000, 3)), ..SkBuff::default() };
         world.send_bytes("an aggregate", Hook::Ingress, &packet.on(world.link).to_bytes(), &expected, &buffer);
     });
@@ -125,13 +145,14 @@ fn who_is_no_single_host_is_not_answered() {
         for source in sources {
             let source: IpAddr = source.parse().expect("an address");
             let packet = Packet::udp((source, 40_000).into(), vip);
-            world.send("from nobody", Hook::Ingress, &packet, &Expected::Dropped(Reason::Unanswerable));
+            let dropped = Expected::Dropped(whose(world, Protocol::Udp), Reason::Unanswerable);
+            world.send("from nobody", Hook::Ingress, &packet, &dropped);
         }
         if world.link == Link::Ethernet {
             for destination in [[0xff; 6], [0x01, 0, 0x5e, 0, 0, 1]] {
                 let mut bytes = Packet::udp(world.client(40_000), vip).to_bytes().to_vec();
                 bytes[..6].copy_from_slice(&destination);
-                let dropped = Expected::Dropped(Reason::Unanswerable);
+                let dropped = Expected::Dropped(whose(world, Protocol::Udp), Reason::Unanswerable);
                 world.send_bytes("to many", Hook::Ingress, &bytes, &dropped, &SkBuff::default());
             }
         }
@@ -144,11 +165,12 @@ fn a_reset_is_never_answered_with_a_reset() {
         let (client, vip) = (world.client(40_000), world.vip(1));
         let packet = Packet::tcp(client, vip).flags(flags::RST);
         // An error says nothing that could be answered in turn.
-        world.check(&[refused("RST", packet)]);
+        world.check(&[refused(world, Protocol::Tcp, "RST", packet)]);
         let odd = Packet::tcp(client, vip).flags(flags::SYN | flags::RST);
+        let whose = whose(world, Protocol::Tcp);
         let expected = match world.family {
-            IpFamily::V4 => Expected::Answered(Reason::NoEndpoint, odd.clone().refusal()),
-            IpFamily::V6 => Expected::Dropped(Reason::Unanswerable),
+            IpFamily::V4 => Expected::Answered(whose, Reason::NoEndpoint, odd.clone().refusal()),
+            IpFamily::V6 => Expected::Dropped(whose, Reason::Unanswerable),
         };
         world.send("SYN and RST", Hook::Ingress, &odd, &expected);
     });
@@ -159,7 +181,7 @@ fn an_answer_leaves_as_it_is() {
     without_endpoints(|world| {
         let packet = Packet::udp(world.client(40_000), world.vip(1));
         let answer = packet.refusal();
-        world.check(&[refused("UDP", packet)]);
+        world.check(&[refused(world, Protocol::Udp, "UDP", packet)]);
         world.send("out of the same device", Hook::Egress, &answer, &Expected::Passed(Reason::OtherProtocol));
         let syn = Packet::tcp(world.client(40_000), world.vip(1)).flags(flags::SYN);
         world.send("a reset", Hook::Egress, &syn.reset(), &Expected::Passed(Reason::NotReply));
@@ -210,9 +232,10 @@ fn neither_fragments_without_ports_nor_errors_are_refused() {
         let (client, vip) = (world.client(40_000), world.vip(1));
         let fragments = Packet::udp(client, vip).payload(&[3; 600]).fragments(256);
         let [first, later @ ..] = &fragments[..] else { panic!("fragments") };
-        world.check(&[refused("the first", first.clone())]);
+        world.check(&[refused(world, Protocol::Udp, "the first", first.clone())]);
         for fragment in later {
-            world.send("a later one", Hook::Ingress, fragment, &Expected::Dropped(Reason::Unanswerable));
+            let dropped = Expected::Dropped(whose(world, Protocol::Udp), Reason::Unanswerable);
+            world.send("a later one", Hook::Ingress, fragment, &dropped);
         }
         let error = fragments[0].clone().refusal().turned_round();
         world.send("an error", Hook::Ingress, &error, &Expected::Passed(Reason::OtherProtocol));

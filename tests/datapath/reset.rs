@@ -28,7 +28,7 @@ fn it_goes_on_unless_a_reset_is_wanted() {
         flow.goes_on(world, flags::ACK, world.endpoint(1));
         world.configure(|settings| settings.flags |= SettingFlags::RESET_GONE);
         let data = Packet::tcp(flow.client, flow.vip).payload(b"are you there?");
-        let answer = |packet: &Packet| Expected::Answered(Reason::BackendGone, packet.reset());
+        let answer = |packet: &Packet| Expected::Answered(Some(flow.service), Reason::BackendGone, packet.reset());
         world.send("data", Hook::Ingress, &data, &answer(&data));
         let fin = data.clone().flags(flags::FIN | flags::ACK).numbers(u32::MAX, u32::MAX - 3);
         world.send("FIN", Hook::Ingress, &fin, &answer(&fin));
@@ -59,8 +59,8 @@ fn resets_are_not_answered_and_count_as_refusals() {
     everywhere(|world| {
         let flow = left_behind(world);
         world.configure(|settings| settings.flags |= SettingFlags::RESET_GONE);
-        flow.meets(world, flags::RST, &Expected::Dropped(Reason::Unanswerable));
+        flow.is_dropped(world, flags::RST, Reason::Unanswerable);
         world.configure(|settings| settings.refusals_per_second = 0);
-        flow.meets(world, flags::ACK, &Expected::Dropped(Reason::RefusalLimit));
+        flow.is_dropped(world, flags::ACK, Reason::RefusalLimit);
     });
 }

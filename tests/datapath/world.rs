@@ -317,12 +317,12 @@ pub(crate) enum Expected {
     Rewritten(Reason, Packet),
     /// Likewise, and the packet is longer than it was.
     Lengthened(Reason, Packet),
-    /// It becomes this packet, which goes back by the device it came by.
-    Answered(Reason, Packet),
+    /// It becomes this packet, which goes back by the device it came by; it was this service port's, if any's.
+    Answered(Option<u32>, Reason, Packet),
     /// It goes on as it came.
     Passed(Reason),
-    /// It goes no further.
-    Dropped(Reason),
+    /// It goes no further; it was this service port's, if any's.
+    Dropped(Option<u32>, Reason),
 }
 
 /// A packet, where it meets the programs, and what is to become of it.
@@ -363,6 +363,14 @@ impl World {
         let service = self.datapath.serve(&port).expect("a service that fits");
         self.served.insert(port.name.clone(), port);
         service
+    }
+
+    /// The id of a service port that is served.
+    pub(crate) fn service(&self, served: &Served) -> u32 {
+        let wanted = served.frontend(self.family);
+        let frontends = self.datapath.maps().frontends().expect("frontends");
+        let found = frontends.into_iter().find(|(address, _)| *address == wanted);
+        found.unwrap_or_else(|| panic!("{self}: nothing is served at {wanted}")).1.service
     }
 
     /// Serves `served`, and gives a flow to it from the client at `port`.
@@ -460,6 +468,10 @@ impl World {
             bytes.slice(..input.len().min(bytes.len()))
         };
         let counted = |reason| Counted::nothing().packets(reason, self.family_of(reason), 1);
+        let dropped = |service: Option<u32>, reason| match service {
+            Some(service) => counted(reason).drops(service, reason, 1),
+            None => counted(reason),
+        };
         let none = ServiceCounters::default();
         match expected {
             Expected::Opened(service, packet) => {
@@ -480,13 +492,15 @@ impl World {
                 verify(self.link, &longer).expect("an expected packet with right checksums");
                 (Verdict::Pass, longer, counted(*reason))
             }
-            Expected::Answered(reason, packet) => {
+            Expected::Answered(service, reason, packet) => {
                 let answer = packet.clone().on(self.link).to_bytes();
                 verify(self.link, &answer).expect("an answer with right checksums");
-                (Verdict::Redirect, answer, counted(*reason))
+                (Verdict::Redirect, answer, dropped(*service, *reason))
             }
             Expected::Passed(reason) => (Verdict::Pass, bytes::Bytes::copy_from_slice(input), counted(*reason)),
-            Expected::Dropped(reason) => (Verdict::Drop, bytes::Bytes::copy_from_slice(input), counted(*reason)),
+            Expected::Dropped(service, reason) => {
+                (Verdict::Drop, bytes::Bytes::copy_from_slice(input), dropped(*service, *reason))
+            }
         }
     }
 
@@ -535,6 +549,12 @@ impl Flow {
         world.send("the client sends more", Hook::Ingress, &input, &expected);
     }
 
+    /// The client's packet is dropped.
+    #[track_caller]
+    pub(crate) fn is_dropped(&self, world: &World, flags: u8, reason: Reason) {
+        self.meets(world, flags, &Expected::Dropped(Some(self.service), reason));
+    }
+
     /// The client's packet is passed or dropped.
     #[track_caller]
     pub(crate) fn meets(&self, world: &World, flags: u8, expected: &Expected) {
@@ -545,7 +565,7 @@ impl Flow {
     #[track_caller]
     pub(crate) fn is_refused(&self, world: &World, flags: u8) {
         let input = self.packet(self.client, self.vip, flags);
-        let expected = Expected::Answered(Reason::NoEndpoint, input.refusal());
+        let expected = Expected::Answered(Some(self.service), Reason::NoEndpoint, input.refusal());
         world.send("the client sends in vain", Hook::Ingress, &input, &expected);
     }
 

@@ -5,9 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
+use dsproxy_common::IpFamily;
 use dsproxy_tests::{
     apiserver::ApiServer,
-    lab::{Daemon, DaemonOptions, DualStack, Side, eventually, http_get},
+    lab::{Daemon, DaemonOptions, DualStack, Side, TcpSession, eventually, http_get},
 };
 use promql_parser::{
     label::Matcher,
@@ -16,7 +17,7 @@ use promql_parser::{
 use serde_json::Value;
 
 use crate::{
-    cluster::{Cluster, SOON, service, wait_until_answers},
+    cluster::{Cluster, PORT, SOON, service, wait_until_answers},
     read,
 };
 
@@ -67,7 +68,7 @@ fn mistakes_are_found() {
     }
 }
 
-/// What a daemon serves that has had reason for all of it: traffic, and a Service that there was no room for.
+/// What a daemon serves that has had reason for all of it: traffic, drops, and a Service that there was no room for.
 fn served() -> Served {
     let cluster = Cluster::build();
     let options = DaemonOptions { arguments: vec!["--max-services=2".to_owned()], ..DaemonOptions::default() };
@@ -81,6 +82,11 @@ fn served() -> Served {
     let page = || daemon.metrics().expect("the daemon answers").body;
     let full = || page().lines().any(|line| line.starts_with("dsproxy_map_full_total{"));
     eventually("a map that is full", SOON, || if full() { Ok(()) } else { Err(page()) }).expect("it has no room");
+    cluster.write(&service("first", vip, &[]));
+    let refused = || TcpSession::open(cluster.client.namespace(), vip.socket(IpFamily::V4, PORT)).is_err();
+    let dropped = || refused() && page().lines().any(|line| line.starts_with("dsproxy_service_drops_total{"));
+    eventually("a drop of a Service", SOON, || if dropped() { Ok(()) } else { Err(page()) })
+        .expect("it has no endpoint");
     let of_manifests = page();
     drop(daemon);
     samples(&[of_manifests, with_trouble(&cluster)].concat())

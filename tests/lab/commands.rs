@@ -7,7 +7,7 @@ use std::{
 };
 
 use dsproxy_common::{IpFamily, Protocol};
-use dsproxy_tests::lab::{Daemon, DaemonOptions, DualStack, TcpSession, eventually};
+use dsproxy_tests::lab::{Daemon, DaemonOptions, DualStack, TcpSession, UdpSession, eventually};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, PORT, SOON, TARGET, service, wait_until_answers};
@@ -151,6 +151,25 @@ fn what_waits_for_room_is_told_and_what_has_no_series_is_summed() {
     })
     .expect("there is no room for it");
     assert!(metric("dsproxy_oldest_change_waiting_seconds ").is_some_and(|seconds| seconds > 0.0));
+
+    // Drops are told of whom the rest is told of: one of the two has no series.
+    cluster.write(&service("first", vip, &[]));
+    let drops = |labels: &str| {
+        for family in IpFamily::ALL {
+            TcpSession::open(cluster.client.namespace(), vip.socket(family, PORT)).err()?;
+            let datagram = UdpSession::open(cluster.client.namespace(), vip.socket(family, PORT), true);
+            datagram.and_then(|mut session| session.ask()).err()?;
+        }
+        metric(&format!("dsproxy_service_drops_total{{{labels}")).filter(|count| *count > 0.0)
+    };
+    for labels in ["namespace=\"default\",service=\"first\"", "namespace=\"\",service=\"other\""] {
+        eventually("drops", SOON, || drops(labels).ok_or_else(|| daemon.metrics().expect("it answers").body))
+            .unwrap_or_else(|error| panic!("{labels}: {error}"));
+    }
+    let page = daemon.metrics().expect("the daemon answers").body;
+    let series: Vec<_> = page.lines().filter(|line| line.starts_with("dsproxy_service_drops_total{")).collect();
+    assert_eq!(series.len(), 2, "{series:?}");
+    assert!(series.iter().all(|line| line.contains("reason=\"no-endpoint\"")), "{series:?}");
 }
 
 #[test]
@@ -158,6 +177,14 @@ fn top_shows_what_passes_and_what_is_dropped() {
     let cluster = Cluster::build();
     let client = cluster.client.namespace();
     let (daemon, vip) = serve_echo(&cluster);
+    let empty = DualStack::cluster_ip(2);
+    cluster.write(&service("empty", empty, &[]));
+    let is_served = || daemon.json(&["services", "--service", "default/empty"]).expect("JSON");
+    eventually("the other Service", SOON, || {
+        let rows = is_served();
+        if rows.as_array().is_some_and(|rows| rows.len() == 4) { Ok(()) } else { Err(rows.to_string()) }
+    })
+    .expect("it is served");
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for family in IpFamily::ALL {
@@ -168,6 +195,8 @@ fn top_shows_what_passes_and_what_is_dropped() {
                     session.exchange(b"something").expect("the connection stays");
                     // No such port: refused, and counted.
                     TcpSession::open(client, vip.socket(family, PORT + 1)).expect_err("no such port");
+                    // No endpoint: likewise, and it is known whose it is.
+                    TcpSession::open(client, empty.socket(family, PORT)).expect_err("no endpoint");
                     std::thread::sleep(std::time::Duration::from_millis(20));
                 }
             });
@@ -175,15 +204,18 @@ fn top_shows_what_passes_and_what_is_dropped() {
         let top = daemon.json(&["top", "--once", "--interval", "1"]).expect("JSON");
         let only_udp = daemon.json(&["top", "--once", "--interval", "0.2", "--protocol", "udp"]).expect("JSON");
         let text = daemon.command(&["top", "--interval", "0.2", "--sort", "packets", "--limit", "1"]);
+        let dropped = daemon.command(&["top", "--interval", "0.5", "--sort", "drops", "--limit", "1"]);
         is_over.store(true, Ordering::Relaxed);
 
         let services = top["services"].as_array().expect("service ports");
-        let row = services.iter().find(|row| row["name"].as_str().is_some_and(|text| text.ends_with("/TCP")));
-        let row = row.unwrap_or_else(|| panic!("{top}"));
+        let row = services.iter().find(|row| is_tcp_of(row, "default/echo")).unwrap_or_else(|| panic!("{top}"));
         for rate in ["packets", "bytes", "replyPackets", "replyBytes"] {
             assert!(row[rate].as_f64().is_some_and(|rate| rate > 1.0), "{rate}: {top}");
         }
         assert!(row["openConnections"].as_u64().is_some_and(|open| open >= 2), "one of each family: {top}");
+        assert_eq!(row["drops"], serde_json::json!({}), "what is for no port of a Service is none's: {top}");
+        let row = services.iter().find(|row| is_tcp_of(row, "default/empty")).unwrap_or_else(|| panic!("{top}"));
+        assert!(row["drops"]["no-endpoint"].as_f64().is_some_and(|rate| rate > 1.0), "{top}");
         for family in IpFamily::ALL {
             let drops = rows_with(&top["drops"], &[("reason", "no-port"), ("family", &family.to_string())]);
             assert!(drops[0]["packets"].as_f64().is_some_and(|rate| rate > 0.0), "{family}: {top}");
@@ -192,12 +224,52 @@ fn top_shows_what_passes_and_what_is_dropped() {
         }
         let names: Vec<_> =
             only_udp["services"].as_array().expect("service ports").iter().map(|row| &row["name"]).collect();
-        assert!(names.len() == 1 && names[0].as_str().is_some_and(|name| name.ends_with("/UDP")), "{only_udp}");
+        assert_eq!(names.len(), 2, "{only_udp}");
+        assert!(names.iter().all(|name| name.as_str().is_some_and(|name| name.ends_with("/UDP"))), "{only_udp}");
         // Standard output is no terminal, so it ends by itself.
         let text = text.expect("the command runs");
         let printed = String::from_utf8_lossy(&text.stdout);
-        assert!(text.status.success() && printed.starts_with("1 of 2 service ports, over "), "{text:?}");
+        assert!(text.status.success() && printed.starts_with("1 of 4 service ports, over "), "{text:?}");
+        let dropped = dropped.expect("the command runs");
+        let printed = String::from_utf8_lossy(&dropped.stdout);
+        let is_told = |line: &str| line.starts_with("default/empty:") && line.ends_with(" no-endpoint");
+        assert!(printed.lines().any(is_told), "{dropped:?}");
     });
+
+    // What was counted is there without a daemon, and nobody else's.
+    let services = daemon.json(&["services"]).expect("JSON");
+    let of =
+        |name: &str| services.as_array().expect("rows").iter().filter(|row| is_tcp_of(row, name)).collect::<Vec<_>>();
+    let counts: Vec<_> = of("default/empty").iter().map(|row| row["drops"]["no-endpoint"].as_u64()).collect();
+    assert!(counts.len() == 2 && counts[0] == counts[1] && counts[0].is_some_and(|count| count > 2), "{services:#}");
+    assert!(of("default/echo").iter().all(|row| row["drops"] == serde_json::json!({})), "{services:#}");
+    let page = daemon.metrics().expect("the daemon answers").body;
+    let told: Vec<_> = page
+        .lines()
+        .filter(|line| line.starts_with("dsproxy_service_drops_total{") && line.contains("protocol=\"TCP\""))
+        .collect();
+    let series = "namespace=\"default\",service=\"empty\"";
+    assert!(told.len() == 1 && told[0].contains(series) && told[0].contains("reason=\"no-endpoint\""), "{told:?}");
+    assert!(told[0].ends_with(&format!(" {}", counts[0].unwrap_or_default())), "{told:?}");
+    let table =
+        daemon.command(&["services", "--service", "default/empty", "--protocol", "tcp"]).expect("the command runs");
+    let printed = String::from_utf8_lossy(&table.stdout);
+    assert_eq!(printed.lines().filter(|line| line.ends_with(" no-endpoint")).count(), 2, "{printed}");
+
+    // Nothing is told of what is gone.
+    cluster.manifests.remove(&service("empty", empty, &[])).expect("the manifest goes");
+    eventually("the Service to go", SOON, || {
+        let rows = is_served();
+        if rows.as_array().is_some_and(Vec::is_empty) { Ok(()) } else { Err(rows.to_string()) }
+    })
+    .expect("it goes");
+    let gone = daemon.metrics().expect("the daemon answers").body;
+    assert!(!gone.contains("dsproxy_service_drops_total{"), "{gone}");
+}
+
+/// Whether a row is that of the TCP port of the Service `name`.
+fn is_tcp_of(row: &Value, name: &str) -> bool {
+    row["name"].as_str().is_some_and(|text| text.starts_with(&format!("{name}:")) && text.ends_with("/TCP"))
 }
 
 #[test]

@@ -180,3 +180,39 @@ fn stands_alone(daemon: &Daemon<'_>, cluster: &Cluster, xdp: bool) {
     })
     .unwrap_or_else(|error| panic!("{error}\n{}", daemon.whole_log()));
 }
+
+/// How many calls to the Service "empty" were dropped, in both families, by the commands of the daemon's version.
+fn dropped(daemon: &Daemon<'_>) -> u64 {
+    let services = daemon.json(&["services", "--service", "default/empty", "--protocol", "tcp"]).expect("JSON");
+    let counts: Vec<_> =
+        services.as_array().expect("rows").iter().map(|row| row["drops"]["no-endpoint"].as_u64()).collect();
+    assert!(counts.len() == 2 && counts[0] == counts[1], "{services:#}");
+    counts[0].unwrap_or_default()
+}
+
+#[test]
+fn what_was_dropped_of_a_service_is_known_to_another_layout() {
+    let cluster = Cluster::build();
+    let empty = DualStack::cluster_ip(9);
+    cluster.write(&service("inside", INSIDE, &[cluster.backend("local")]));
+    cluster.write(&service("empty", empty, &[]));
+    let mut daemon = cluster.start_daemon();
+    let client = cluster.client.namespace();
+    eventually("waiting for the Service", SOON, || answers(client, INSIDE, PORT, "local")).expect("it is served");
+    let call = || {
+        for family in IpFamily::ALL {
+            TcpSession::open(client, empty.socket(family, PORT)).expect_err("no endpoint");
+        }
+    };
+    call();
+    for binary in [later_daemon_binary(), daemon_binary()] {
+        let before = dropped(&daemon);
+        assert!(before >= 2, "one of each family");
+        daemon.terminate().expect("the daemon runs");
+        daemon.set_binary(binary.expect("built"));
+        daemon.start_again().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(dropped(&daemon), before);
+        call();
+        assert!(dropped(&daemon) >= before + 2, "it goes on from there");
+    }
+}

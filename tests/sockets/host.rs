@@ -1,6 +1,7 @@
 //! The node that most cases start from: backends in pods of both nodes, and clients in the node's own namespace.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     time::Duration,
@@ -118,6 +119,16 @@ impl Clients {
         let entered = self.namespace.run(|| self.cgroup.enter().map(|()| work()));
         entered.and_then(|result| result).unwrap_or_else(|error| panic!("{error}"))
     }
+}
+
+/// How many calls were refused for `reason` at the service port of `protocol`. Both families are counted together, so each of its frontends
+/// says the same.
+pub(crate) fn refused_calls(daemon: &Daemon<'_>, protocol: &str, reason: &str) -> u64 {
+    let services = daemon.json(&["services"]).unwrap_or_else(|error| panic!("{error}"));
+    let rows = services.as_array().expect("rows").iter().filter(|row| row["protocol"] == protocol);
+    let counts: BTreeSet<_> = rows.map(|row| row["drops"][reason].as_u64().unwrap_or_default()).collect();
+    assert_eq!(counts.len(), 1, "{protocol}: {services:#}");
+    counts.first().copied().unwrap_or_default()
 }
 
 /// `address` as an IPv6 socket names it: an IPv4 one in an IPv6 one.

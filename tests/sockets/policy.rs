@@ -9,7 +9,7 @@ use std::{
 use dsproxy_common::IpFamily;
 use dsproxy_tests::lab::{DualStack, Side, TcpSession, UdpSession, eventually};
 
-use crate::host::{Host, PORT, SOON};
+use crate::host::{Host, PORT, SOON, refused_calls};
 
 /// The backends that twenty new sockets are answered by.
 fn answering(target: SocketAddr) -> BTreeSet<String> {
@@ -54,7 +54,7 @@ fn an_internal_policy_of_local_keeps_to_the_node_and_refuses_without() {
         host.manifests.write(&host.service(vip, roles).internal_local()).expect("the manifest is written");
     };
     write(&["local", "remote"]);
-    let _daemon = host.start("host");
+    let daemon = host.start("host");
     host.await_service(vip);
     for family in IpFamily::ALL {
         let found = host.run(|| answering(vip.socket(family, PORT)));
@@ -66,6 +66,8 @@ fn an_internal_policy_of_local_keeps_to_the_node_and_refuses_without() {
         eventually("waiting for the endpoint to go", SOON, || host.run(|| is_refused(target)))
             .unwrap_or_else(|error| panic!("{error}"));
     }
+    assert!(refused_calls(&daemon, "TCP", "no-local-endpoint") >= 2, "one of each family");
+    assert_eq!(refused_calls(&daemon, "UDP", "no-local-endpoint"), 0, "nobody has called it");
 }
 
 #[test]
@@ -109,7 +111,7 @@ fn source_ranges_count_for_the_nodes_own_address() {
         })
     };
     write(&[&format!("{}/32", own.v4), &format!("{}/128", own.v6)]);
-    let _daemon = host.start("host");
+    let daemon = host.start("host");
     host.await_service(vip);
     for family in IpFamily::ALL {
         let target = balancer.socket(family, PORT);
@@ -129,5 +131,8 @@ fn source_ranges_count_for_the_nodes_own_address() {
         host.run(|| is_refused(target)).unwrap_or_else(|error| panic!("{error}"));
         // The ClusterIP does not check them.
         ask(family, vip.socket(family, PORT)).expect("an answer");
+    }
+    for protocol in ["TCP", "UDP"] {
+        assert!(refused_calls(&daemon, protocol, "source-range") >= 2, "one of each family");
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use dsproxy_common::IpFamily;
 use dsproxy_tests::lab::{DualStack, eventually};
 
-use crate::host::{Host, PORT, SOON, mapped};
+use crate::host::{Host, PORT, SOON, mapped, refused_calls};
 
 /// Far less than a SYN waits for its answer.
 const AT_ONCE: Duration = Duration::from_millis(500);
@@ -34,6 +34,8 @@ fn without_an_endpoint_every_call_is_refused_at_once() {
         of_family.filter_map(|row| row["packets"].as_u64()).sum::<u64>()
     };
     assert!(counted("IPv4") >= 6 && counted("IPv6") >= 3, "{status:#}");
+    assert!(refused_calls(&daemon, "TCP", "no-endpoint") >= 3);
+    assert!(refused_calls(&daemon, "UDP", "no-endpoint") >= 6);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use dsproxy_common::{
     fragment::{Fragment, FragmentKey, LIFETIME},
 };
 
-use crate::{clock, family::Family, maps, verifier};
+use crate::{clock, family::Family, maps, outcome::Untranslated, verifier};
 
 /// What of a packet this is: all of it, its first fragment, or a later one. The fragments' identification is as it stands there.
 ///
@@ -65,12 +65,12 @@ impl Piece {
 /// Remembers the ports of `key`, those of a packet whose first fragment this is, unless what became of it shows that the
 /// packet is nobody's concern. What is dropped is remembered too, so that nothing of it goes on.
 #[inline(always)]
-pub(crate) fn remember<F: Family>(piece: Piece, key: &FlowKey<F::Address>, outcome: &Result<Reason, Reason>) {
+pub(crate) fn remember<F: Family>(piece: Piece, key: &FlowKey<F::Address>, outcome: &Result<Reason, Untranslated>) {
     if piece.kind != FIRST {
         return;
     }
     cold_path();
-    if matches!(outcome, Err(reason) if !reason.is_drop()) {
+    if matches!(outcome, Err(left) if !left.reason.is_drop()) {
         return;
     }
     let (source_port, destination_port) = (key.source_port, key.destination_port);

@@ -14,6 +14,7 @@ use crate::{
     clock, count, direct,
     family::Family,
     forward, icmp_error, lookup, maps,
+    outcome::Untranslated,
     packet::BufferContext,
     parse::{self, Content, Packet, fragment},
     rewrite::{End, rewrite},
@@ -21,7 +22,7 @@ use crate::{
 };
 
 #[inline(always)]
-pub(super) fn leave<F: Family, C: BufferContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
+pub(super) fn leave<F: Family, C: BufferContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Untranslated> {
     let mut key = FlowKey::default();
     let packet = parse::packet::<F, C>(context, l3, &mut key)?;
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotReply)?;
@@ -30,11 +31,11 @@ pub(super) fn leave<F: Family, C: BufferContext>(context: &C, l3: usize, side: S
         Content::Error => {
             cold_path();
             let places = (packet.l3, packet.l4);
-            return icmp_error::leave::<F, C>(context, places, &mut key, settings);
+            return Ok(icmp_error::leave::<F, C>(context, places, &mut key, settings)?);
         }
         Content::Other => {
             cold_path();
-            return Err(Reason::OtherProtocol);
+            return Err(Reason::OtherProtocol.into());
         }
     }
     let outcome = translate::<F, C>(context, &packet, side, settings);
@@ -48,10 +49,10 @@ fn translate<F: Family, C: BufferContext>(
     packet: &Packet<'_, F::Address>,
     side: Side,
     settings: &Settings,
-) -> Result<Reason, Reason> {
+) -> Result<Reason, Untranslated> {
     let masquerades = side == Side::Node && settings.flags & SettingFlags::MASQUERADE_EGRESS != 0;
     if !masquerades && !lookup::may_be_of_backend::<F>(packet.key) {
-        return Err(Reason::NotReply);
+        return Err(Reason::NotReply.into());
     }
     let now = clock::now();
     let mut unsettled = None;
@@ -73,7 +74,8 @@ fn translate<F: Family, C: BufferContext>(
                 }
                 EgressKind::Masquerade => {
                     if masquerade::seen_forward::<F>(packet.key, (found, &held), age, packet.segment, now) {
-                        rewrite::<F, C>(context, packet, End::Source, held.address, held.port)?;
+                        rewrite::<F, C>(context, packet, End::Source, held.address, held.port)
+                            .map_err(Untranslated::of(held.service))?;
                         return Ok(Reason::Masqueraded);
                     }
                     cold_path();
@@ -82,9 +84,10 @@ fn translate<F: Family, C: BufferContext>(
                 EgressKind::Direct if side == Side::Node => {
                     cold_path();
                     track::direct::seen_forward::<F>(packet.key, (found, &held), age, packet.segment, now);
-                    return direct::send::<F, C>(context, packet, held.address, held.port);
+                    return direct::send::<F, C>(context, packet, held.address, held.port)
+                        .map_err(Untranslated::of(held.service));
                 }
-                EgressKind::Direct => return Err(Reason::NotReply),
+                EgressKind::Direct => return Err(Reason::NotReply.into()),
                 EgressKind::Unsettled => unsettled = Some((found, held.service)),
             }
         }
@@ -92,14 +95,14 @@ fn translate<F: Family, C: BufferContext>(
     let service = match unsettled {
         Some((_, service)) => service,
         None if masquerades && leaves_cluster::<F>(packet) => NO_SERVICE,
-        None => return Err(Reason::NotReply),
+        None => return Err(Reason::NotReply.into()),
     };
-    let (address, port) =
-        masquerade::settle::<F>(packet.key, service, context.device(), packet.segment, now, settings)?;
+    let (address, port) = masquerade::settle::<F>(packet.key, service, context.device(), packet.segment, now, settings)
+        .map_err(Untranslated::of(service))?;
     if let Some((found, _)) = unsettled {
         track::give_way_egress::<F>(packet.key, found);
     }
-    rewrite::<F, C>(context, packet, End::Source, address, port)?;
+    rewrite::<F, C>(context, packet, End::Source, address, port).map_err(Untranslated::of(service))?;
     Ok(Reason::Masqueraded)
 }
 
@@ -111,12 +114,12 @@ fn to_vip<F: Family, C: BufferContext>(
     (found, held): (Found<EgressEntry<F::Address>>, &EgressEntry<F::Address>),
     age: Age,
     now: u32,
-) -> Result<Reason, Reason> {
+) -> Result<Reason, Untranslated> {
     // The backend accepts a connection that the client opened past the VIP, from a port it had just used through it: the
     // entry is for what is over, and must not be taken for what follows.
     if packet.segment.accepts() && FlowState::from_number(held.state.into()).may_be_over() {
         track::forget_egress::<F>(packet.key, found);
-        return Err(Reason::NotReply);
+        return Err(Reason::NotReply.into());
     }
     if held.kind == EgressKind::DirectReply.number() {
         cold_path();
@@ -124,10 +127,11 @@ fn to_vip<F: Family, C: BufferContext>(
     } else {
         connection::seen_reply::<F>(packet.key, (found, held), age, packet.segment, now);
     }
-    rewrite::<F, C>(context, packet, End::Source, held.address, held.port)?;
+    rewrite::<F, C>(context, packet, End::Source, held.address, held.port).map_err(Untranslated::of(held.service))?;
     if held.client_port != Port::default() {
         cold_path();
-        rewrite::<F, C>(context, packet, End::Destination, packet.key.destination, held.client_port)?;
+        rewrite::<F, C>(context, packet, End::Destination, packet.key.destination, held.client_port)
+            .map_err(Untranslated::of(held.service))?;
     }
     count::reply(held.service, context.length());
     Ok(Reason::Replied)

@@ -15,6 +15,7 @@ use crate::{
     clock, count, direct,
     family::Family,
     icmp_error, lookup, maps,
+    outcome::Untranslated,
     packet::BufferContext,
     parse::{self, Content, Packet, fragment},
     pick::{self, Candidates},
@@ -25,24 +26,26 @@ use crate::{
 };
 
 #[inline(always)]
-pub(super) fn enter<F: Family, C: BufferContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Reason> {
+pub(super) fn enter<F: Family, C: BufferContext>(context: &C, l3: usize, side: Side) -> Result<Reason, Untranslated> {
     let mut key = FlowKey::default();
     let packet = parse::packet::<F, C>(context, l3, &mut key)?;
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotService)?;
     if packet.content == Content::Error {
         cold_path();
         let places = (packet.l3, packet.l4);
-        return icmp_error::enter::<F, C>(context, places, &mut key, settings);
+        return Ok(icmp_error::enter::<F, C>(context, places, &mut key, settings)?);
     }
     let outcome = translate::<F, C>(context, &packet, side, settings);
     fragment::remember::<F>(packet.piece, packet.key, &outcome);
     match outcome {
         // The reason stays, unless there is one why it cannot be answered.
-        Err(reason @ (Reason::NoEndpoint | Reason::NoPort)) => {
+        Err(Untranslated { reason: reason @ (Reason::NoEndpoint | Reason::NoPort), service }) => {
             cold_path();
-            refuse::<F, C>(context, &packet, clock::now(), settings).and(Err(reason))
+            refuse::<F, C>(context, &packet, clock::now(), settings).and(Err(reason)).map_err(Untranslated::of(service))
         }
-        Err(reason @ Reason::BackendGone) => reset::<F, C>(context, &packet, clock::now(), settings).and(Err(reason)),
+        Err(Untranslated { reason: reason @ Reason::BackendGone, service }) => {
+            reset::<F, C>(context, &packet, clock::now(), settings).and(Err(reason)).map_err(Untranslated::of(service))
+        }
         outcome => outcome,
     }
 }
@@ -53,26 +56,26 @@ fn translate<F: Family, C: BufferContext>(
     packet: &Packet<'_, F::Address>,
     side: Side,
     settings: &Settings,
-) -> Result<Reason, Reason> {
+) -> Result<Reason, Untranslated> {
     if packet.content == Content::Other {
         cold_path();
-        return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol));
+        return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol).into());
     }
     if masquerade::may_be_answer(packet.key, settings)
         && let Some(found) = track::client_behind::<F>(packet.key)
     {
-        return to_client::<F, C>(context, packet, found, settings);
+        return Ok(to_client::<F, C>(context, packet, found, settings)?);
     }
     if packet.content == Content::Echo {
         cold_path();
-        return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol));
+        return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol).into());
     }
     if !lookup::may_be_frontend::<F>(packet.key) {
         return Err(bypass::<F, C>(context, packet, side, settings));
     }
     if direct::pretends::<F, C>(context, packet) {
         cold_path();
-        return Err(Reason::Pretended);
+        return Err(Untranslated::of(lookup::service::<F>(packet.key))(Reason::Pretended));
     }
     let now = clock::now();
     if let Some(found) = track::forward::<F>(packet.key) {
@@ -83,10 +86,12 @@ fn translate<F: Family, C: BufferContext>(
     }
     if settings.flags & SettingFlags::BESIDE_OTHERS != 0 && packet.segment.goes_on() {
         cold_path();
-        return Err(Reason::NotService);
+        return Err(Reason::NotService.into());
     }
     match lookup::frontend::<F>(packet.key) {
-        Some(frontend) => open::<F, C>(context, packet, &frontend, side, now, settings),
+        Some(frontend) => {
+            open::<F, C>(context, packet, &frontend, side, now, settings).map_err(Untranslated::of(frontend.service))
+        }
         None => Err(bypass::<F, C>(context, packet, side, settings)),
     }
 }
@@ -98,11 +103,11 @@ fn bypass<F: Family, C: BufferContext>(
     packet: &Packet<'_, F::Address>,
     side: Side,
     settings: &Settings,
-) -> Reason {
+) -> Untranslated {
     if side == Side::Node && direct::is_of_interest::<F, C>(context, packet) {
         cold_path();
-        if let Some(reason) = direct::arrive::<F, C>(context, packet, settings) {
-            return reason;
+        if let Some(arrived) = direct::arrive::<F, C>(context, packet, settings) {
+            return arrived;
         }
     }
     // Where a pod's packets come in, nobody has translated them yet: for a backend is what its client sends past the VIP.
@@ -113,7 +118,7 @@ fn bypass<F: Family, C: BufferContext>(
     {
         connection::forget_bypassed::<F>(packet.key, clock::now(), settings);
     }
-    lookup::without_frontend::<F>(packet.key, settings, Reason::NotService)
+    lookup::without_frontend::<F>(packet.key, settings, Reason::NotService).into()
 }
 
 /// Sends the answer to a masqueraded packet on to the client.
@@ -143,18 +148,20 @@ fn follow<F: Family, C: BufferContext>(
     found: Found<ForwardEntry>,
     now: u32,
     settings: &Settings,
-) -> Option<Result<Reason, Reason>> {
+) -> Option<Result<Reason, Untranslated>> {
     let held = found.read();
+    let of_service = Untranslated::of(held.service);
     let Next { backend, age } = match next::<F>(packet, &held, now, settings)? {
         Ok(next) => next,
-        Err(reason) => return Some(Err(reason)),
+        Err(reason) => return Some(Err(of_service(reason))),
     };
     let (address, port) = (backend.address, backend.port);
     connection::seen_forward::<F>(packet.key, (address, port), (found, &held), age, packet.segment, now);
-    Some(to_backend::<F, C>(context, packet, address, port, held.source_port).map(|()| {
+    let sent = to_backend::<F, C>(context, packet, address, port, held.source_port).map(|()| {
         count::forward(held.service, context.length(), false);
         Reason::Forwarded
-    }))
+    });
+    Some(sent.map_err(of_service))
 }
 
 /// Where a packet of a connection goes.

@@ -14,6 +14,7 @@ use crate::{
     count,
     family::{Family, V4, V6},
     maps,
+    outcome::Untranslated,
     packet::{BufferContext, FrameContext},
     parse::link::{self, Link},
 };
@@ -67,8 +68,14 @@ pub(crate) fn fast_path<C: FrameContext>(context: &C) -> Option<Sent> {
 }
 
 #[inline(always)]
-fn counted<F: Family>(outcome: Result<Reason, Reason>) -> Reason {
-    let (Ok(reason) | Err(reason)) = outcome;
+fn counted<F: Family>(outcome: Result<Reason, Untranslated>) -> Reason {
+    let reason = match outcome {
+        Ok(reason) => reason,
+        Err(Untranslated { reason, service }) => {
+            count::drop(service, reason);
+            reason
+        }
+    };
     count::packet(reason, Some(F::FAMILY));
     reason
 }

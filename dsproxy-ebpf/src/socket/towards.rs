@@ -20,6 +20,7 @@ use crate::{
     clock, count,
     family::Family,
     lookup, maps, observe,
+    outcome::Untranslated,
     pick::{self, Candidates},
     track::masquerade,
 };
@@ -35,7 +36,7 @@ const ENOBUFS: i32 = 105;
 #[inline(always)]
 pub(super) fn translate<S: Place>(context: SocketContext, call: Call) -> Verdict {
     let outcome = towards_backend::<S>(context, call);
-    let (Ok(reason) | Err(reason)) = outcome;
+    let (Ok(reason) | Err(Untranslated { reason, .. })) = outcome;
     let error = match reason {
         Reason::NotService => return Verdict::GoOn,
         Reason::TableRefused => ENOBUFS,
@@ -43,15 +44,14 @@ pub(super) fn translate<S: Place>(context: SocketContext, call: Call) -> Verdict
     };
     count::socket(reason, <S::Family as Family>::FAMILY);
     observe::call::<S>(context, reason);
-    if outcome.is_ok() {
-        return Verdict::GoOn;
-    }
+    let Err(Untranslated { service, .. }) = outcome else { return Verdict::GoOn };
+    count::drop(service, reason);
     context.answer(error);
     Verdict::Refuse
 }
 
 #[inline(always)]
-fn towards_backend<S: Place>(context: SocketContext, call: Call) -> Result<Reason, Reason> {
+fn towards_backend<S: Place>(context: SocketContext, call: Call) -> Result<Reason, Untranslated> {
     let settings = maps::SETTINGS.get(0).ok_or(Reason::NotService)?;
     let protocol = context.protocol().ok_or(Reason::NotService)?;
     let mut flow = FlowKey::default();
@@ -60,17 +60,17 @@ fn towards_backend<S: Place>(context: SocketContext, call: Call) -> Result<Reaso
     flow.protocol = protocol.number().into();
     // Loopback stays what it is, also where a NodePort is of all addresses.
     if !<S::Family as Family>::is_host(&flow.destination) {
-        return Err(Reason::NotService);
+        return Err(Reason::NotService.into());
     }
     // Nobody serves at port 0. Resolvers connect a UDP socket there to learn which source address the kernel would take, and
     // sort what they have found by that (`getaddrinfo`, RFC 6724): a refusal would say that there is no way to the address.
     if flow.destination_port == Port::default() {
-        return Err(Reason::NotService);
+        return Err(Reason::NotService.into());
     }
     let namespace = context.namespace();
     let is_host = namespace == settings.host_namespace;
     if !is_host && settings.flags & SettingFlags::ALL_SOCKETS == 0 {
-        return Err(Reason::NotService);
+        return Err(Reason::NotService.into());
     }
     let frontend =
         if lookup::may_be_frontend::<S::Family>(&flow) { lookup::frontend::<S::Family>(&flow) } else { None };
@@ -80,28 +80,29 @@ fn towards_backend<S: Place>(context: SocketContext, call: Call) -> Result<Reaso
         if call == Call::Connect || !context.is_connected() {
             forget_backend::<S>(context, &flow, protocol);
         }
-        return Err(lookup::without_frontend::<S::Family>(&flow, settings, Reason::NotService));
+        return Err(lookup::without_frontend::<S::Family>(&flow, settings, Reason::NotService).into());
     };
+    let of_service = Untranslated::of(frontend.service);
     let cookie = context.cookie();
     let vip = key::<S::Family>(cookie, flow.destination, flow.destination_port, protocol);
     if call == Call::Send
         && let Some((id, backend)) = last_backend::<S::Family>(&vip, &frontend)
     {
-        lead::<S>(context, &vip, (id, backend), frontend.service)?;
+        lead::<S>(context, &vip, (id, backend), frontend.service).map_err(of_service)?;
         return Ok(Reason::Forwarded);
     }
     let is_bound = client::<S>(context, is_host, namespace, &mut flow.source);
     if frontend.has(FrontendFlags::SOURCE_RANGES) {
         // The source of a pod's packets is known when there are packets: they are looked at where they enter.
         if !is_bound && !is_host {
-            return Err(Reason::NotService);
+            return Err(Reason::NotService.into());
         }
         if !lookup::is_in_source_ranges::<S::Family>(frontend.service, flow.source) {
-            return Err(Reason::SourceRange);
+            return Err(of_service(Reason::SourceRange));
         }
     }
-    let (id, backend) = choose::<S::Family>(&flow, &frontend, cookie, settings)?;
-    lead::<S>(context, &vip, (id, backend), frontend.service)?;
+    let (id, backend) = choose::<S::Family>(&flow, &frontend, cookie, settings).map_err(of_service)?;
+    lead::<S>(context, &vip, (id, backend), frontend.service).map_err(of_service)?;
     if call == Call::Send {
         // The same under the VIP, for the next datagram.
         let entry = entry(&vip, (id, backend), frontend.service);

@@ -415,6 +415,7 @@ fn map_names() -> impl Iterator<Item = &'static str> {
         layout::SETTINGS,
         layout::COUNTERS,
         layout::SERVICE_COUNTERS,
+        layout::SERVICE_DROPS,
         layout::SERVICE_NAMES,
         layout::ROUTING,
         layout::XDP_DEVICES,
@@ -433,7 +434,8 @@ fn map_names() -> impl Iterator<Item = &'static str> {
 fn sizes(capacities: &Capacities) -> Vec<(&'static str, u32)> {
     let Capacities { services, frontends, backends, slots, connections, brief_connections, affinities, source_ranges } =
         *capacities;
-    let mut sizes = vec![(layout::SERVICE_COUNTERS, services), (layout::SERVICE_NAMES, services)];
+    let of_services = [layout::SERVICE_COUNTERS, layout::SERVICE_DROPS, layout::SERVICE_NAMES];
+    let mut sizes: Vec<_> = of_services.into_iter().map(|name| (name, services)).collect();
     for family in IpFamily::ALL {
         let names = family_maps(family);
         sizes.extend([

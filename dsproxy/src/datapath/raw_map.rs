@@ -20,6 +20,7 @@ mod command {
 }
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 
 /// The kernel's `BPF_ANY` and `BPF_NOEXIST`.
@@ -82,7 +83,7 @@ impl RawMap {
         self.info.key_size as usize
     }
 
-    /// The size of a value; for arrays of each CPU, of that of one CPU.
+    /// The size of a value; where each CPU has its own, of that of one CPU.
     pub(super) fn value_size(&self) -> usize {
         self.info.value_size as usize
     }
@@ -99,7 +100,7 @@ impl RawMap {
     /// The bytes that the kernel exchanges for a value.
     fn bytes_of_value(&self) -> io::Result<usize> {
         Ok(match self.info.kind {
-            BPF_MAP_TYPE_PERCPU_ARRAY => {
+            BPF_MAP_TYPE_PERCPU_HASH | BPF_MAP_TYPE_PERCPU_ARRAY => {
                 let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
                 self.value_size().next_multiple_of(8) * cpus
             }

@@ -5,13 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use aya::{
     Pod,
     maps::{
-        Array, HashMap, IterableMap, Map, MapData, MapError as AyaError, PerCpuArray, PerCpuValues,
+        Array, HashMap, IterableMap, Map, MapData, MapError as AyaError, PerCpuArray, PerCpuHashMap, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
 };
 use dsproxy_common::{
     Addr4, Addr6, Address, IpFamily, Port, Protocol,
-    count::{COUNTERS, Reason, ServiceCounters, counter_index},
+    count::{COUNTERS, Reason, ServiceCounters, ServiceDrops, counter_index},
     filter,
     flow::{EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry},
     layout::{self, family_maps},
@@ -29,6 +29,7 @@ pub struct KernelMaps {
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, u64>,
     service_counters: PerCpuArray<MapData, ServiceCounters>,
+    service_drops: PerCpuHashMap<MapData, u32, ServiceDrops>,
     names: HashMap<MapData, u32, ServiceName>,
     v4: FamilyMaps<Addr4>,
     v6: FamilyMaps<Addr6>,
@@ -119,6 +120,7 @@ impl KernelMaps {
         let settings = typed(&mut take, layout::SETTINGS)?;
         let counters = typed(&mut take, layout::COUNTERS)?;
         let service_counters: PerCpuArray<_, _> = typed(&mut take, layout::SERVICE_COUNTERS)?;
+        let service_drops = typed(&mut take, layout::SERVICE_DROPS)?;
         let names = typed(&mut take, layout::SERVICE_NAMES)?;
         let v4 = FamilyMaps::<Addr4>::open(&mut take)?;
         let v6 = FamilyMaps::<Addr6>::open(&mut take)?;
@@ -133,7 +135,7 @@ impl KernelMaps {
             affinities: max_entries(v4.affinity.map(), names_v4.affinity)?,
             source_ranges: max_entries(v4.ranges.map(), names_v4.ranges)?,
         };
-        Ok(Self { settings, counters, service_counters, names, v4, v6, capacities })
+        Ok(Self { settings, counters, service_counters, service_drops, names, v4, v6, capacities })
     }
 
     /// Tells the programs `settings`.
@@ -180,6 +182,25 @@ impl KernelMaps {
     pub fn service_counters(&self, service: u32) -> Result<ServiceCounters, MapError> {
         let values = self.service_counters.get(&service, 0).map_err(kernel("read", MapKind::Services))?;
         Ok(values.iter().fold(ServiceCounters::default(), |sum, cpu| sum.each(*cpu, |sum, cpu| sum + cpu)))
+    }
+
+    /// What was dropped of a service port, all CPUs together.
+    pub fn service_drops(&self, service: u32) -> Result<ServiceDrops, MapError> {
+        // The programs make the entry with the first drop.
+        let values = present(self.service_drops.get(&service, 0)).map_err(kernel("read", MapKind::Services))?;
+        Ok(values.map_or_else(ServiceDrops::default, |values| of_all_cpus(&values)))
+    }
+
+    /// The same of each service port of which something was dropped, by id. Some may be missed while the programs enter others.
+    pub fn drops(&self) -> Result<Vec<(u32, ServiceDrops)>, MapError> {
+        let entries = self.service_drops.iter().map(|entry| entry.map(|(id, values)| (id, of_all_cpus(&values))));
+        entries.collect::<Result<_, _>>().map_err(kernel("read", MapKind::Services))
+    }
+
+    /// The name of a service port, if it has one.
+    pub fn name(&self, service: u32) -> Result<Option<String>, MapError> {
+        let name = present(self.names.get(&service, 0)).map_err(kernel("read", MapKind::Services))?;
+        Ok(name.map(|name| name.as_str().to_owned()))
     }
 
     /// The names of service ports, by id.
@@ -344,7 +365,8 @@ impl MapStore for KernelMaps {
                 })?;
                 let zero = PerCpuValues::try_from(vec![ServiceCounters::default(); cpus])
                     .map_err(|error| kernel("write", MapKind::Services)(AyaError::IoError(error)))?;
-                self.service_counters.set(*service, zero, 0).map_err(kernel("write", MapKind::Services))
+                self.service_counters.set(*service, zero, 0).map_err(kernel("write", MapKind::Services))?;
+                absent_is_fine(self.service_drops.remove(service)).map_err(kernel("remove from", MapKind::Services))
             }
             Write::ServiceNetwork { family, network } => self.write_service_network(*family, *network),
             Write::Backend { family, .. }
@@ -588,6 +610,10 @@ impl<A: Address + Pod> FamilyMaps<A> {
     fn leaves(&self, key: &FlowKey<A>) -> Option<EgressEntry<A>> {
         self.egress.get(key, 0).or_else(|_| self.egress_brief.get(key, 0)).ok()
     }
+}
+
+fn of_all_cpus(values: &PerCpuValues<ServiceDrops>) -> ServiceDrops {
+    values.iter().fold(ServiceDrops::default(), |sum, cpu| sum.each(*cpu, |sum, cpu| sum + cpu))
 }
 
 fn network<A: Address>(address: A, bits: u32) -> Option<IpNet> {

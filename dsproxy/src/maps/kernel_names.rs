@@ -42,7 +42,7 @@ impl MapKind {
 
     fn of_both(self) -> &'static [&'static str] {
         match self {
-            Self::Services => &[layout::SERVICE_COUNTERS, layout::SERVICE_NAMES],
+            Self::Services => &[layout::SERVICE_COUNTERS, layout::SERVICE_DROPS, layout::SERVICE_NAMES],
             Self::Settings => &[layout::SETTINGS],
             Self::Routing => &[layout::ROUTING],
             Self::XdpDevices => &[layout::XDP_DEVICES],

@@ -6,7 +6,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dsproxy_common::count::ServiceCounters;
+use dsproxy_common::count::{ServiceCounters, ServiceDrops};
+
+/// What was counted of a service port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    /// What was translated.
+    pub(super) traffic: ServiceCounters,
+    /// What was dropped.
+    pub(super) drops: ServiceDrops,
+}
+
+impl Counted {
+    /// What `with` makes of each of these and its counterpart.
+    fn each(self, counterparts: Self, with: impl Fn(u64, u64) -> u64) -> Self {
+        let Self { traffic, drops } = self;
+        Self { traffic: traffic.each(counterparts.traffic, &with), drops: drops.each(counterparts.drops, &with) }
+    }
+}
 
 /// The choice, and the sum of the others.
 #[derive(Debug)]
@@ -14,8 +31,8 @@ pub(super) struct ServiceSeries {
     limit: usize,
     own: BTreeSet<String>,
     /// What the others had at the last scrape.
-    others: BTreeMap<String, ServiceCounters>,
-    sum: ServiceCounters,
+    others: BTreeMap<String, Counted>,
+    sum: Counted,
     is_first: bool,
 }
 
@@ -23,19 +40,19 @@ pub(super) struct ServiceSeries {
 #[derive(Debug, PartialEq)]
 pub(super) struct Told {
     /// Those with series of their own.
-    pub(super) own: Vec<(String, ServiceCounters)>,
+    pub(super) own: Vec<(String, Counted)>,
     /// All others together, from when there first were some.
-    pub(super) others: Option<ServiceCounters>,
+    pub(super) others: Option<Counted>,
 }
 
 impl ServiceSeries {
     /// At most `limit` service ports have their own.
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, own: BTreeSet::new(), others: BTreeMap::new(), sum: ServiceCounters::default(), is_first: true }
+        Self { limit, own: BTreeSet::new(), others: BTreeMap::new(), sum: Counted::default(), is_first: true }
     }
 
     /// What is told of `services`, which are in the order of their ids: those that have been there for longest come first.
-    pub(super) fn tell(&mut self, services: Vec<(String, ServiceCounters)>) -> Told {
+    pub(super) fn tell(&mut self, services: Vec<(String, Counted)>) -> Told {
         let present: BTreeSet<&String> = services.iter().map(|(name, _)| name).collect();
         self.own.retain(|name| present.contains(name));
         for (name, _) in &services {
@@ -52,12 +69,11 @@ impl ServiceSeries {
                 continue;
             }
             // What was counted before this daemon began, the one before it has told.
-            let then =
-                self.others.get(&name).copied().unwrap_or(if self.is_first { now } else { ServiceCounters::default() });
+            let then = self.others.get(&name).copied().unwrap_or(if self.is_first { now } else { Counted::default() });
             self.sum = self.sum.each(growth(then, now), u64::saturating_add);
             others.insert(name, now);
         }
-        let were_others = !self.others.is_empty() || !others.is_empty() || self.sum != ServiceCounters::default();
+        let were_others = !self.others.is_empty() || !others.is_empty() || self.sum != Counted::default();
         self.others = others;
         self.is_first = false;
         Told { own, others: were_others.then_some(self.sum) }
@@ -65,23 +81,29 @@ impl ServiceSeries {
 }
 
 /// A counter that is lower than it was has begun anew.
-fn growth(then: ServiceCounters, now: ServiceCounters) -> ServiceCounters {
+fn growth(then: Counted, now: Counted) -> Counted {
     then.each(now, |then, now| now.checked_sub(then).unwrap_or(now))
 }
 
 #[cfg(test)]
 mod tests {
+    use dsproxy_common::count::Reason;
+
     use super::*;
 
-    fn counted(packets: u64) -> ServiceCounters {
-        ServiceCounters { packets, bytes: packets * 100, ..ServiceCounters::default() }
+    fn counted(packets: u64) -> Counted {
+        Counted {
+            traffic: ServiceCounters { packets, bytes: packets * 100, ..ServiceCounters::default() },
+            drops: ServiceDrops::of(Reason::SourceRange, packets * 10),
+        }
     }
 
     fn tell(series: &mut ServiceSeries, services: &[(&str, u64)]) -> (Vec<(String, u64)>, Option<u64>) {
         let services = services.iter().map(|(name, packets)| ((*name).to_owned(), counted(*packets)));
         let Told { own, others } = series.tell(services.collect());
-        assert!(others.is_none_or(|others| others.bytes == others.packets * 100));
-        (own.into_iter().map(|(name, counted)| (name, counted.packets)).collect(), others.map(|others| others.packets))
+        assert!(others.is_none_or(|others| others == counted(others.traffic.packets)), "{others:?}");
+        let own = own.into_iter().map(|(name, counted)| (name, counted.traffic.packets)).collect();
+        (own, others.map(|others| others.traffic.packets))
     }
 
     fn own(all: &[(&str, u64)]) -> Vec<(String, u64)> {

@@ -405,9 +405,13 @@ impl Stage {
                 expected
             }
         };
-        self.expected = match fate.service {
+        let expected = match fate.service {
             Some((service, counters)) => expected.more_of_service(service, &counters),
             None => expected,
+        };
+        self.expected = match (fate.drop_of, fate.reason) {
+            (Some(service), Some((reason, _))) => expected.drops(service, reason, 1),
+            _ => expected,
         };
     }
 }

@@ -16,20 +16,26 @@ use crate::packet::{Link, number};
 const TCP_HEADER: usize = 20;
 const ICMP_HEADER: usize = 8;
 
-/// What becomes of a packet that is refused for `reason`; `answers` says whether there is any budget for it.
-pub(super) fn refuse(at: &Arrival<'_>, parsed: &Parsed, reason: Reason, answers: bool) -> Ruling {
+/// What becomes of a packet, of the service port `whose` if it is one's, that is refused for `reason`; `answers` says whether there is any
+/// budget for it.
+pub(super) fn refuse(
+    at: &Arrival<'_>,
+    parsed: &Parsed,
+    (reason, whose): (Reason, Option<usize>),
+    answers: bool,
+) -> Ruling {
     let flags = parsed.flags();
     // `connect` over IPv6 takes an error for a hint, and a reset as what it is.
     let is_reset = reason == Reason::BackendGone || parsed.network.family == IpFamily::V6 && opens(flags);
     let is_allowed = !was_sent_to_many(at) && !parsed.network.piece.is_later() && is_host(parsed.network.source);
     if !is_allowed || is_reset && resets(flags) {
-        return Ruling::Left(Reason::Unanswerable);
+        return Ruling::Dropped(Reason::Unanswerable, whose);
     }
     if !answers {
-        return Ruling::Left(Reason::RefusalLimit);
+        return Ruling::Dropped(Reason::RefusalLimit, whose);
     }
     let draft = if is_reset { reset(at, parsed, flags) } else { port_unreachable(at, parsed) };
-    Ruling::Rewritten(reason, draft, None)
+    Ruling::Answered(reason, draft, whose)
 }
 
 /// Frames to a group address are answered by nobody (RFC 1122, section 3.2.2).

@@ -144,7 +144,7 @@ impl Model {
     fn settle(&mut self, at: &Arrival<'_>, parsed: &Parsed, service: Option<usize>, seen: &Seen<'_>) -> Judged {
         let flow = parsed.flow();
         let Some(address) = self.node.addresses.get(&parsed.network.family).copied() else {
-            return Ok(Ruling::Left(Reason::NoNodeAddress));
+            return Ok(Ruling::Dropped(Reason::NoNodeAddress, service));
         };
         let answer_at = |port| Flow {
             source: flow.destination,
@@ -172,7 +172,7 @@ impl Model {
         } else if seen.verdict == Verdict::Drop {
             let may_find_none = keeps_port || ports.clone().any(|port| !is_free(port, false));
             return if may_find_none {
-                Ok(Ruling::Left(Reason::SnatExhausted))
+                Ok(Ruling::Dropped(Reason::SnatExhausted, service))
             } else {
                 Err(wrong("dropped, with all ports free".to_owned()))
             };

@@ -40,8 +40,11 @@ impl Model {
         let ruling = self.enter(at, &parsed, seen)?;
         self.remember_ports(&parsed, &ruling);
         let ruling = match ruling {
-            Ruling::Left(reason @ (Reason::NoEndpoint | Reason::NoPort | Reason::BackendGone)) => {
-                answer::refuse(at, &parsed, reason, self.node.rules.answers)
+            Ruling::Left(reason @ Reason::NoPort) => {
+                answer::refuse(at, &parsed, (reason, None), self.node.rules.answers)
+            }
+            Ruling::Dropped(reason @ (Reason::NoEndpoint | Reason::BackendGone), whose) => {
+                answer::refuse(at, &parsed, (reason, whose), self.node.rules.answers)
             }
             ruling => ruling,
         };
@@ -136,7 +139,7 @@ impl Model {
             return None;
         }
         if self.node.rules.reset_gone && self.node.standing(&held.backend) == Standing::Gone {
-            return Some(Ruling::Left(Reason::BackendGone));
+            return Some(Ruling::Dropped(Reason::BackendGone, Some(held.backend.service)));
         }
         self.client_was_seen(parsed, held);
         let counters = ServiceCounters { packets: 1, bytes: at.bytes.len() as u64, ..ServiceCounters::default() };
@@ -175,14 +178,14 @@ impl Model {
             return Ok(Ruling::Left(Reason::NotService));
         };
         if frontend.checks_source && !family.source_ranges.iter().any(|range| range.contains(&client)) {
-            return Ok(Ruling::Left(Reason::SourceRange));
+            return Ok(Ruling::Dropped(Reason::SourceRange, Some(service)));
         }
         let is_pods = self.node.rules.inside_by_network && self.node.network(client) & NetworkFlags::POD != 0;
         let is_inside = at.device == Device::Pod || is_pods;
         let reach: Reach = if is_inside { frontend.inside } else { frontend.outside };
         let candidates = match Node::candidates(family, reach) {
             Ok(candidates) => candidates,
-            Err(reason) => return Ok(Ruling::Left(reason)),
+            Err(reason) => return Ok(Ruling::Dropped(reason, Some(service))),
         };
         let affinity = self.node.served[service].port.affinity;
         let remembered = self
@@ -208,7 +211,7 @@ impl Model {
             let may_find_none =
                 !has_other || pool.iter().any(|address| ports.clone().any(|port| clashes(*address, Some(port))));
             return if may_clash && may_find_none {
-                Ok(Ruling::Left(Reason::ReplyClash))
+                Ok(Ruling::Dropped(Reason::ReplyClash, Some(service)))
             } else {
                 Err(wrong(format!("dropped, of {pool:?} {clashing} clash")))
             };

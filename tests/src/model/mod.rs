@@ -78,6 +78,8 @@ pub struct Fate {
     pub reason: Option<(Reason, Option<IpFamily>)>,
     /// What it counts for which service port.
     pub service: Option<(u32, ServiceCounters)>,
+    /// The service port for which it counts a drop.
+    pub drop_of: Option<u32>,
 }
 
 /// Why there is nothing that the program should have done.
@@ -108,7 +110,11 @@ const FRAGMENTS_WAIT: u64 = 60;
 enum Ruling {
     /// It goes on, changed.
     Rewritten(Reason, Draft, Option<(usize, ServiceCounters)>),
-    /// It does not go on, or goes on as it is, as the reason says.
+    /// It becomes the answer to its sender; if it was a service port's, that is known.
+    Answered(Reason, Draft, Option<usize>),
+    /// A packet of a service port does not go on.
+    Dropped(Reason, Option<usize>),
+    /// It does not go on, or goes on as it is, as the reason says; it is no service port's.
     Left(Reason),
 }
 
@@ -208,20 +214,34 @@ impl Model {
 
     /// The whole of what a program has to do, by what becomes of the packet.
     fn fate(&self, at: &Arrival<'_>, family: Option<IpFamily>, ruling: Ruling) -> Fate {
+        let id = |service: usize| self.node.served[service].id;
         match ruling {
             Ruling::Rewritten(reason, draft, service) => Fate {
-                verdict: if is_answer(reason) { Verdict::Redirect } else { Verdict::Pass },
+                verdict: Verdict::Pass,
                 packet: draft.bytes,
                 either_zero: draft.either_zero,
                 reason: Some((reason, family)),
-                service: service.map(|(service, counters)| (self.node.served[service].id, counters)),
+                service: service.map(|(service, counters)| (id(service), counters)),
+                drop_of: None,
             },
+            Ruling::Answered(reason, draft, service) => Fate {
+                verdict: Verdict::Redirect,
+                packet: draft.bytes,
+                either_zero: draft.either_zero,
+                reason: Some((reason, family)),
+                service: None,
+                drop_of: service.map(id),
+            },
+            Ruling::Dropped(reason, service) => {
+                Fate { drop_of: service.map(id), ..self.fate(at, family, Ruling::Left(reason)) }
+            }
             Ruling::Left(reason) => Fate {
                 verdict: if is_drop(reason) { Verdict::Drop } else { Verdict::Pass },
                 packet: at.bytes.to_vec(),
                 either_zero: Vec::new(),
                 reason: Some((reason, family)),
                 service: None,
+                drop_of: None,
             },
         }
     }
@@ -298,11 +318,6 @@ fn is_drop(reason: Reason) -> bool {
             | TableRefused
             | RewriteFailed
     )
-}
-
-/// Whether its sender is answered.
-fn is_answer(reason: Reason) -> bool {
-    matches!(reason, Reason::NoEndpoint | Reason::NoPort | Reason::BackendGone)
 }
 
 /// Ports that masqueraded packets leave with.

@@ -65,6 +65,7 @@ impl Model {
             either_zero: Vec::new(),
             reason: None,
             service: None,
+            drop_of: None,
         };
         let (Some(parsed), Some((epoch, _))) = (plain(at.bytes), self.node.xdp) else { return Ok(left) };
         let flow = parsed.flow();
@@ -194,6 +195,7 @@ impl Model {
             either_zero: draft.either_zero,
             reason: Some((reason, Some(network.family))),
             service: flow.service.map(|service| (self.node.served[service].id, counters)),
+            drop_of: None,
         })
     }
 }

@@ -15,6 +15,7 @@ use super::ProgError;
 pub struct Counted {
     packets: BTreeMap<(Reason, Option<IpFamily>), u64>,
     services: BTreeMap<u32, [u64; 5]>,
+    drops: BTreeMap<(u32, Reason), u64>,
 }
 
 impl Counted {
@@ -44,6 +45,12 @@ impl Counted {
         self
     }
 
+    /// And so many drops of the service port `service`.
+    pub fn drops(mut self, service: u32, reason: Reason, count: u64) -> Self {
+        *self.drops.entry((service, reason)).or_default() += count;
+        self
+    }
+
     /// How many packets were counted for `reason`.
     pub fn of(&self, reason: Reason, family: Option<IpFamily>) -> u64 {
         self.packets.get(&(reason, family)).copied().unwrap_or_default()
@@ -52,11 +59,13 @@ impl Counted {
     pub(super) fn read(maps: &KernelMaps) -> Result<Self, ProgError> {
         let packets = maps.counters()?.into_iter().map(|(reason, family, count)| ((reason, family), count)).collect();
         let mut services = BTreeMap::new();
+        let mut drops = BTreeMap::new();
         // Ids without a name are read too: what is left of a Service that was deleted may still be counted for.
         for service in 0..maps.capacities().services {
             services.insert(service, array(&maps.service_counters(service)?));
+            drops.extend(maps.service_drops(service)?.iter().map(|(reason, count)| ((service, reason), count)));
         }
-        Ok(Self { packets, services })
+        Ok(Self { packets, services, drops })
     }
 
     /// What was counted since `before`.
@@ -69,9 +78,12 @@ impl Counted {
             let held = before.services.get(service).copied().unwrap_or_default();
             (*service, std::array::from_fn(|index| counts[index] - held[index]))
         });
+        let drops =
+            self.drops.iter().map(|(key, count)| (*key, count - before.drops.get(key).copied().unwrap_or_default()));
         Self {
             packets: packets.filter(|(_, count)| *count != 0).collect(),
             services: services.filter(|(_, counts): &(u32, [u64; 5])| *counts != [0; 5]).collect(),
+            drops: drops.filter(|(_, count)| *count != 0).collect(),
         }
     }
 }
@@ -93,6 +105,9 @@ impl fmt::Debug for Counted {
                 "service {service}: {connections} connections, {packets} packets {bytes} bytes, \
                  {reply_packets} replies {reply_bytes} bytes; "
             )?;
+        }
+        for ((service, reason), count) in &self.drops {
+            write!(f, "service {service}: {count} dropped, {}; ", reason.name())?;
         }
         Ok(())
     }

@@ -14,8 +14,7 @@ use crate::inspect::{
     human::{bit_rate, rate, span},
 };
 
-const KEYS: &str =
-    "q quit  space pause  sort: b bytes, p packets, r replies, c connections, o open, n name  i idle  / search";
+const KEYS: &str = "q quit  space pause  sort: b bytes, p packets, r replies, c connections, o open, d drops, n name  i idle  / search";
 
 /// Rows of the lower tables, frame and heading included.
 const LOWER: u16 = 9;
@@ -54,13 +53,15 @@ fn services(frame: &mut Frame<'_>, area: Rect, screen: &mut Screen, rates: &Rate
         ("REPLIES/s", Some(SortBy::Replies)),
         ("TO BACKENDS", Some(SortBy::Bytes)),
         ("TO CLIENTS", Some(SortBy::Bytes)),
+        ("DROPS/s", Some(SortBy::Drops)),
     ]
     .map(|(text, sort)| {
         let style = if sort == Some(screen.sort) { Style::new().bold().underlined() } else { Style::new().bold() };
         Cell::from(text).style(style)
     });
     let rows = rows.into_iter().map(|service| {
-        Row::new([
+        let drops = service.all_drops();
+        let row = Row::new([
             service.name.clone(),
             service.open.to_string(),
             rate(service.connections),
@@ -68,7 +69,9 @@ fn services(frame: &mut Frame<'_>, area: Rect, screen: &mut Screen, rates: &Rate
             rate(service.reply_packets),
             format!("{}/s", bit_rate(service.bytes)),
             format!("{}/s", bit_rate(service.reply_bytes)),
-        ])
+            rate(drops),
+        ]);
+        if drops > 0.0 { row.red() } else { row }
     });
     let widths = [
         Constraint::Min(20),
@@ -78,6 +81,7 @@ fn services(frame: &mut Frame<'_>, area: Rect, screen: &mut Screen, rates: &Rate
         Constraint::Length(9),
         Constraint::Length(13),
         Constraint::Length(13),
+        Constraint::Length(8),
     ];
     let table = Table::new(rows, widths).header(Row::new(headings)).block(Block::bordered().title(title));
     frame.render_widget(table, area);
@@ -139,8 +143,8 @@ mod tests {
         let text = drawn(&mut Screen::new(SortBy::Bytes), 120, 24);
         for parts in [
             &["Services: 4, over 2s"][..],
-            &["SERVICE PORT", "CONN/s", "TO CLIENTS"],
-            &["a/steady:x/TCP", "100", "80 kbit/s", "800 kbit/s"],
+            &["SERVICE PORT", "CONN/s", "TO CLIENTS", "DROPS/s"],
+            &["a/steady:x/TCP", "100", "80 kbit/s", "800 kbit/s", "12"],
             &["b/new:x/TCP", "0.5"],
             &["no-port", "IPv6", "10", "30"],
             &["connections", "IPv6", "90", "90.0%"],

@@ -81,6 +81,8 @@ pub enum SortBy {
     Connections,
     /// Connections that are open.
     Open,
+    /// Packets that were dropped, and calls of sockets that were refused.
+    Drops,
     /// The name.
     Name,
 }

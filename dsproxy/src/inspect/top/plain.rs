@@ -1,12 +1,12 @@
 //! One interval as text, or as JSON, for scripts.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
 use super::{
     SortBy,
-    rates::{Rates, sort},
+    rates::{Rates, ServiceRate, sort},
 };
 use crate::inspect::{
     View,
@@ -37,6 +37,10 @@ struct Service {
     bytes: f64,
     reply_packets: f64,
     reply_bytes: f64,
+    /// By reason; those that are not here were none.
+    drops: BTreeMap<&'static str, f64>,
+    #[serde(skip)]
+    dropped: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,6 +65,8 @@ impl Plain {
             bytes: service.bytes,
             reply_packets: service.reply_packets,
             reply_bytes: service.reply_bytes,
+            drops: service.drops.iter().map(|(reason, rate)| (reason.name(), *rate)).collect(),
+            dropped: dropped(service),
         });
         let drops = rates.drops.iter().map(|drop| Drop {
             reason: drop.reason.name(),
@@ -83,8 +89,16 @@ impl View for Plain {
         let Self { interval_seconds, service_ports, services, drops, maps } = self;
         let over = span(Duration::try_from_secs_f64(*interval_seconds).unwrap_or_default());
         let mut text = format!("{} of {service_ports} service ports, over {over}\n\n", services.len());
-        let headings = ["SERVICE PORT", "OPEN", "CONNECTIONS/s", "PACKETS/s", "REPLIES/s", "TO BACKENDS", "TO CLIENTS"];
-        let mut columns = Columns::new(&headings);
+        let mut columns = Columns::new(&[
+            "SERVICE PORT",
+            "OPEN",
+            "CONNECTIONS/s",
+            "PACKETS/s",
+            "REPLIES/s",
+            "TO BACKENDS",
+            "TO CLIENTS",
+            "DROPS/s",
+        ]);
         for service in services {
             columns.row([
                 service.name.clone(),
@@ -94,6 +108,7 @@ impl View for Plain {
                 rate(service.reply_packets),
                 format!("{}/s", bit_rate(service.bytes)),
                 format!("{}/s", bit_rate(service.reply_bytes)),
+                service.dropped.clone(),
             ]);
         }
         text += &columns.text();
@@ -120,6 +135,13 @@ impl View for Plain {
     }
 }
 
+/// The drops of a service port in one cell, the most first.
+fn dropped(service: &ServiceRate) -> String {
+    let parts: Vec<_> =
+        service.drops.iter().map(|(reason, drops)| format!("{} {}", rate(*drops), reason.name())).collect();
+    if parts.is_empty() { rate(0.0) } else { parts.join(", ") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::rates::tests::rates, *};
@@ -133,5 +155,7 @@ mod tests {
         let json = serde_json::to_value(&plain).expect("JSON");
         assert_eq!(json["services"][0]["replyBytes"], 100_000.0);
         assert_eq!(json["drops"][0]["reason"], "no-port");
+        assert!(text.contains("   10 no-endpoint, 2 source-range\n"), "{text}");
+        assert_eq!(json["services"][0]["drops"]["source-range"], 2.0);
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dsproxy_common::{
     IpFamily,
-    count::{Reason, ServiceCounters},
+    count::{Reason, ServiceCounters, ServiceDrops},
 };
 
 use super::{
@@ -29,6 +29,8 @@ pub(super) struct ServiceRate {
     pub(super) bytes: f64,
     pub(super) reply_packets: f64,
     pub(super) reply_bytes: f64,
+    /// Drops by reason, the most first; those that are not here were none.
+    pub(super) drops: Vec<(Reason, f64)>,
     pub(super) open: u64,
 }
 
@@ -66,15 +68,16 @@ impl Rates {
 }
 
 fn service(name: &str, then: Counted, now: Counted, over: Duration) -> ServiceRate {
-    let Counted { counters: then, open: _ } = then;
-    let Counted { counters: ServiceCounters { connections, packets, bytes, reply_packets, reply_bytes }, open } = now;
+    let Counted { counters: then, drops: dropped_then, open: _ } = then;
+    let Counted { counters, drops: dropped_now, open } = now;
+    let ServiceCounters { connections, packets, bytes, reply_packets, reply_bytes } = counters;
     // Counters go up only, unless they began anew: all of them at once, so one that is lower tells for the others.
     let is_reset = connections < then.connections
         || packets < then.packets
         || bytes < then.bytes
         || reply_packets < then.reply_packets
         || reply_bytes < then.reply_bytes;
-    let then = if is_reset { ServiceCounters::default() } else { then };
+    let (then, dropped_then) = if is_reset { Default::default() } else { (then, dropped_then) };
     ServiceRate {
         name: name.to_owned(),
         connections: rate(then.connections, connections, over),
@@ -82,8 +85,16 @@ fn service(name: &str, then: Counted, now: Counted, over: Duration) -> ServiceRa
         bytes: rate(then.bytes, bytes, over),
         reply_packets: rate(then.reply_packets, reply_packets, over),
         reply_bytes: rate(then.reply_bytes, reply_bytes, over),
+        drops: drop_rates(&dropped_then, &dropped_now, over),
         open,
     }
+}
+
+fn drop_rates(then: &ServiceDrops, now: &ServiceDrops, over: Duration) -> Vec<(Reason, f64)> {
+    let rates = then.iter().zip(now.iter()).map(|((reason, then), (_, now))| (reason, rate(then, now, over)));
+    let mut rates: Vec<_> = rates.filter(|(_, rate)| *rate > 0.0).collect();
+    rates.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    rates
 }
 
 fn rate(then: u64, now: u64, over: Duration) -> f64 {
@@ -99,9 +110,14 @@ impl ServiceRate {
         self.bytes + self.reply_bytes
     }
 
+    /// Drops for all reasons.
+    pub(super) fn all_drops(&self) -> f64 {
+        self.drops.iter().map(|(_, rate)| rate).sum()
+    }
+
     /// Whether nothing happened.
     pub(super) fn is_idle(&self) -> bool {
-        self.connections + self.packets + self.reply_packets == 0.0
+        self.connections + self.packets + self.reply_packets + self.all_drops() == 0.0
     }
 }
 
@@ -113,6 +129,7 @@ pub(super) fn sort(services: &mut [&ServiceRate], by: SortBy) {
         SortBy::Replies => service.reply_packets,
         SortBy::Connections => service.connections,
         SortBy::Open => service.open as f64,
+        SortBy::Drops => service.all_drops(),
         SortBy::Name => 0.0,
     };
     services.sort_by(|a, b| measure(b).total_cmp(&measure(a)).then_with(|| a.name.cmp(&b.name)));
@@ -132,7 +149,9 @@ pub(super) mod tests {
             reply_packets: packets,
             reply_bytes: packets * 1000,
         };
-        Counted { counters, open }
+        let drops = ServiceDrops::of(Reason::SourceRange, connections)
+            .each(ServiceDrops::of(Reason::NoEndpoint, packets / 10), u64::saturating_add);
+        Counted { counters, drops, open }
     }
 
     fn sample(at: Instant, services: &[(&str, Counted)], drops: u64) -> Sample {
@@ -221,7 +240,7 @@ pub(super) mod tests {
     #[test]
     fn one_counter_that_is_lower_tells_for_the_others() {
         let counters = |connections, packets| ServiceCounters { connections, packets, ..ServiceCounters::default() };
-        let of = |counters| Counted { counters, open: 0 };
+        let of = |counters| Counted { counters, ..Counted::default() };
         let told = service("a", of(counters(9, 10)), of(counters(1, 12)), Duration::from_secs(1));
         assert_eq!((told.connections, told.packets), (1.0, 12.0), "its packets are all new as well");
     }
@@ -230,6 +249,24 @@ pub(super) mod tests {
     fn drops_are_those_that_ever_were_with_the_busiest_first() {
         let told: Vec<_> = rates().drops.iter().map(|drop| (drop.reason, drop.packets, drop.total)).collect();
         assert_eq!(told, [(Reason::NoPort, 10.0, 30), (Reason::SourceRange, 0.0, 5)]);
+    }
+
+    #[test]
+    fn drops_of_a_service_port_are_told_by_reason_with_the_most_first() {
+        let told: Vec<_> = rates().services.into_iter().map(|service| service.drops).collect();
+        let both =
+            |no_endpoint, source_range| vec![(Reason::NoEndpoint, no_endpoint), (Reason::SourceRange, source_range)];
+        let reset = vec![(Reason::NoEndpoint, 1.0), (Reason::SourceRange, 1.0)];
+        assert_eq!(told, [vec![], reset, both(10.0, 2.0), both(0.5, 0.5)]);
+    }
+
+    #[test]
+    fn who_is_only_dropped_is_not_idle() {
+        let dropped = |count| Counted { drops: ServiceDrops::of(Reason::NoEndpoint, count), ..Counted::default() };
+        let told = service("a", dropped(3), dropped(7), Duration::from_secs(2));
+        assert_eq!((told.is_idle(), told.all_drops()), (false, 2.0));
+        let told = service("a", dropped(7), dropped(3), Duration::from_secs(1));
+        assert_eq!(told.all_drops(), 3.0, "begun anew");
     }
 
     #[test]
@@ -249,6 +286,7 @@ pub(super) mod tests {
         };
         assert_eq!(sorted(SortBy::Bytes), ["a/steady", "a/reset", "b/new", "a/idle"]);
         assert_eq!(sorted(SortBy::Open), ["a/idle", "a/steady", "a/reset", "b/new"]);
+        assert_eq!(sorted(SortBy::Drops), ["a/steady", "a/reset", "b/new", "a/idle"]);
         assert_eq!(sorted(SortBy::Name), ["a/idle", "a/reset", "a/steady", "b/new"]);
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context as _;
 use dsproxy_common::{
     IpFamily,
-    count::{Reason, ServiceCounters},
+    count::{Reason, ServiceCounters, ServiceDrops},
 };
 
 use crate::{
@@ -38,6 +38,7 @@ pub(super) struct Sample {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counted {
     pub(super) counters: ServiceCounters,
+    pub(super) drops: ServiceDrops,
     /// The connections that are open.
     pub(super) open: u64,
 }
@@ -60,7 +61,8 @@ impl Sample {
                 shown.insert(name.clone());
             }
             let open = open.get(&id).copied().unwrap_or_default();
-            services.insert(name, Counted { counters: maps.service_counters(id)?, open });
+            let (counters, drops) = (maps.service_counters(id)?, maps.service_drops(id)?);
+            services.insert(name, Counted { counters, drops, open });
         }
         let packets = maps.counters()?.into_iter().map(|(reason, family, count)| ((reason, family), count)).collect();
         Ok(Self { at, services, shown, packets })

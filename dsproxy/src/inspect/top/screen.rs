@@ -55,6 +55,7 @@ impl Screen {
             KeyCode::Char('r') => self.sort = SortBy::Replies,
             KeyCode::Char('c') => self.sort = SortBy::Connections,
             KeyCode::Char('o') => self.sort = SortBy::Open,
+            KeyCode::Char('d') => self.sort = SortBy::Drops,
             KeyCode::Char('n') => self.sort = SortBy::Name,
             KeyCode::Up => self.first = self.first.saturating_sub(1),
             KeyCode::Down => self.first += 1,

@@ -1,13 +1,14 @@
 //! The frontends, with their endpoints and traffic.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     fmt,
     net::SocketAddr,
 };
 
 use dsproxy_common::{
     IpFamily,
+    count::ServiceDrops,
     service::{Frontend, FrontendFlags, FrontendKind},
 };
 use ipnet::IpNet;
@@ -45,6 +46,8 @@ struct ServiceRow {
     bytes: u64,
     reply_packets: u64,
     reply_bytes: u64,
+    /// Packets that were dropped, and calls of sockets that were refused, by reason; those that are not here are none.
+    drops: BTreeMap<&'static str, u64>,
 }
 
 /// Makes `dsproxy services`: a row for each frontend that `filter` takes.
@@ -57,6 +60,8 @@ pub fn services(live: &Live, filter: &FlowFilter) -> anyhow::Result<Services> {
     let backends: HashMap<_, _> =
         live.maps.backends()?.into_iter().map(|(family, id, record)| ((family, id), record)).collect();
     let ranges = live.maps.source_ranges()?;
+    // Read once for all frontends of a service port, for each to say the same while packets pass.
+    let mut counted = HashMap::new();
     let mut rows = Vec::new();
     for (address, frontend) in live.maps.frontends()? {
         let family = address.family();
@@ -82,7 +87,13 @@ pub fn services(live: &Live, filter: &FlowFilter) -> anyhow::Result<Services> {
         if !filter.takes(address.protocol, &name, family, &addresses) {
             continue;
         }
-        let counted = live.maps.service_counters(frontend.service)?;
+        let (counters, drops) = match counted.entry(frontend.service) {
+            Entry::Occupied(held) => *held.get(),
+            Entry::Vacant(place) => {
+                let service = frontend.service;
+                *place.insert((live.maps.service_counters(service)?, live.maps.service_drops(service)?))
+            }
+        };
         rows.push(ServiceRow {
             name,
             family: family.to_string(),
@@ -96,11 +107,12 @@ pub fn services(live: &Live, filter: &FlowFilter) -> anyhow::Result<Services> {
             policy_for_outside: policy(FrontendFlags::OUTSIDE_LOCAL),
             affinity_seconds: frontend.affinity,
             source_ranges: frontend.has(FrontendFlags::SOURCE_RANGES).then(ranges),
-            connections: counted.connections,
-            packets: counted.packets,
-            bytes: counted.bytes,
-            reply_packets: counted.reply_packets,
-            reply_bytes: counted.reply_bytes,
+            connections: counters.connections,
+            packets: counters.packets,
+            bytes: counters.bytes,
+            reply_packets: counters.reply_packets,
+            reply_bytes: counters.reply_bytes,
+            drops: by_reason(&drops),
         });
     }
     rows.sort_by(|a, b| (&a.name, a.frontend).cmp(&(&b.name, b.frontend)));
@@ -108,7 +120,8 @@ pub fn services(live: &Live, filter: &FlowFilter) -> anyhow::Result<Services> {
 }
 
 impl View for Services {
-    /// What differs for clients outside the cluster stands behind a slash. Traffic is counted by service port, both families together, so it stands on each of its rows.
+    /// What differs for clients outside the cluster stands behind a slash. Traffic and drops are counted by service port, both families
+    /// together, so they stand on each of its rows.
     fn table(&self) -> String {
         let mut columns = Columns::new(&[
             "SERVICE PORT",
@@ -122,6 +135,7 @@ impl View for Services {
             "PACKETS",
             "BYTES",
             "REPLY BYTES",
+            "DROPPED",
         ]);
         for row in &self.0 {
             columns.row([
@@ -136,10 +150,24 @@ impl View for Services {
                 (row.packets + row.reply_packets).to_string(),
                 row.bytes.to_string(),
                 row.reply_bytes.to_string(),
+                dropped(&row.drops),
             ]);
         }
         columns.text()
     }
+}
+
+/// The reasons for which something was dropped, with their counts.
+fn by_reason(drops: &ServiceDrops) -> BTreeMap<&'static str, u64> {
+    drops.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.name(), count)).collect()
+}
+
+/// The same in one cell, the most first.
+fn dropped(drops: &BTreeMap<&'static str, u64>) -> String {
+    let mut drops: Vec<_> = drops.iter().collect();
+    drops.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let parts: Vec<_> = drops.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
 }
 
 /// Two cells in one, where they differ.
@@ -159,7 +187,17 @@ fn kind(frontend: &Frontend) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use dsproxy_common::count::Reason;
+
     use super::*;
+
+    #[test]
+    fn drops_are_told_by_reason_the_most_first() {
+        let drops =
+            ServiceDrops::of(Reason::NoEndpoint, 3).each(ServiceDrops::of(Reason::SourceRange, 12), |a, b| a + b);
+        assert_eq!(dropped(&by_reason(&drops)), "12 source-range, 3 no-endpoint");
+        assert_eq!(dropped(&by_reason(&ServiceDrops::default())), "none");
+    }
 
     #[test]
     fn one_cell_says_both_where_they_differ() {
