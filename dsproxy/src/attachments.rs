@@ -7,12 +7,16 @@ use std::{
     time::Duration,
 };
 
+use aya::Ebpf;
 use tokio::{task::JoinHandle, time::sleep};
 use tracing::{info, warn};
 
 use crate::{
     app::Backoff,
-    datapath::attach::{AttachError, Attacher, Attachment, Failure},
+    datapath::{
+        attach::{AttachError, Attacher, Attachment, Failure, Programs},
+        load,
+    },
     host_settings::{self, Setting},
     interfaces::{Interfaces, Watch},
     maps::pod_devices::PodDevices,
@@ -55,14 +59,16 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    /// Attaches to the interfaces of `watch` now, and follows them from here on. While XDP serves, the host is kept set `for_xdp`. The
-    /// programs are told in `pod_devices`, if packets may pass the stack by, where pods are.
+    /// Attaches to the interfaces of `watch` now, and follows them from here on. Those programs of `object` that none of them needs are
+    /// loaded when they have theirs. While XDP serves, the host is kept set `for_xdp`. The programs are told in `pod_devices`, if packets
+    /// may pass the stack by, where pods are.
     ///
     /// # Errors
     ///
     /// When the kernel lacks the only way to attach that is allowed: trying again would not help.
     pub fn follow(
         mut attacher: Attacher,
+        object: Box<Ebpf>,
         mut watch: Watch,
         for_xdp: Vec<Setting>,
         mut pod_devices: Option<PodDevices>,
@@ -77,6 +83,7 @@ impl Attachments {
         }
         let mut failing = !failures.is_empty() || !are_told;
         let task = tokio::spawn(async move {
+            tokio::task::block_in_place(|| load_rest(object, &mut attacher));
             let mut backoff = Backoff::new();
             loop {
                 let interfaces = if failing {
@@ -107,6 +114,17 @@ impl Attachments {
     /// What is attached, as it changes.
     pub fn report(&self) -> Arc<Report> {
         Arc::clone(&self.report)
+    }
+}
+
+/// Loads the programs that are not, for devices that may come.
+fn load_rest(mut object: Box<Ebpf>, attacher: &mut Attacher) {
+    if let Err(error) = load::load_rest(&mut object) {
+        warn!(%error, "devices that come without a link-layer header will not be served");
+    }
+    match Programs::of(&object) {
+        Ok(programs) => attacher.set_programs(programs),
+        Err(error) => warn!(%error, "devices that come without a link-layer header will not be served"),
     }
 }
 

@@ -20,6 +20,7 @@ pub mod drop_log;
 #[cfg(test)]
 mod garbled;
 pub mod health;
+mod hooks;
 pub mod host_settings;
 pub mod http;
 pub mod inspect;

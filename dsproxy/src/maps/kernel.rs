@@ -16,17 +16,20 @@ use dsproxy_common::{
     flow::{EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry},
     layout::{self, family_maps},
     service::{Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendKey, ServiceName, Slots, SourceRange},
-    settings::{Network, SettingFlags, Settings},
+    settings::{Network, Settings},
     socket::{SocketEntry, SocketKey},
 };
 use ipnet::IpNet;
 use thiserror::Error;
 
-use super::{BackendRecord, Capacities, Contents, FilterOf, FrontendAddress, MapError, MapKind, MapStore, Write};
+use super::{
+    BackendRecord, Capacities, Contents, FilterOf, FrontendAddress, MapError, MapKind, MapStore, Write,
+    settings::SettingsMap,
+};
 
 /// All maps of the data path.
 pub struct KernelMaps {
-    settings: Array<MapData, Settings>,
+    settings: SettingsMap,
     counters: PerCpuArray<MapData, u64>,
     service_counters: PerCpuArray<MapData, ServiceCounters>,
     names: HashMap<MapData, u32, ServiceName>,
@@ -116,7 +119,7 @@ impl KernelMaps {
     ///
     /// When one is missing or has another layout.
     pub fn open(mut take: impl FnMut(&'static str) -> Option<Map>) -> Result<Self, OpenError> {
-        let settings = typed(&mut take, layout::SETTINGS)?;
+        let settings = SettingsMap::new(typed(&mut take, layout::SETTINGS)?);
         let counters = typed(&mut take, layout::COUNTERS)?;
         let service_counters: PerCpuArray<_, _> = typed(&mut take, layout::SERVICE_COUNTERS)?;
         let names = typed(&mut take, layout::SERVICE_NAMES)?;
@@ -136,24 +139,19 @@ impl KernelMaps {
         Ok(Self { settings, counters, service_counters, names, v4, v6, capacities })
     }
 
-    /// Tells the programs `settings`.
-    pub fn set_settings(&mut self, settings: &Settings) -> Result<(), MapError> {
-        self.settings.set(0, settings, 0).map_err(kernel("write", MapKind::Settings))
+    /// What the programs are told, for others who change a part of it.
+    pub fn settings_map(&self) -> SettingsMap {
+        self.settings.clone()
     }
 
-    /// Tells the programs that others are being attached beside them, or no more.
-    pub fn set_attaching(&mut self, is_under_way: bool) -> Result<(), MapError> {
-        let mut settings = self.settings()?;
-        settings.flags &= !SettingFlags::ATTACHING;
-        if is_under_way {
-            settings.flags |= SettingFlags::ATTACHING;
-        }
-        self.set_settings(&settings)
+    /// Tells the programs `settings`.
+    pub fn set_settings(&mut self, settings: &Settings) -> Result<(), MapError> {
+        self.settings.set(settings)
     }
 
     /// What the programs were told.
     pub fn settings(&self) -> Result<Settings, MapError> {
-        self.settings.get(&0, 0).map_err(kernel("read", MapKind::Settings))
+        self.settings.get()
     }
 
     /// The counters of packets, all CPUs together: by family, but for packets that are of none.
@@ -302,12 +300,10 @@ impl KernelMaps {
     }
 
     fn write_service_network(&mut self, family: IpFamily, network: Option<IpNet>) -> Result<(), MapError> {
-        let mut settings = self.settings()?;
-        match family {
+        self.settings.change(|settings| match family {
             IpFamily::V4 => settings.services_v4 = network_record(network),
             IpFamily::V6 => settings.services_v6 = network_record(network),
-        }
-        self.set_settings(&settings)
+        })
     }
 }
 

@@ -47,7 +47,6 @@ use super::{
     attach::{self, AttachError},
     bpffs::Bpffs,
     load::{self, DatapathSettings, LoadError, Loaded, Place},
-    raw_map::RawMap,
 };
 use crate::maps::{
     Capacities, MapError,
@@ -140,8 +139,9 @@ impl Takeover {
         self.other.is_some() || !self.leaving.is_empty()
     }
 
-    /// Loads the programs of packets with their maps, pinned, and with all that the layout in use holds. Afterwards this version's
-    /// layout is the one in use; the programs of another serve on, and those that are attached now see nothing until `finish`.
+    /// Opens the maps, pinned, and with all that the layout in use holds. Afterwards this version's layout is the one in use; the
+    /// programs of another serve on, and those that are attached now see nothing until `finish`. Where there are such others, the
+    /// programs of packets are loaded as well; else they are not, and what serves goes by these maps already.
     ///
     /// # Errors
     ///
@@ -201,8 +201,8 @@ impl Takeover {
         } else {
             load::tell(&mut loaded.maps, &self.beside_others(&maps, wanted)?)?;
         }
-        load::load_programs(&mut loaded.object)?;
         if !self.leaving.is_empty() {
+            load::load_programs(&mut loaded.object)?;
             info!(
                 layouts = self.leaving.len(),
                 "another layout was being left, and its programs serve on: going on with it"
