@@ -23,6 +23,9 @@ pub enum BenchError {
     /// Programs or maps did not load.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// What the benchmark wrote as JSON is none.
+    #[error("read objects: {0}")]
+    Json(#[source] serde_json::Error),
     /// The maps could not be read.
     #[error(transparent)]
     Map(#[from] MapError),
