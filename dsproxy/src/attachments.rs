@@ -4,11 +4,12 @@ use std::{
     collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
 use aya::Ebpf;
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 use tracing::{info, warn};
 
 use crate::{
@@ -82,21 +83,25 @@ impl Attachments {
             return Err(failures.swap_remove(hopeless).error);
         }
         let mut failing = !failures.is_empty() || !are_told;
+        let mut rest = load_rest(object);
         let task = tokio::spawn(async move {
-            tokio::task::block_in_place(|| load_rest(object, &mut attacher));
             let mut backoff = Backoff::new();
+            let mut is_complete = false;
             loop {
-                let interfaces = if failing {
-                    tokio::select! {
-                        interfaces = watch.changed() => interfaces,
-                        () = backoff.wait() => watch.current(),
-                    }
-                } else {
+                if !failing {
                     backoff.reset();
-                    tokio::select! {
-                        interfaces = watch.changed() => interfaces,
-                        () = sleep(ANOTHER_LOOK), if attacher.may_use_xdp() => watch.current(),
+                }
+                let interfaces = tokio::select! {
+                    interfaces = watch.changed() => interfaces,
+                    loaded = &mut rest, if !is_complete => {
+                        is_complete = true;
+                        if let Ok(programs) = loaded {
+                            attacher.set_programs(programs);
+                        }
+                        watch.current()
                     }
+                    () = backoff.wait(), if failing => watch.current(),
+                    () = sleep(ANOTHER_LOOK), if !failing && attacher.may_use_xdp() => watch.current(),
                 };
                 let are_told = tell(pod_devices.as_mut(), &interfaces);
                 failing = !sync(&mut attacher, &interfaces, &shared, &for_xdp).is_empty() || !are_told;
@@ -117,15 +122,25 @@ impl Attachments {
     }
 }
 
-/// Loads the programs that are not, for devices that may come.
-fn load_rest(mut object: Box<Ebpf>, attacher: &mut Attacher) {
-    if let Err(error) = load::load_rest(&mut object) {
-        warn!(%error, "devices that come without a link-layer header will not be served");
+/// Loads what no device has asked for yet, in a thread that nobody has to wait for. Gives all programs, or nothing if there are no more
+/// than before.
+fn load_rest(mut object: Box<Ebpf>) -> oneshot::Receiver<Programs> {
+    let (sender, programs) = oneshot::channel();
+    let load = move || {
+        load::load_rest(&mut object)?;
+        // When nobody listens any more, the daemon is over.
+        let _ = sender.send(Programs::of(&object)?);
+        anyhow::Ok(())
+    };
+    let tell = move || {
+        if let Err(error) = load() {
+            warn!(%error, "devices without a link-layer header will not be served, should there be any");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("verifier".to_owned()).spawn(tell) {
+        warn!(%error, "no thread to load the rest of the programs: devices without a link-layer header will not be served");
     }
-    match Programs::of(&object) {
-        Ok(programs) => attacher.set_programs(programs),
-        Err(error) => warn!(%error, "devices that come without a link-layer header will not be served"),
-    }
+    programs
 }
 
 /// Tells the programs where pods are. False if that is to be tried again.

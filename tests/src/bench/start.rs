@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 use super::{
     BenchError, Figure,
-    control_plane::{capacities, child, list, name, resident, service, slice},
+    control_plane::{capacities, child, list, name, resident},
 };
 
 /// The name of the part, by which tables find these figures.
