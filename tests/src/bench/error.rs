@@ -107,6 +107,9 @@ pub enum BenchError {
     /// The reconciler did not take an event.
     #[error("the reconciler has ended before its events")]
     ReconcilerEnded,
+    /// The thread that loads programs has ended by a fault of its own.
+    #[error("the thread that loads the programs has ended before they were loaded")]
+    VerifierEnded,
     /// No thread or runtime.
     #[error("start a thread with its runtime: {0}")]
     Thread(io::Error),

@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 use super::{
     BenchError, Figure,
-    control_plane::{capacities, child, list, name, resident},
+    control_plane::{capacities, child, list, name, processor_time, resident},
 };
 
 /// The name of the part, by which tables find these figures.
@@ -41,7 +41,7 @@ const PAGE: usize = 500;
 /// What one process has found, in the order in which it comes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct StartAccount {
-    /// Each step, in seconds.
+    /// Each step, in seconds of processor time.
     steps: Vec<(String, f64)>,
     /// Each piece of memory, in MiB.
     memory: Vec<(String, f64)>,
@@ -77,11 +77,11 @@ pub fn account_for_start(services: u32, endpoints: u32) -> Result<StartAccount, 
 }
 
 impl StartAccount {
-    fn step<T>(&mut self, what: &str, work: impl FnOnce() -> T) -> T {
-        let started = Instant::now();
+    fn step<T>(&mut self, what: &str, work: impl FnOnce() -> T) -> Result<T, BenchError> {
+        let before = processor_time()?;
         let outcome = work();
-        self.steps.push((what.to_owned(), started.elapsed().as_secs_f64()));
-        outcome
+        self.steps.push((what.to_owned(), processor_time()? - before));
+        Ok(outcome)
     }
 
     fn piece(&mut self, what: &str, mebibytes: f64) {
@@ -90,14 +90,14 @@ impl StartAccount {
 
     /// The maps, and each set of programs.
     fn programs(&mut self, capacities: &Capacities) -> Result<(), BenchError> {
-        let maps = self.step("empty maps", || load_maps(capacities, &DatapathSettings::default()))?;
+        let maps = self.step("empty maps", || load_maps(capacities, &DatapathSettings::default()))??;
         let (mut object, maps) = (maps.object, maps.maps);
         let no_interfaces = Interfaces::new();
-        self.step("verifier: packets, devices with Ethernet", || load_programs_for(&no_interfaces, &mut object))?;
-        self.step("verifier: sockets", || load_socket_programs(&mut object))?;
-        self.step("verifier: XDP (where it is used)", || load_xdp_program(&mut object))?;
-        self.step("verifier: past the stack (where asked for)", || load_shortcut(&mut object))?;
-        self.step("verifier: packets, devices without Ethernet, and events (later)", || load_rest(&mut object))?;
+        self.step("verifier: packets, devices with Ethernet", || load_programs_for(&no_interfaces, &mut object))??;
+        self.step("verifier: sockets", || load_socket_programs(&mut object))??;
+        self.step("verifier: XDP (where it is used)", || load_xdp_program(&mut object))??;
+        self.step("verifier: past the stack (where asked for)", || load_shortcut(&mut object))??;
+        self.step("verifier: packets, devices without Ethernet, and events (later)", || load_rest(&mut object))??;
         drop(maps);
         Ok(())
     }
@@ -108,7 +108,7 @@ impl StartAccount {
         let services: Vec<String> = pages(list.iter().map(service_json));
         let slices: Vec<String> = pages(slices.iter().map(slice_json));
         let (services, slices) =
-            self.step("read the objects", || (read::<Service>(&services), read::<EndpointSlice>(&slices)));
+            self.step("read the objects", || (read::<Service>(&services), read::<EndpointSlice>(&slices)))?;
         let (services, slices) = (services.map_err(BenchError::Json)?, slices.map_err(BenchError::Json)?);
         let complete = |what, found, wanted| {
             if found == wanted { Ok(()) } else { Err(BenchError::Incomplete { what, found, wanted }) }
@@ -124,20 +124,20 @@ impl StartAccount {
         self.step("take the objects in", || {
             cluster.apply(Event::Services(Delta::Snapshot(objects)));
             cluster.apply(Event::EndpointSlices(Delta::Snapshot(slices)));
-        });
+        })?;
         let names: Vec<ObjectName> = (0..services).map(name).collect();
-        self.step("resolve", || names.iter().map(|name| cluster.resolve(name).ports.len()).sum::<usize>());
+        self.step("resolve", || names.iter().map(|name| cluster.resolve(name).ports.len()).sum::<usize>())?;
         drop(cluster);
         let mut planned = synced(NoMaps(*capacities), services, endpoints);
-        let started = Instant::now();
-        planned.reconcile(started);
-        let own = started.elapsed().as_secs_f64();
+        let before = processor_time()?;
+        planned.reconcile(Instant::now());
+        let own = processor_time()? - before;
         drop(planned);
         let loaded = load_maps(capacities, &DatapathSettings::default())?;
         let mut written = synced(loaded.maps, services, endpoints);
-        let started = Instant::now();
-        written.reconcile(started);
-        let all = started.elapsed().as_secs_f64();
+        let before = processor_time()?;
+        written.reconcile(Instant::now());
+        let all = processor_time()? - before;
         let resolved = self.steps.last().map_or(0.0, |(_, seconds)| *seconds);
         self.steps.push(("plan, and mirror the maps".to_owned(), (own - resolved).max(0.0)));
         self.steps.push(("write to the maps".to_owned(), (all - own).max(0.0)));

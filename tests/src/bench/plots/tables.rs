@@ -46,8 +46,10 @@ const OF_FORWARDING: [(&str, &str); 3] = [
 ];
 
 /// The tables of a start: the unit, and the heading.
-const OF_START: [(&str, &str); 2] =
-    [("s", "A start step by step, each by itself, s"), ("MiB", "The daemon's memory after a start, MiB")];
+const OF_START: [(&str, &str); 2] = [
+    ("s", "A start step by step, each by itself: processor time, s"),
+    ("MiB", "The daemon's memory after a start, MiB"),
+];
 
 /// What a figure's name can end with that becomes a column.
 const COLUMNS: [&str; 4] = ["TCP, IPv4", "UDP, IPv4", "TCP, IPv6", "UDP, IPv6"];
