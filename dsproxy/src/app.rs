@@ -156,7 +156,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
         tokio::task::block_in_place(|| {
             succession::take_over(takeover, &mut ready.attacher, &mut maps, &interfaces.current(), &settings)
         })?;
-        programs = hooks::Programs::Ready(ready);
+        programs = hooks::Programs::Ready(Box::new(ready));
     }
     if !drops_every.is_zero() {
         tokio::spawn(drop_log::follow(load::open_pinned(&bpffs)?, drops_every));

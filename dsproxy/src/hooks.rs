@@ -33,7 +33,7 @@ pub(crate) struct Hooks<'a> {
 /// Programs before they are loaded, or after.
 pub(crate) enum Programs {
     Waiting(Box<Ebpf>),
-    Ready(Ready),
+    Ready(Box<Ready>),
 }
 
 /// Programs that are loaded.
@@ -51,7 +51,7 @@ impl Programs {
     /// When the kernel refuses what nothing goes without.
     pub(crate) fn ready(self, hooks: &Hooks<'_>, interfaces: &Interfaces) -> anyhow::Result<Ready> {
         match self {
-            Self::Ready(ready) => Ok(ready),
+            Self::Ready(ready) => Ok(*ready),
             Self::Waiting(object) => tokio::task::block_in_place(|| hooks.load(object, interfaces)),
         }
     }
