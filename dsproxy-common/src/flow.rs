@@ -379,6 +379,12 @@ impl Segment {
         self.0 & (Self::SYN | Self::ACK) == Self::SYN
     }
 
+    /// Belongs to a TCP connection that has been opened before.
+    #[inline(always)]
+    pub const fn goes_on(self) -> bool {
+        self.0 & Self::IS_TCP != 0 && !self.opens()
+    }
+
     /// Accepts a new connection: SYN with ACK.
     #[inline(always)]
     pub const fn accepts(self) -> bool {

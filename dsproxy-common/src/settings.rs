@@ -208,6 +208,8 @@ impl SettingFlags {
     pub const POD_SHORTCUT: u32 = 1 << 8;
     /// Programs are being attached: for a moment a packet may meet two at one hook, the second of which sees what the first has made of it.
     pub const ATTACHING: u32 = 1 << 9;
+    /// Programs of another layout serve what these do not know: TCP that goes on is left to them.
+    pub const BESIDE_OTHERS: u32 = 1 << 10;
 }
 
 /// A network: an address and its mask, both in network byte order. A mask of all ones with an address of zero holds nobody

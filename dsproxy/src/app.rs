@@ -131,12 +131,13 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     let cgroup = cgroup_of(&config)?;
 
     let bpffs = Bpffs::ensure(&config.bpffs)?;
-    tokio::select! {
-        // The kernel takes it back when the process has ended, and with it the last task that may write to the maps.
-        in_charge = succession::take_charge(&bpffs) => std::mem::forget(in_charge?),
+    let in_charge = tokio::select! {
+        in_charge = succession::take_charge(&bpffs) => Arc::new(in_charge?),
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
-    }
+    };
+    // The kernel takes it back when the process has ended, and with it the last task that may write to the maps.
+    std::mem::forget(Arc::clone(&in_charge));
     for failure in host_settings::apply(&host_settings::plan(&config, cpus()), Path::new("/")) {
         warn!("{failure}");
     }
@@ -192,7 +193,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     // Where another layout was left, its filters are replaced now, beside which there are ours already (`attach/clsact.rs`).
     settings_map.set_attaching(true)?;
     let for_xdp = host_settings::for_xdp(&config);
-    let attachments = Attachments::follow(attacher, object, interfaces, for_xdp, pod_devices)?;
+    let attachments = Attachments::follow(attacher, object, interfaces, for_xdp, pod_devices, in_charge)?;
     settings_map.set_attaching(false)?;
 
     let health_check_ports = Arc::new(health::Report::default());

@@ -10,12 +10,13 @@ use std::{
 
 use aya::Ebpf;
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     app::Backoff,
     datapath::{
         attach::{AttachError, Attacher, Attachment, Failure, Programs},
+        charge::InCharge,
         load,
     },
     host_settings::{self, Setting},
@@ -46,6 +47,13 @@ impl Report {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).attachments.clone()
     }
 
+    fn set(&self, attachments: Vec<Attachment>, failing: usize, failures: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.attachments = attachments;
+        state.failing = failing;
+        state.failures += failures;
+    }
+
     /// How many interfaces have no program now because attaching failed, and how often it has failed since the start.
     pub fn failures(&self) -> (usize, u64) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,7 +70,8 @@ pub struct Attachments {
 impl Attachments {
     /// Attaches to the interfaces of `watch` now, and follows them from here on. Those programs of `object` that none of them needs are
     /// loaded when they have theirs. While XDP serves, the host is kept set `for_xdp`. The programs are told in `pod_devices`, if packets
-    /// may pass the stack by, where pods are.
+    /// may pass the stack by, where pods are. Once the data path is taken away under the daemon that is `in_charge` of it, nothing is
+    /// attached any more.
     ///
     /// # Errors
     ///
@@ -73,6 +82,7 @@ impl Attachments {
         mut watch: Watch,
         for_xdp: Vec<Setting>,
         mut pod_devices: Option<PodDevices>,
+        in_charge: Arc<InCharge>,
     ) -> Result<Self, AttachError> {
         let report = Arc::new(Report::default());
         let shared = Arc::clone(&report);
@@ -103,6 +113,14 @@ impl Attachments {
                     () = backoff.wait(), if failing => watch.current(),
                     () = sleep(ANOTHER_LOOK), if !failing && attacher.may_use_xdp() => watch.current(),
                 };
+                if !in_charge.lasts() {
+                    error!(
+                        "what was pinned is gone, as after `dsproxy cleanup`: this daemon attaches nothing any more, and Services are not \
+                         served by it; end it, or start it again to have everything attached anew"
+                    );
+                    shared.set(Vec::new(), 0, 0);
+                    std::future::pending::<()>().await;
+                }
                 let are_told = tell(pod_devices.as_mut(), &interfaces);
                 failing = !sync(&mut attacher, &interfaces, &shared, &for_xdp).is_empty() || !are_told;
             }
@@ -174,9 +192,6 @@ fn sync(attacher: &mut Attacher, interfaces: &Interfaces, report: &Report, for_x
         }
     }
     let failing = outcome.failures.iter().map(|failure| &failure.interface).collect::<BTreeSet<_>>().len();
-    let mut state = report.state.lock().unwrap_or_else(PoisonError::into_inner);
-    state.attachments = attacher.attachments();
-    state.failing = failing;
-    state.failures += outcome.failures.len() as u64;
+    report.set(attacher.attachments(), failing, outcome.failures.len() as u64);
     outcome.failures
 }

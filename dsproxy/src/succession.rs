@@ -1,6 +1,6 @@
 //! One daemon after another: the one in charge is waited for, and what it leaves in the kernel is taken over.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use anyhow::bail;
 use tokio::time;
@@ -20,6 +20,9 @@ use crate::{
 
 /// How long another daemon may take to end: what the DaemonSet gives a pod, and some. A pod that is replaced is gone by then.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How often it is tried to attach the programs everywhere, before those of another layout go.
+const ATTEMPTS: u32 = 10;
 
 /// How often it is looked whether it has.
 const LOOK: Duration = Duration::from_millis(200);
@@ -70,8 +73,16 @@ pub(crate) fn take_over(
     settings: &DatapathSettings,
 ) -> anyhow::Result<()> {
     attacher.set_beside_others(true);
-    let failures = attacher.sync(interfaces).failures;
-    // Of other failures it has told; what cannot be attached to now is tried again.
+    let mut failures = attacher.sync(interfaces).failures;
+    // Where the old programs go, these have to be.
+    for _ in 1..ATTEMPTS {
+        if failures.is_empty() {
+            break;
+        }
+        thread::sleep(LOOK);
+        failures = attacher.sync(interfaces).failures;
+    }
+    // Of other failures it has told. What still has no room may have it once the others are gone, and is tried again then.
     if let Some(hopeless) = failures.into_iter().map(|failure| failure.error).find(AttachError::is_hopeless) {
         return Err(hopeless.into());
     }

@@ -104,7 +104,7 @@ fn filters_of_others_stay_and_keep_their_qdisc() {
     write!(bytecode, "1,6 0 0 {}", u32::MAX).expect("written");
     let program = format!("bpf direct-action bytecode-file {}", bytecode.path().display());
     // One of them at the priority that ours would take first, and with the same handle.
-    node.tc(&format!("filter add dev veth0 ingress prio 3 handle 0x6473 protocol all {program}"));
+    node.tc(&format!("filter add dev veth0 ingress prio 5 handle 0x6473 protocol all {program}"));
     node.tc(&format!("filter add dev veth0 egress prio 7 protocol all {program}"));
     let before = node.tc("filter show dev veth0 ingress");
     node.run(move || {

@@ -1,6 +1,6 @@
 //! Packets that are translated, in either direction, and those that are for nobody or have nowhere to go.
 
-use dsproxy_common::{Protocol, count::Reason};
+use dsproxy_common::{Protocol, count::Reason, settings::SettingFlags};
 use dsproxy_tests::{
     packet::{Dissection, Link, Packet, flags},
     prog::Hook,
@@ -42,6 +42,24 @@ fn a_connection_met_in_the_middle_is_opened() {
         flow.opens(world, flags::ACK, world.endpoint(1));
         flow.goes_on(world, flags::ACK, world.endpoint(1));
         flow.replies(world, flags::ACK, world.endpoint(1));
+    });
+}
+
+#[test]
+fn beside_programs_of_another_layout_tcp_that_goes_on_unknown_is_left_to_them() {
+    everywhere(|world| {
+        world.configure(|settings| settings.flags |= SettingFlags::BESIDE_OTHERS);
+        let flow = world.flow(&Served::new(1, Protocol::Tcp).active([1]), 40_000);
+        for flags in [flags::ACK, flags::SYN | flags::ACK, flags::FIN | flags::ACK, flags::RST] {
+            flow.meets(world, flags, &Expected::Passed(Reason::NotService));
+        }
+        flow.opens(world, flags::SYN, world.endpoint(1));
+        flow.goes_on(world, flags::ACK, world.endpoint(1));
+        let udp = world.flow(&Served::new(2, Protocol::Udp).active([2]), 40_000);
+        udp.opens(world, 0, world.endpoint(2));
+        world.configure(|settings| settings.flags &= !SettingFlags::BESIDE_OTHERS);
+        let late = world.flow(&Served::new(1, Protocol::Tcp).active([1]), 40_001);
+        late.opens(world, flags::ACK, world.endpoint(1));
     });
 }
 

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use dsproxy_common::IpFamily;
-use dsproxy_tests::lab::{Attach, DualStack, Side, attachments, eventually, tc};
+use dsproxy_tests::lab::{Attach, DualStack, Side, Wiring, attachments, eventually, tc};
 
 use crate::cluster::{Cluster, PORT, SOON, TARGET, answers, is_silent, is_without_tcx, service, wait_until_answers};
 
@@ -46,6 +46,31 @@ fn cleanup_leaves_nothing(attach: Attach) {
 
     daemon.start_again().expect("the daemon starts from nothing");
     eventually("waiting for the Service", SOON, || answers(client, vip, PORT, "remote")).expect("the Service is back");
+}
+
+#[test]
+fn a_daemon_whose_data_path_is_taken_away_attaches_nothing_any_more() {
+    for attach in [Attach::Clsact, Attach::Tcx] {
+        if attach == Attach::Tcx && is_without_tcx() {
+            continue;
+        }
+        let cluster = Cluster::build();
+        let node = cluster.lab.node(Side::A).namespace();
+        let vip = DualStack::cluster_ip(1);
+        cluster.write(&service("echo", vip, &[cluster.backend("remote")]));
+        let daemon = cluster.start_daemon_with(attach);
+        wait_until_answers(cluster.client.namespace(), vip, "remote");
+        let output = daemon.command(&["cleanup"]).expect("the command runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // It notices by what it would attach to.
+        let late = cluster.lab.add_pod(Side::A, Wiring::Routed, "late").expect("a pod comes");
+        eventually("waiting for its word", SOON, || match daemon.whole_log() {
+            log if log.contains("attaches nothing any more") => Ok(()),
+            log => Err(log),
+        })
+        .expect("it says so");
+        assert_eq!(attachments(node).expect("the kernel tells"), [], "{attach:?}: {}", late.host_interface());
+    }
 }
 
 #[test]

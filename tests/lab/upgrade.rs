@@ -24,8 +24,15 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// Where a daemon is killed on its way: which version, at which line of its log, and how many milliseconds later. The one before
 /// leaves what the next finds.
-const KILLS: [(usize, &str, u64); 5] =
-    [(0, PREPARED, 0), (0, BOTH_SERVE, 0), (0, GOES_ON, 20), (1, BOTH_SERVE, 40), (1, GOES_ON, 150)];
+const KILLS: [(usize, &str, u64); 7] = [
+    (0, PREPARED, 0),
+    (0, LOADED, 0),
+    (0, GOES_ON, 20),
+    (1, LOADED, 40),
+    (1, GOES_ON, 150),
+    (0, OPENED, 0),
+    (1, OPENED, 60),
+];
 
 #[test]
 fn another_layout_there_and_back_is_not_noticed_with_tcx() {
@@ -37,7 +44,7 @@ fn another_layout_there_and_back_is_not_noticed_with_tcx() {
 
 #[test]
 fn another_layout_there_and_back_is_not_noticed_with_clsact() {
-    there_and_back_under_load(Attach::Clsact, &[]);
+    there_and_back_under_load(Attach::Clsact, &[(0, OPENED, 0), (1, OPENED, 0), (1, GOES_ON, 0)]);
 }
 
 fn there_and_back_under_load(attach: Attach, kills: &[(usize, &str, u64)]) {
@@ -137,7 +144,8 @@ fn there_and_back_under_load(attach: Attach, kills: &[(usize, &str, u64)]) {
 
 /// What the log says of how far it has come.
 const PREPARED: &str = "its content is carried over";
-const BOTH_SERVE: &str = "the programs of both layouts serve";
+const LOADED: &str = "the programs of both layouts are loaded";
+const OPENED: &str = "new connections are this version's";
 const GOES_ON: &str = "going on with it";
 
 /// Starts the daemon and kills it so long after its log has `line`.

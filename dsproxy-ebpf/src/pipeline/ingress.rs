@@ -81,6 +81,10 @@ fn translate<F: Family, C: BufferContext>(
         }
         track::give_way::<F>(packet.key, found);
     }
+    if settings.flags & SettingFlags::BESIDE_OTHERS != 0 && packet.segment.goes_on() {
+        cold_path();
+        return Err(Reason::NotService);
+    }
     match lookup::frontend::<F>(packet.key) {
         Some(frontend) => open::<F, C>(context, packet, &frontend, side, now, settings),
         None => Err(bypass::<F, C>(context, packet, side, settings)),

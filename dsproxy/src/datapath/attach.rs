@@ -262,7 +262,7 @@ impl Attacher {
     }
 
     /// Leaves programs of ours that another layout has attached where they are, for as long as `others_serve`: both run then, these
-    /// before the others at ingress. Afterwards they are leftovers like any other.
+    /// before the others. Afterwards they are leftovers like any other.
     pub fn set_beside_others(&mut self, others_serve: bool) {
         self.is_beside_others = others_serve;
     }

@@ -27,7 +27,8 @@ const LOCKS: &str = "/proc/locks";
 /// Being in charge; it ends when this is dropped.
 #[derive(Debug)]
 pub struct InCharge {
-    _directory: Flock<File>,
+    directory: Flock<File>,
+    path: PathBuf,
 }
 
 /// Somebody else is in charge.
@@ -82,9 +83,15 @@ impl InCharge {
             };
             // A lock on what was removed in between would keep nobody out.
             if is_at(&held, &path).map_err(failed("examine the directory"))? {
-                return Ok(Ok(Self { _directory: held }));
+                return Ok(Ok(Self { directory: held, path }));
             }
         }
+    }
+
+    /// Whether there is still something to be in charge of. After `dsproxy cleanup` there is not.
+    pub fn lasts(&self) -> bool {
+        // Of what cannot be examined nobody knows that it has gone.
+        is_at(&self.directory, &self.path).unwrap_or(true)
     }
 }
 

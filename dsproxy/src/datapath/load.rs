@@ -16,6 +16,7 @@ use aya::{
 use dsproxy_common::{
     IpFamily, cached_flow,
     layout::{self, family_maps},
+    settings::Settings,
 };
 use thiserror::Error;
 use tracing::warn;
@@ -213,12 +214,22 @@ pub(super) fn open_maps(
 ///
 /// # Errors
 ///
-/// When the kernel does not say what its clock and this network namespace are, or the map cannot be written.
+/// As [`settings_for`], or when the map cannot be written.
 pub(super) fn tell(maps: &mut KernelMaps, wanted: &DatapathSettings) -> Result<(), LoadError> {
+    let settings = settings_for(maps, wanted)?;
+    Ok(maps.set_settings(&settings)?)
+}
+
+/// What the programs of `maps` are to be told.
+///
+/// # Errors
+///
+/// When the kernel does not say what its clock and this network namespace are, or the map cannot be read.
+pub(super) fn settings_for(maps: &KernelMaps, wanted: &DatapathSettings) -> Result<Settings, LoadError> {
     let jiffies_per_second = jiffies::per_second().map_err(LoadError::Clock)?;
     let host_namespace = namespace_cookie().map_err(LoadError::Namespace)?;
     let before = Some(maps.settings()?).filter(|before| before.jiffies_per_second != 0);
-    Ok(maps.set_settings(&settings(wanted, jiffies_per_second, host_namespace, before.as_ref()))?)
+    Ok(settings(wanted, jiffies_per_second, host_namespace, before.as_ref()))
 }
 
 /// Opens the maps that are pinned on `bpffs` by which XDP is told of devices and routing.

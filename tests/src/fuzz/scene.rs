@@ -14,7 +14,7 @@ use dsproxy_common::{IpFamily, Protocol, service::FrontendKind, settings::Networ
 use fastrand::Rng;
 use ipnet::IpNet;
 
-use crate::model::Rules;
+use crate::model::{Rules, SnatPorts};
 
 /// All that a scene is.
 #[derive(Clone, Debug)]
@@ -74,13 +74,20 @@ impl Scene {
                 networks.push((IpNet::from(places.outsiders[0]), NetworkFlags::NOT_MASQUERADED));
             }
         }
+        let snat_ports: SnatPorts =
+            [49_152..=65_535, 60_000..=60_003, 50_000..=50_000, 40_000..=65_535][random.usize(..4)].clone();
+        let beside_others = random.u8(..6) == 0;
+        let (first, last) = (*snat_ports.start(), *snat_ports.end());
+        let first_offered = if beside_others { first.midpoint(last) } else { first };
         let rules = Rules {
             masquerade_all: random.u8(..4) == 0,
             masquerade_egress: random.u8(..3) == 0,
             reset_gone: random.bool(),
             inside_by_network: random.bool(),
             answers: random.u8(..8) != 0,
-            snat_ports: [49_152..=65_535, 60_000..=60_003, 50_000..=50_000, 40_000..=65_535][random.usize(..4)].clone(),
+            offered_ports: first_offered..=last,
+            snat_ports,
+            beside_others,
         };
         let has_address = match random.u8(..16) {
             0 => None,

@@ -22,7 +22,7 @@ use super::{
     step::{Change, Place, Step},
 };
 use crate::{
-    model::{Arrival, Device, Fate, Model, Node, Objection, SIXTEENTHS, Seen, Served, State},
+    model::{Arrival, Device, Fate, Model, Node, Objection, SIXTEENTHS, Seen, Served, SnatPorts, State},
     packet::{difference, show},
     prog::{Counted, Datapath, Entry, Hook, LOOPBACK, ProgError, TestRun, repeat, repeat_frame},
 };
@@ -183,6 +183,7 @@ impl Site {
     fn tell(&mut self, scene: &Scene) -> Result<(), ProgError> {
         let rules = &scene.rules;
         let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let range = |ports: &SnatPorts| [*ports.start(), *ports.end()];
         let mut lifetimes = [0; FlowState::COUNT];
         for state in State::ALL {
             lifetimes[usize::from(number(state).number())] = state.lifetime() * SECOND;
@@ -193,11 +194,13 @@ impl Site {
             flags: flag(rules.masquerade_all, SettingFlags::MASQUERADE_ALL)
                 | flag(rules.masquerade_egress, SettingFlags::MASQUERADE_EGRESS)
                 | flag(rules.reset_gone, SettingFlags::RESET_GONE)
-                | flag(rules.inside_by_network, SettingFlags::INSIDE_BY_NETWORK),
+                | flag(rules.inside_by_network, SettingFlags::INSIDE_BY_NETWORK)
+                | flag(rules.beside_others, SettingFlags::BESIDE_OTHERS),
+            snat_ports: range(&rules.snat_ports),
+            offered_ports: range(&rules.offered_ports),
             refusals_per_second: if rules.answers { u32::MAX } else { 0 },
             ..self.told
         }
-        .with_snat_ports([*rules.snat_ports.start(), *rules.snat_ports.end()])
         .with_port_waits(true);
         if wanted != self.told {
             self.datapath.set_settings(&wanted)?;

@@ -164,7 +164,7 @@ impl Model {
                 }
             })
         };
-        let (own, ports) = (flow.source.port(), &self.node.rules.snat_ports);
+        let (own, ports) = (flow.source.port(), &self.node.rules.offered_ports);
         // SCTP has no other.
         let keeps_port = flow.protocol == number::SCTP;
         let port = if (keeps_port || ports.contains(&own)) && is_free(own, false) {

@@ -69,7 +69,13 @@ impl Model {
                 self.tables.forward.remove(&flow);
             }
         }
-        if self.node.frontend(flow.destination, flow.protocol).is_some() {
+        let is_frontends = self.node.frontend(flow.destination, flow.protocol).is_some();
+        let is_left_to_others = self.node.rules.beside_others && flow.protocol == number::TCP && !opens(parsed.flags());
+        // What is for no frontend may look as if it were, by a frontend that has gone.
+        if is_left_to_others && (is_frontends || seen.verdict == Verdict::Pass) {
+            return Ok(Ruling::Left(Reason::NotService));
+        }
+        if is_frontends {
             return self.open(at, parsed, seen);
         }
         if at.device == Device::Pod && parsed.flags().is_none() {
@@ -196,7 +202,7 @@ impl Model {
         // With so few each is tried.
         let tries_all = remembered.is_some() || is_list && pool.len() <= TRIES;
         let may_clash = if tries_all { clashing == pool.len() } else { clashing > 0 };
-        let ports = self.node.rules.snat_ports.clone();
+        let ports = self.node.rules.offered_ports.clone();
         if seen.verdict == Verdict::Drop {
             let has_other = flow.protocol != number::SCTP;
             let may_find_none =

@@ -37,6 +37,10 @@ pub struct Rules {
     pub answers: bool,
     /// The ports that masqueraded packets leave with.
     pub snat_ports: SnatPorts,
+    /// Those of them that new connections get.
+    pub offered_ports: SnatPorts,
+    /// Programs of another layout may know TCP connections that these do not.
+    pub beside_others: bool,
 }
 
 /// All that the data path is told.

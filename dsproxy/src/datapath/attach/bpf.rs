@@ -37,6 +37,7 @@ const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_F_AFTER: u32 = 1 << 4;
+const BPF_F_LINK: u32 = 1 << 13;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_TCX: u32 = 11;
@@ -189,18 +190,25 @@ pub(super) struct HookEntry {
     pub(super) link_id: u32,
 }
 
-/// Attaches a program: at ingress before all others, at egress after all others.
+/// Attaches a program: at ingress before all others, at egress after all others, or else just before the one of the link `before`.
 ///
 /// Ours then is the outermost: the programs of others see packets as the host's stack does.
-pub(super) fn attach(program: BorrowedFd<'_>, interface: u32, direction: Direction) -> io::Result<OwnedFd> {
+pub(super) fn attach(
+    program: BorrowedFd<'_>,
+    interface: u32,
+    direction: Direction,
+    before: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
     let mut attribute = LinkCreate {
         program: raw(program),
         interface,
         attach_type: attach_type(direction),
-        flags: match direction {
-            Direction::Ingress => BPF_F_BEFORE,
-            Direction::Egress => BPF_F_AFTER,
+        flags: match (direction, before) {
+            (_, Some(_)) => BPF_F_BEFORE | BPF_F_LINK,
+            (Direction::Ingress, None) => BPF_F_BEFORE,
+            (Direction::Egress, None) => BPF_F_AFTER,
         },
+        relative: before.map_or(0, raw),
         ..LinkCreate::default()
     };
     open(command::LINK_CREATE, &mut attribute)

@@ -30,6 +30,9 @@ const fn priorities(direction: Direction) -> RangeInclusive<u16> {
     }
 }
 
+/// How many of those are kept for programs of other layouts that have to come before: one for each that takes over before the last has.
+const KEPT: u16 = 3;
+
 const CLSACT: &str = "clsact";
 const BPF: &str = "bpf";
 const TC_H_CLSACT: u32 = 0xffff_fff1;
@@ -333,9 +336,8 @@ fn is_free(filters: &[Filter], priority: u16) -> bool {
 fn free_priority(filters: &[Filter], hook: Hook<'_>) -> Result<u16, AttachError> {
     let range = priorities(hook.direction);
     let (from, to) = (*range.start(), *range.end());
-    // The first is kept for what has to come before ours.
-    (from + 1..=to)
-        .chain([from])
+    (from + KEPT..=to)
+        .chain((from..from + KEPT).rev())
         .find(|priority| is_free(filters, *priority))
         .ok_or_else(|| AttachError::PrioritiesTaken { hook: hook.to_string(), from, to })
 }
@@ -368,12 +370,12 @@ mod tests {
     #[test]
     fn a_priority_in_use_is_left_to_its_user() {
         let hook = Hook { index: 1, name: "x", direction: Direction::Ingress };
-        assert_eq!(free_priority(&[], hook).expect("free"), 3);
-        let taken: Vec<_> = (1..=4).map(|priority| filter(priority, 0, "u32", "")).collect();
-        assert_eq!(free_priority(&taken, hook).expect("free"), 5);
+        assert_eq!(free_priority(&[], hook).expect("free"), 5);
+        let taken: Vec<_> = (1..=5).map(|priority| filter(priority, 0, "u32", "")).collect();
+        assert_eq!(free_priority(&taken, hook).expect("free"), 6);
         let most: Vec<_> = (3..=20).map(|priority| filter(priority, 0, BPF, "")).collect();
-        assert_eq!(free_priority(&most, hook).expect("free"), 2, "the first is taken last");
-        assert_eq!(priority_before(&[], 3, Direction::Ingress), Some(2));
+        assert_eq!(free_priority(&most, hook).expect("free"), 2, "those kept are taken last");
+        assert_eq!(priority_before(&[], 5, Direction::Ingress), Some(4));
         assert_eq!(priority_before(&taken, 5, Direction::Ingress), None);
         let all: Vec<_> = (1..=20).map(|priority| filter(priority, 0, BPF, "")).collect();
         assert!(matches!(free_priority(&all, hook), Err(AttachError::PrioritiesTaken { .. })));

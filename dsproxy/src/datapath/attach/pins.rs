@@ -54,6 +54,14 @@ pub(super) fn of_other_layouts(pins: &Path) -> Vec<PathBuf> {
     beside.filter(|other| other != layout && is_layout(other)).map(|other| other.join(links)).collect()
 }
 
+/// The directories of links below all layouts beside that of `pins`, those that are being left included.
+pub(super) fn beside(pins: &Path) -> Vec<PathBuf> {
+    let (Some(links), Some(layout)) = (pins.file_name(), pins.parent()) else { return Vec::new() };
+    let entries = layout.parent().and_then(|ours| std::fs::read_dir(ours).ok());
+    let all = entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    all.filter(|other| other != layout && other.is_dir()).map(|other| other.join(links)).collect()
+}
+
 /// The pin of a link. No dots: bpffs reserves names with one.
 pub(super) fn path(pins: &Path, index: u32, place: Place) -> PathBuf {
     pins.join(format!("{index}-{place}"))
@@ -83,7 +91,11 @@ fn place_of(pin: &str) -> Option<(u32, Place)> {
 }
 
 /// Opens the pinned link of a place, if there is one.
-pub(super) fn open(pins: &Path, index: u32, place: Place) -> Result<Option<(impl AsFd, bpf::LinkInfo)>, AttachError> {
+pub(super) fn open(
+    pins: &Path,
+    index: u32,
+    place: Place,
+) -> Result<Option<(impl AsFd + use<>, bpf::LinkInfo)>, AttachError> {
     let path = path(pins, index, place);
     let link = match bpf::pinned(&path) {
         Ok(link) => link,

@@ -35,6 +35,8 @@ fn programs_at(hook: Hook<'_>) -> Result<Vec<bpf::HookEntry>, AttachError> {
 }
 
 /// Sees to it that a hook runs the program. The result is the link's id and what it took.
+///
+/// Where programs of another layout are pinned beside `pins`, it comes before those.
 pub(super) fn attach(hook: Hook<'_>, program: &Program, pins: &Path) -> Result<(u32, Outcome), AttachError> {
     let present = programs_at(hook)?;
     let place = Place::Tcx(hook.direction);
@@ -51,7 +53,26 @@ pub(super) fn attach(hook: Hook<'_>, program: &Program, pins: &Path) -> Result<(
         }
         pins::detach(hook.index, place, pins)?;
     }
-    let link = bpf::attach(program.descriptor.as_fd(), hook.index, hook.direction)
+    let others = of_other_layouts(hook, pins, &present)?;
+    let before = others.as_ref().map(AsFd::as_fd);
+    let link = bpf::attach(program.descriptor.as_fd(), hook.index, hook.direction, before)
         .map_err(bpf_error("attach with tcx to", hook))?;
     Ok((pins::pin(link, pins, hook.index, place)?, Outcome::Attached))
+}
+
+/// The first link at a hook that another layout has pinned, if it is one of those that are `present`.
+fn of_other_layouts(
+    hook: Hook<'_>,
+    pins: &Path,
+    present: &[bpf::HookEntry],
+) -> Result<Option<impl AsFd + use<>>, AttachError> {
+    let mut first = None;
+    for directory in pins::beside(pins) {
+        let Some((link, info)) = pins::open(&directory, hook.index, Place::Tcx(hook.direction))? else { continue };
+        let Some(position) = present.iter().position(|entry| entry.link_id == info.id) else { continue };
+        if first.as_ref().is_none_or(|(earlier, _)| position < *earlier) {
+            first = Some((position, link));
+        }
+    }
+    Ok(first.map(|(_, link)| link))
 }

@@ -98,9 +98,10 @@ impl Pair {
     /// Makes this version's map equal to the other's, while nothing but this writes to it. Returns how many entries those are.
     ///
     /// What masqueraded packets are answered by stays the other's to go by: its programs give ports to new connections until these
-    /// are merged.
+    /// are merged. A connection that is just about to get a port is the other's alone: this version's programs would give it one as well.
     pub(super) fn mirror(&self) -> Result<usize, CarryError> {
         let mut entries = self.converted()?;
+        entries.retain(|(_, value)| !self.is_unsettled(value));
         for (key, value) in &mut entries {
             self.make_foreign(value);
             self.to.set(key, value).map_err(self.failed())?;
@@ -135,6 +136,12 @@ impl Pair {
         state.is_some_and(|state| u16::from_ne_bytes(*state) & FOREIGN != 0)
     }
 
+    /// Whether this is the egress entry of a connection that is to be masqueraded, and has no port yet.
+    fn is_unsettled(&self, value: &[u8]) -> bool {
+        let kind = self.field("kind").and_then(|kind| value.get(kind)?.first());
+        kind == Some(&EgressKind::Unsettled.number())
+    }
+
     fn field(&self, name: &str) -> Option<Range<usize>> {
         let field = self.held.entry.value.iter().find(|field| field.name == name)?;
         Some(field.offset..field.offset + field.size)
@@ -143,15 +150,15 @@ impl Pair {
     /// Adds what this version's map, which its own programs write to as well, does not know, or knows less well.
     /// Before the other's programs have ended (`serving`) what masqueraded packets are answered by stays theirs to go by.
     pub(super) fn merge(&self, serving: bool) -> Result<usize, CarryError> {
-        let (last_seen, kind) = (self.field("last_seen"), self.field("kind"));
-        let read = |value: &[u8], range: &Option<Range<usize>>| value.get(range.clone()?).map(<[u8]>::to_vec);
-        let time = |value: &[u8]| Some(u32::from_ne_bytes(read(value, &last_seen)?.try_into().ok()?));
-        let unsettled = [EgressKind::Unsettled.number()];
-        let is_unsettled = |value: &[u8]| read(value, &kind).is_some_and(|kind| kind == unsettled);
+        let last_seen = self.field("last_seen");
+        let time = |value: &[u8]| Some(u32::from_ne_bytes(*value.get(last_seen.clone()?)?.first_chunk()?));
         let mut merged = 0;
         for (key, mut value) in self.converted()? {
             let is_anothers = self.is_foreign(&value);
             if serving {
+                if self.is_unsettled(&value) {
+                    continue;
+                }
                 self.make_foreign(&mut value);
             } else if is_anothers {
                 continue;
@@ -164,8 +171,8 @@ impl Pair {
             let is_newer = time(&value).zip(time(&held)).is_some_and(|(theirs, ours)| is_later(theirs, ours));
             // What has an address and port already goes before what is still to get one, and what these programs go by before what they
             // leave to others.
-            let is_better = is_newer || is_unsettled(&held) || (self.is_foreign(&held) && !serving);
-            if is_better && !is_unsettled(&value) && !is_anothers && held != value {
+            let is_better = is_newer || self.is_unsettled(&held) || (self.is_foreign(&held) && !serving);
+            if is_better && !self.is_unsettled(&value) && !is_anothers && held != value {
                 self.to.set(&key, &value).map_err(self.failed())?;
                 merged += 1;
             }

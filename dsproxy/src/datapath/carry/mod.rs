@@ -4,16 +4,16 @@
 //! Programs of two layouts cannot share connections, and hooks cannot all be changed at one moment. So both sets of programs are
 //! attached at every hook, and the moment is one of the maps, not of the hooks:
 //!
-//! 1. Maps of this version are made beside those in use, and everything is carried over: first what user space has written, ids and
-//!    generations included, then the connections, again and again, while the old programs go on serving.
-//!    Before the last time, the old programs are told to give new connections only some of the ports for masquerading (`ports`): these
-//!    programs give others until the old ones are gone, so that neither gives one that the other has given away unseen.
+//! 1. Maps of this version are made beside those in use, with what user space has written, ids and generations included, while the old
+//!    programs go on serving.
 //! 2. This version's programs are attached beside the old ones, the first at ingress. They see nothing: their filters are empty, and no
 //!    port is one of masqueraded packets.
-//! 3. *The opening*: the filters are written, the egress one before that of frontends. With the first bit of a frontend
-//!    its new connections are this version's; whatever the old programs know and these do not, the old ones still serve, and they go
-//!    on telling which client a masqueraded connection of theirs is answered to (`FOREIGN`).
-//! 4. What the old programs have entered meanwhile is merged, they are detached, and their maps go.
+//! 3. The old programs are told to give new connections only some of the ports for masquerading (`ports`): these programs give others
+//!    until the old ones are gone, so that neither gives one that the other has given away unseen. Then connections are carried over.
+//! 4. *The opening*: the filters are written, the egress one before that of frontends. With the first bit of a frontend
+//!    its new connections are this version's; TCP that goes on, and which the old programs know and these do not, is left to them
+//!    (`BESIDE_OTHERS`), and they go on telling which client a masqueraded connection of theirs is answered to (`FOREIGN`).
+//! 5. What the old programs have entered meanwhile is merged, they are detached, and their maps go.
 //!
 //! Each step can be repeated (`layouts` says what a kill leaves), and nothing depends on which version is the newer: maps describe
 //! themselves (`description`), and records are converted by the names of their fields (`convert`).
@@ -189,17 +189,12 @@ impl Takeover {
             let _ = fs::remove_file(&pin);
             own.pin(&maps).map_err(CarryError::on("pin the description", &pin))?;
         }
-        // Killed before the opening: what stands here is as old as that.
-        if is_standing_by(&loaded.maps.settings()?)
-            && let Some(serving) = self.serving(&maps)?
-        {
+        if is_standing_by(&loaded.maps.settings()?) && self.serving(&maps)?.is_some() {
+            // Killed before the opening.
             stand_by(&mut loaded.maps, wanted)?;
-            share_ports(&serving, wanted)?;
-            mirror(&serving)?;
-            // What was added after the last mirroring has just gone again.
-            self.add_what_others_hold(&maps)?;
         } else {
-            load::tell(&mut loaded.maps, &self.beside_others(&maps, wanted)?)?;
+            let beside = self.part_from_others(&maps, &loaded.maps, wanted)?;
+            load::tell(&mut loaded.maps, &beside)?;
         }
         if !self.leaving.is_empty() {
             load::load_programs(&mut loaded.object)?;
@@ -211,33 +206,53 @@ impl Takeover {
         Ok(loaded)
     }
 
-    /// Adds to the maps in `own` what the programs of all layouts that are being left have written, and go by.
-    fn add_what_others_hold(&self, own: &Path) -> Result<(), CarryError> {
-        for leaving in &self.leaving {
+    /// Adds to the maps in `own` what the programs of all layouts that are being left, but the one that is `mirrored` already, have written,
+    /// and go by.
+    fn add_what_others_hold(&self, own: &Path, mirrored: Option<&Path>) -> Result<(), CarryError> {
+        for leaving in self.leaving.iter().filter(|leaving| mirrored != Some(leaving)) {
             each_written(&pairs(&maps_of(leaving), own)?, |pair| pair.merge(true))?;
         }
         Ok(())
     }
 
-    /// The maps of the layout that left last of those that have served, each with the one of this version in `own`: others were being
+    /// The layout that left last of those that have served, and its maps, each with the one of this version in `own`: others were being
     /// prepared when they left.
-    fn serving(&self, own: &Path) -> Result<Option<Vec<Pair>>, CarryError> {
+    fn serving(&self, own: &Path) -> Result<Option<(&Path, Vec<Pair>)>, CarryError> {
         for leaving in self.leaving.iter().rev() {
             let pairs = pairs(&maps_of(leaving), own)?;
             if has_served(&pairs)? {
-                return Ok(Some(pairs));
+                return Ok(Some((leaving, pairs)));
             }
         }
         Ok(None)
     }
 
-    /// What these programs are told while those whose maps have a layout that is being left serve as well: `wanted`, but for the ports
-    /// that the others give.
-    fn beside_others(&self, own: &Path, wanted: &DatapathSettings) -> Result<DatapathSettings, CarryError> {
-        let mut beside = *wanted;
-        for theirs in self.serving(own)?.map_or_else(|| Ok(Vec::new()), |serving| told(&serving))? {
-            (_, beside.offered_ports) = ports::apart(theirs.snat_ports, wanted.snat_ports);
+    /// Has the programs that serve give new connections ports that these do not, and carries over what they and others have written
+    /// to `maps`, those in `own`: until they are gone it is theirs to go by. Returns what these programs are told meanwhile: `wanted`, but
+    /// for those ports, and that there are others who know what these do not.
+    fn part_from_others(
+        &self,
+        own: &Path,
+        maps: &KernelMaps,
+        wanted: &DatapathSettings,
+    ) -> Result<DatapathSettings, CarryError> {
+        let (mut beside, mut mirrored) = (*wanted, None);
+        if let Some((layout, serving)) = self.serving(own)? {
+            beside.flags |= SettingFlags::BESIDE_OTHERS;
+            for theirs in told(&serving)? {
+                let (left, right) = ports::apart(ports::of_new_connections(&theirs), wanted.snat_ports);
+                offer(&serving, left)?;
+                beside.offered_ports = right;
+            }
+            // What they were about to give is given then.
+            thread::sleep(PACKETS_UNDER_WAY);
+            if is_standing_by(&maps.settings()?) {
+                let connections = mirror(&serving)?;
+                info!(connections, "carried over");
+                mirrored = Some(layout);
+            }
         }
+        self.add_what_others_hold(own, mirrored)?;
         Ok(beside)
     }
 
@@ -259,24 +274,13 @@ impl Takeover {
             entries += pair.fill()?.len();
         }
         info!(from = version, to = LAYOUT_VERSION, entries, "the layout is another: its content is carried over");
-        let serving = if is_standing_by(&loaded.maps.settings()?) {
-            // It was being prepared itself: connections are where the one before it has them.
-            self.serving(&maps)?.unwrap_or(pairs)
-        } else {
-            pairs
-        };
         stand_by(&mut loaded.maps, wanted)?;
-        mirror(&serving)?;
-        // The kernel's verifier takes seconds, in which connections come and go.
         load::load_programs(&mut loaded.object)?;
-        share_ports(&serving, wanted)?;
-        let connections = mirror(&serving)?;
-        self.add_what_others_hold(&maps)?;
         let failed = CarryError::on("exchange the layouts in", &self.ours);
         layouts::commit(&self.ours, version, LAYOUT_VERSION).map_err(&failed)?;
         self.leaving = layouts::settle(&self.ours).map_err(&failed)?.leaving;
         self.other = None;
-        info!(connections, "carried over; the programs of both layouts serve");
+        info!("prepared; the programs of both layouts are loaded");
         Ok(Loaded { found: true, ..loaded })
     }
 
@@ -294,7 +298,9 @@ impl Takeover {
         for leaving in &self.leaving {
             all.push(pairs(&maps_of(leaving), &own)?);
         }
-        open(&all, maps, &self.beside_others(&own, wanted)?)?;
+        let beside = self.part_from_others(&own, maps, wanted)?;
+        open(&all, maps, &beside)?;
+        info!("new connections are this version's; what the other programs have entered meanwhile is merged");
         thread::sleep(PACKETS_UNDER_WAY);
         for leaving in &self.leaving {
             stop_masquerading(&maps_of(leaving))?;
@@ -318,10 +324,9 @@ impl Takeover {
 
 /// Tells this version's programs to see nothing yet: with filters that are empty they take no packet for one of theirs.
 fn stand_by(maps: &mut KernelMaps, wanted: &DatapathSettings) -> Result<(), CarryError> {
-    load::tell(maps, wanted)?;
     let (services_v4, services_v6) = (network_record(None), network_record(None));
-    let settings = Settings { flags: 0, snat_ports: NO_PORTS, services_v4, services_v6, ..maps.settings()? };
-    Ok(maps.set_settings(&settings)?)
+    let told = load::settings_for(maps, wanted)?;
+    Ok(maps.set_settings(&Settings { flags: 0, snat_ports: NO_PORTS, services_v4, services_v6, ..told })?)
 }
 
 fn is_standing_by(settings: &Settings) -> bool {
@@ -399,18 +404,13 @@ fn add_bits(pair: &Pair) -> Result<(), CarryError> {
     Ok(())
 }
 
-/// Has the programs that serve give new connections ports of their own, before these programs give any. What they were about to give is
-/// given when this returns.
-fn share_ports(serving: &[Pair], wanted: &DatapathSettings) -> Result<(), CarryError> {
-    for theirs in told(serving)? {
-        let (left, _) = ports::apart(theirs.snat_ports, wanted.snat_ports);
-        for pair in serving.iter().filter(|pair| pair.held.name == layout::SETTINGS) {
-            if !ports::offer(pair.directory(), left)? {
-                debug!("programs of an older layout go on with all ports for masquerading");
-            }
+/// Has the programs that serve offer the ports of `range`.
+fn offer(serving: &[Pair], range: [u16; 2]) -> Result<(), CarryError> {
+    for pair in serving.iter().filter(|pair| pair.held.name == layout::SETTINGS) {
+        if !ports::offer(pair.directory(), range)? {
+            debug!("programs of an older layout go on with all ports for masquerading");
         }
     }
-    thread::sleep(PACKETS_UNDER_WAY);
     Ok(())
 }
 

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use dsproxy_common::layout;
+use dsproxy_common::{
+    layout,
+    settings::{SettingFlags, Settings},
+};
 
 use super::{CarryError, description::Description};
 use crate::datapath::raw_map::RawMap;
@@ -10,8 +13,14 @@ use crate::datapath::raw_map::RawMap;
 /// The first and the last port of a range.
 type Range = [u16; 2];
 
-/// Parts of two ranges that have no port in common: what programs that leave offer from now on, of `theirs`, and what those that come
-/// offer until the others are gone, of `ours`. A port that both ranges consist of stays in both.
+/// The ports that programs which are told `settings` give to new connections when nobody has told them to make room.
+pub(super) fn of_new_connections(settings: &Settings) -> Range {
+    if settings.flags & SettingFlags::BESIDE_OTHERS == 0 { settings.snat_ports } else { settings.offered_ports }
+}
+
+/// Parts of two ranges that have no port in common, each with what the other range does not have at its side: what programs that leave
+/// offer from now on, of `theirs`, and what those that come offer until the others are gone, of `ours`. A port that both ranges consist
+/// of stays in both.
 pub(super) fn apart(theirs: Range, ours: Range) -> (Range, Range) {
     let first = theirs[0].max(ours[0]);
     let last = theirs[1].min(ours[1]);
@@ -20,7 +29,12 @@ pub(super) fn apart(theirs: Range, ours: Range) -> (Range, Range) {
     }
     if first < last {
         let middle = first.midpoint(last);
-        return ([theirs[0], middle], [middle + 1, ours[1]]);
+        let ours_are_below = theirs[1] > ours[1] || theirs[1] == ours[1] && ours[0] < theirs[0];
+        return if ours_are_below {
+            ([middle + 1, theirs[1]], [ours[0], middle])
+        } else {
+            ([theirs[0], middle], [middle + 1, ours[1]])
+        };
     }
     match (without(ours, first), without(theirs, first)) {
         (Some(others), _) => (theirs, others),
@@ -83,7 +97,10 @@ mod tests {
     }
 
     #[test]
-    fn of_one_range_each_gets_half() {
-        assert_eq!(apart([49_152, 65_535], [49_152, 65_535]), ([49_152, 57_343], [57_344, 65_535]));
+    fn of_one_range_each_gets_half_and_otherwise_what_the_other_does_not_have() {
+        let whole = [49_152, 65_535];
+        assert_eq!(apart(whole, whole), ([49_152, 57_343], [57_344, 65_535]));
+        assert_eq!(apart(whole, [49_152, 49_161]), ([49_157, 65_535], [49_152, 49_156]));
+        assert_eq!(apart([60_000, 65_535], whole), ([62_768, 65_535], [49_152, 62_767]));
     }
 }
