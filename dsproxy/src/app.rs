@@ -16,31 +16,27 @@ use crate::{
     allocator,
     attachments::Attachments,
     capabilities,
-    config::{
-        self, Assembled, Config, LogConfig, LogFormat, RunFlags, SocketLb, SourceConfig, Xdp, file::File, follow,
-    },
+    config::{self, Assembled, Config, LogConfig, LogFormat, RunFlags, SocketLb, SourceConfig, file::File, follow},
     daemon_word,
     datapath::{
-        attach::{
-            self, Attacher, Programs,
-            cgroup::{self, Cgroup, SocketPrograms},
-        },
+        attach::{self, cgroup::Cgroup},
         bpffs::Bpffs,
         carry::Takeover,
         load::{self, Loaded},
     },
     drop_log,
     health::{self, Health},
+    hooks::{self, Hooks, Ready},
     host_settings, http,
     interfaces::{self, Overrides},
     leftovers,
     local_node::LocalNode,
-    maps::{Contents, pod_devices::PodDevices},
+    maps::Contents,
     metrics::{Metrics, Observed},
     progress::Progress,
     reconcile::Reconciler,
-    routing, sockets,
-    source::{SourceStatus, kubernetes, manifests::Manifests},
+    sockets,
+    source::{EventSender, SourceStatus, kubernetes, manifests::Manifests},
     start_event, succession,
 };
 
@@ -149,43 +145,57 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     tokio::task::spawn_blocking(warn_of_leftovers);
     let settings = config.datapath_settings();
     let mut takeover = Takeover::begin(&bpffs)?;
-    let Loaded { mut object, mut maps, found } = takeover.load(&config.capacities, &settings)?;
+    let Loaded { object, mut maps, found } = takeover.load(&config.capacities, &settings)?;
     // What the one before said last is not said of this one.
     let mut word_of_daemon = load::open_pinned_daemon(&bpffs)?;
     word_of_daemon.set(&DaemonRecord::default())?;
-    #[cfg(feature = "packet-log")]
-    crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
-    lead_sockets(&mut object, cgroup.as_ref(), &bpffs)?;
-    let pod_devices = if config.pod_shortcut { shorten(&mut object)? } else { None };
-    let mut attacher = Attacher::new(Programs::of(&object)?, &bpffs.links(), config.attach)?;
-    let word =
-        routing::Word::new(load::open_pinned_next_hops(&bpffs)?, settings.cached_flows).context("speak to XDP")?;
-    match (config.xdp.devices(), load_xdp(&mut object, config.xdp)?) {
-        (Some(devices), true) => {
-            attacher = attacher.with_xdp(&object, devices, load::open_pinned_next_hops(&bpffs)?, word.clone())?;
-            tokio::spawn(routing::tell(word));
-        }
-        _ => word.withdraw().context("turn XDP off")?,
+    let hooks = Hooks { config: &config, cgroup: cgroup.as_ref(), bpffs: &bpffs, cached_flows: settings.cached_flows };
+    let mut programs = hooks::Programs::Waiting(Box::new(object));
+    if takeover.is_under_way() {
+        // What these maps hold is not all that counts before these programs serve alone.
+        let mut ready = programs.ready(&hooks, &interfaces.current())?;
+        tokio::task::block_in_place(|| {
+            succession::take_over(takeover, &mut ready.attacher, &mut maps, &interfaces.current(), &settings)
+        })?;
+        programs = hooks::Programs::Ready(Box::new(ready));
     }
     if !drops_every.is_zero() {
         tokio::spawn(drop_log::follow(load::open_pinned(&bpffs)?, drops_every));
     }
-    let addresses = interfaces.addresses();
-    if takeover.is_under_way() {
-        tokio::task::block_in_place(|| {
-            succession::take_over(takeover, &mut attacher, &mut maps, &interfaces.current(), &settings)
-        })?;
-    }
     let contents = if found { maps.contents().context("read the maps of the last run")? } else { Contents::default() };
     info!(found, frontends = contents.frontends.len(), backends = contents.backends.len(), "maps ready");
-    // Where another layout was left, its filters are replaced now, beside which there are ours already (`attach/clsact.rs`).
-    maps.set_attaching(true)?;
-    let attachments =
-        Attachments::follow(attacher, interfaces, host_settings::for_xdp(&config), pod_devices, in_charge)?;
-    maps.set_attaching(false)?;
 
+    // The kernel's verifier takes a while over the programs. Meanwhile those of an earlier run serve by these maps, and whatever the
+    // source lists is written into them.
     let progress = Arc::new(Progress::default());
     let status = SourceStatus::new();
+    let (sender, events) = mpsc::channel(EVENT_BACKLOG);
+    let local_node =
+        LocalNode::new(&node, config.node_ips, config.node_port_addresses.clone()).external_ips(config.external_ips);
+    let settings_map = maps.settings_map();
+    let reconciler = Reconciler::new(maps, &contents, local_node, Arc::clone(&progress), std::time::Instant::now())
+        .with_networks(config.networks());
+    let earlier = kubernetes::EarlierRun::of(&contents);
+    drop(contents);
+    if cgroup.is_some() {
+        tokio::spawn(sockets::end_those_left_behind(load::open_pinned(&bpffs)?, reconciler.gone()));
+    }
+    let places = match &config.node_port_addresses {
+        everywhere if everywhere.is_everywhere() => health::Places::All,
+        _ => health::Places::These(reconciler.node_port_addresses()),
+    };
+    let health_checks = reconciler.health_checks();
+    let mut reconciler = tokio::spawn(reconciler.run(events, interfaces.addresses()));
+    let api_server = source.api_server();
+    let mut source = tokio::spawn(source.run(node.clone(), earlier, sender, Arc::clone(&status)));
+
+    let Ready { attacher, object, pod_devices } = programs.ready(&hooks, &interfaces.current())?;
+    // Where another layout was left, its filters are replaced now, beside which there are ours already (`attach/clsact.rs`).
+    settings_map.set_attaching(true)?;
+    let for_xdp = host_settings::for_xdp(&config);
+    let attachments = Attachments::follow(attacher, object, interfaces, for_xdp, pod_devices, in_charge)?;
+    settings_map.set_attaching(false)?;
+
     let health_check_ports = Arc::new(health::Report::default());
     let observed = Observed {
         maps: load::open_pinned(&bpffs)?,
@@ -218,31 +228,10 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     };
     tokio::spawn(daemon_word::speak(word_of_daemon, speaker));
 
-    let (sender, events) = mpsc::channel(EVENT_BACKLOG);
-    let local_node =
-        LocalNode::new(&node, config.node_ips, config.node_port_addresses.clone()).external_ips(config.external_ips);
-    let reconciler = Reconciler::new(maps, &contents, local_node, progress, std::time::Instant::now())
-        .with_networks(config.networks());
-    let earlier = kubernetes::EarlierRun::of(&contents);
-    drop(contents);
-    if cgroup.is_some() {
-        tokio::spawn(sockets::end_those_left_behind(load::open_pinned(&bpffs)?, reconciler.gone()));
+    tokio::spawn(health::follow(health, health_checks, places, health_check_ports));
+    if let Some(connection) = api_server {
+        tokio::spawn(start_event::tell(connection.client().await, node));
     }
-    let places = match &config.node_port_addresses {
-        everywhere if everywhere.is_everywhere() => health::Places::All,
-        _ => health::Places::These(reconciler.node_port_addresses()),
-    };
-    tokio::spawn(health::follow(health, reconciler.health_checks(), places, health_check_ports));
-    let mut reconciler = tokio::spawn(reconciler.run(events, addresses));
-    if let Source::Kubernetes(connection) = &source {
-        tokio::spawn(start_event::tell(connection.client().await, node.clone()));
-    }
-    let mut source = tokio::spawn(async move {
-        match source {
-            Source::Manifests(manifests) => manifests.run(sender, status).await,
-            Source::Kubernetes(connection) => kubernetes::run(connection, node, earlier, sender, status).await,
-        }
-    });
 
     let file_changed = async {
         match config.file.clone().zip(file) {
@@ -280,49 +269,27 @@ fn cgroup_of(config: &Config) -> anyhow::Result<Option<Cgroup>> {
     Ok(Some(cgroup))
 }
 
-/// Attaches the programs of sockets to `cgroup`, or takes those of an earlier run away.
-fn lead_sockets(object: &mut aya::Ebpf, cgroup: Option<&Cgroup>, bpffs: &Bpffs) -> anyhow::Result<()> {
-    let Some(cgroup) = cgroup else {
-        let detached = cgroup::detach_all(&bpffs.links())?;
-        if detached > 0 {
-            info!(detached, "sockets are no longer led to backends");
-        }
-        return Ok(());
-    };
-    load::load_socket_programs(object)?;
-    let (attached, changed) = SocketPrograms::of(object)?.attach(cgroup, &bpffs.links())?;
-    info!(cgroup = %cgroup.path().display(), hooks = attached.len(), changed, "sockets are led to backends");
-    Ok(())
-}
-
-/// Loads the program for XDP, if it is wanted. Whether it can be had: only where the user insists it has to be.
-fn load_xdp(object: &mut aya::Ebpf, wanted: Xdp) -> anyhow::Result<bool> {
-    match (wanted, wanted.devices().map(|_| load::load_xdp_program(object))) {
-        (_, None) => Ok(false),
-        (_, Some(Ok(()))) => Ok(true),
-        (Xdp::Auto, Some(Err(error))) => {
-            warn!(%error, "without XDP; tc serves");
-            Ok(false)
-        }
-        (_, Some(Err(error))) => Err(error.into()),
-    }
-}
-
-/// Loads the programs that send packets past the stack; the map in which they are told where pods are. None, and packets go through
-/// the stack, should the kernel not take them.
-fn shorten(object: &mut aya::Ebpf) -> anyhow::Result<Option<PodDevices>> {
-    match load::load_shortcut(object) {
-        Ok(()) => Ok(Some(PodDevices::open(|name| object.take_map(name))?)),
-        Err(error) => {
-            warn!(%error, "without --pod-shortcut; packets go through the stack");
-            Ok(None)
-        }
-    }
-}
-
 enum Source {
     Manifests(Manifests),
     Kubernetes(Arc<kubernetes::Connection>),
+}
+
+impl Source {
+    /// The API server, if that is what it is.
+    fn api_server(&self) -> Option<Arc<kubernetes::Connection>> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Kubernetes(connection) => Some(Arc::clone(connection)),
+        }
+    }
+
+    /// Tells `events` of objects until nobody listens. `earlier` is what an earlier run has left behind.
+    async fn run(self, node: String, earlier: kubernetes::EarlierRun, events: EventSender, status: Arc<SourceStatus>) {
+        match self {
+            Self::Manifests(manifests) => manifests.run(events, status).await,
+            Self::Kubernetes(connection) => kubernetes::run(connection, node, earlier, events, status).await,
+        }
+    }
 }
 
 /// A device that was named and is not there is a mistake at start, and may come and go afterwards.

@@ -4,17 +4,20 @@ use std::{
     collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
-use tokio::{task::JoinHandle, time::sleep};
+use aya::Ebpf;
+use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 use tracing::{error, info, warn};
 
 use crate::{
     app::Backoff,
     datapath::{
-        attach::{AttachError, Attacher, Attachment, Failure},
+        attach::{AttachError, Attacher, Attachment, Failure, Programs},
         charge::InCharge,
+        load,
     },
     host_settings::{self, Setting},
     interfaces::{Interfaces, Watch},
@@ -65,15 +68,17 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    /// Attaches to the interfaces of `watch` now, and follows them from here on. While XDP serves, the host is kept set `for_xdp`. The
-    /// programs are told in `pod_devices`, if packets may pass the stack by, where pods are. Once the data path is taken away under the
-    /// daemon that is `in_charge` of it, nothing is attached any more.
+    /// Attaches to the interfaces of `watch` now, and follows them from here on. Those programs of `object` that none of them needs are
+    /// loaded when they have theirs. While XDP serves, the host is kept set `for_xdp`. The programs are told in `pod_devices`, if packets
+    /// may pass the stack by, where pods are. Once the data path is taken away under the daemon that is `in_charge` of it, nothing is
+    /// attached any more.
     ///
     /// # Errors
     ///
     /// When the kernel lacks the only way to attach that is allowed: trying again would not help.
     pub fn follow(
         mut attacher: Attacher,
+        object: Box<Ebpf>,
         mut watch: Watch,
         for_xdp: Vec<Setting>,
         mut pod_devices: Option<PodDevices>,
@@ -88,20 +93,25 @@ impl Attachments {
             return Err(failures.swap_remove(hopeless).error);
         }
         let mut failing = !failures.is_empty() || !are_told;
+        let mut rest = load_rest(object);
         let task = tokio::spawn(async move {
             let mut backoff = Backoff::new();
+            let mut is_complete = false;
             loop {
-                let interfaces = if failing {
-                    tokio::select! {
-                        interfaces = watch.changed() => interfaces,
-                        () = backoff.wait() => watch.current(),
-                    }
-                } else {
+                if !failing {
                     backoff.reset();
-                    tokio::select! {
-                        interfaces = watch.changed() => interfaces,
-                        () = sleep(ANOTHER_LOOK), if attacher.may_use_xdp() => watch.current(),
+                }
+                let interfaces = tokio::select! {
+                    interfaces = watch.changed() => interfaces,
+                    loaded = &mut rest, if !is_complete => {
+                        is_complete = true;
+                        if let Ok(programs) = loaded {
+                            attacher.set_programs(programs);
+                        }
+                        watch.current()
                     }
+                    () = backoff.wait(), if failing => watch.current(),
+                    () = sleep(ANOTHER_LOOK), if !failing && attacher.may_use_xdp() => watch.current(),
                 };
                 if !in_charge.lasts() {
                     error!(
@@ -128,6 +138,27 @@ impl Attachments {
     pub fn report(&self) -> Arc<Report> {
         Arc::clone(&self.report)
     }
+}
+
+/// Loads what no device has asked for yet, in a thread that nobody has to wait for. Gives all programs, or nothing if there are no more
+/// than before.
+fn load_rest(mut object: Box<Ebpf>) -> oneshot::Receiver<Programs> {
+    let (sender, programs) = oneshot::channel();
+    let load = move || {
+        load::load_rest(&mut object)?;
+        // When nobody listens any more, the daemon is over.
+        let _ = sender.send(Programs::of(&object)?);
+        anyhow::Ok(())
+    };
+    let tell = move || {
+        if let Err(error) = load() {
+            warn!(%error, "devices without a link-layer header will not be served, should there be any");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("verifier".to_owned()).spawn(tell) {
+        warn!(%error, "no thread to load the rest of the programs: devices without a link-layer header will not be served");
+    }
+    programs
 }
 
 /// Tells the programs where pods are. False if that is to be tried again.

@@ -5,10 +5,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::SystemTime,
 };
 
 use crate::{
+    few::Few,
     maps::FrontendAddress,
     model::ObjectName,
     resolve::{ResolvedPort, ServicePortName},
@@ -35,8 +37,8 @@ pub struct Conflict {
 #[derive(Debug, Default)]
 pub struct Claims {
     /// Never empty.
-    by_address: HashMap<FrontendAddress, BTreeSet<Claim>>,
-    by_service: HashMap<ObjectName, BTreeSet<(FrontendAddress, Claim)>>,
+    by_address: HashMap<FrontendAddress, Few<Arc<Claim>>>,
+    by_service: HashMap<ObjectName, Few<(FrontendAddress, Arc<Claim>)>>,
 }
 
 impl Claims {
@@ -47,21 +49,21 @@ impl Claims {
         created: Option<SystemTime>,
         ports: &[ResolvedPort],
     ) -> BTreeSet<ObjectName> {
-        let wanted: BTreeSet<(FrontendAddress, Claim)> = ports
+        let wanted: Few<(FrontendAddress, Arc<Claim>)> = ports
             .iter()
             .flat_map(|port| {
-                let claim = Claim { created, port: port.name.clone() };
-                port.frontends().map(move |address| (address, claim.clone()))
+                let claim = Arc::new(Claim { created, port: port.name.clone() });
+                port.frontends().map(move |address| (address, Arc::clone(&claim)))
             })
             .collect();
         let held = self.by_service.remove(service).unwrap_or_default();
         let mut concerned = BTreeSet::new();
         // What is new comes first, so that a frontend is nobody else's for a moment only because its port has another name.
-        for (address, claim) in wanted.difference(&held) {
+        for (address, claim) in wanted.iter().filter(|claimed| !held.contains(*claimed)) {
             concerned.extend(self.holder(address).map(|holder| holder.service.clone()));
-            self.by_address.entry(*address).or_default().insert(claim.clone());
+            self.by_address.entry(*address).or_default().insert(Arc::clone(claim));
         }
-        for (address, claim) in held.difference(&wanted) {
+        for (address, claim) in held.iter().filter(|claimed| !wanted.contains(*claimed)) {
             if let Some(claims) = self.by_address.get_mut(address) {
                 let had_it = claims.first() == Some(claim);
                 claims.remove(claim);

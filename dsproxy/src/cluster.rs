@@ -2,11 +2,15 @@
 //!
 //! Knows nothing of maps: `reconcile` asks what is to be looked at again.
 
+mod shared_names;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ipnet::IpNet;
 
+use self::shared_names::SharedNames;
 use crate::{
+    few::Few,
     interfaces::NodeAddresses,
     local_node::LocalNode,
     model::{EndpointSlice, IpFamily, Node, ObjectName, Service, ServiceCidr},
@@ -23,7 +27,8 @@ pub struct Cluster {
     services: HashMap<ObjectName, Service>,
     slices: HashMap<ObjectName, EndpointSlice>,
     /// The names of a Service's slices, by the Service.
-    slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    slices_of: HashMap<ObjectName, Few<ObjectName>>,
+    shared_names: SharedNames,
     service_cidrs: BTreeMap<ObjectName, ServiceCidr>,
     node: LocalNode,
     /// What `node` amounts to.
@@ -40,6 +45,7 @@ impl Cluster {
             services: HashMap::new(),
             slices: HashMap::new(),
             slices_of: HashMap::new(),
+            shared_names: SharedNames::default(),
             service_cidrs: BTreeMap::new(),
             view: node.view(),
             node,
@@ -154,7 +160,7 @@ impl Cluster {
             (view.zone != *zone, view.addresses != *addresses, view.node_port_addresses != *node_port_addresses);
         let hinted = |service: &ObjectName| {
             let mut endpoints = self.slices_of(service).flat_map(|slice| &slice.endpoints);
-            endpoints.any(|endpoint| !endpoint.zone_hints.is_empty())
+            endpoints.any(|endpoint| !endpoint.zone_hints().is_empty())
         };
         let concerned = self.services.iter().filter(|(name, service)| {
             (node_ports && service.ports.iter().any(|port| port.node_port.is_some()))
@@ -198,13 +204,17 @@ impl Member for EndpointSlice {
         cluster.slices.keys().cloned().collect()
     }
 
-    fn put(cluster: &mut Cluster, slice: Self) {
+    fn put(cluster: &mut Cluster, mut slice: Self) {
         if cluster.slices.get(&slice.name) == Some(&slice) {
             return;
         }
         // It may have belonged to another Service: the label can be edited.
         Self::remove(cluster, &slice.name);
         cluster.touched.insert(slice.service.clone());
+        cluster.shared_names.share(&mut slice);
+        if let Some((service, _)) = cluster.slices_of.get_key_value(&slice.service) {
+            slice.service = service.clone();
+        }
         cluster.slices_of.entry(slice.service.clone()).or_default().insert(slice.name.clone());
         cluster.slices.insert(slice.name.clone(), slice);
     }

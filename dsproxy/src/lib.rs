@@ -17,9 +17,11 @@ pub mod daemon_word;
 pub mod datapath;
 pub mod diff;
 pub mod drop_log;
+mod few;
 #[cfg(test)]
 mod garbled;
 pub mod health;
+mod hooks;
 pub mod host_settings;
 pub mod http;
 pub mod inspect;

@@ -141,24 +141,40 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node that it is on, if it is on one.
     pub node: Option<Arc<str>>,
+    /// Whose clients it is meant for; none where nothing is said. Most endpoints have none, and there are very many.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Whose clients an endpoint is meant for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hints {
     /// The zones whose clients it is meant for; empty where nothing is said.
-    pub zone_hints: Box<[Arc<str>]>,
+    pub zones: Box<[Arc<str>]>,
     /// The nodes whose clients it is meant for; empty where nothing is said.
-    pub node_hints: Box<[Arc<str>]>,
+    pub nodes: Box<[Arc<str>]>,
+}
+
+impl Hints {
+    /// These hints; none where nothing is said.
+    pub fn new(zones: Box<[Arc<str>]>, nodes: Box<[Arc<str>]>) -> Option<Box<Self>> {
+        (!zones.is_empty() || !nodes.is_empty()).then(|| Box::new(Self { zones, nodes }))
+    }
 }
 
 impl Endpoint {
     /// An endpoint at `address` that is ready, on no known node and without hints.
     pub fn new(address: IpAddr) -> Self {
-        Self {
-            address,
-            ready: true,
-            serving: true,
-            terminating: false,
-            node: None,
-            zone_hints: Box::default(),
-            node_hints: Box::default(),
-        }
+        Self { address, ready: true, serving: true, terminating: false, node: None, hints: None }
+    }
+
+    /// The zones whose clients it is meant for; empty where nothing is said.
+    pub fn zone_hints(&self) -> &[Arc<str>] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.zones)
+    }
+
+    /// The nodes whose clients it is meant for; empty where nothing is said.
+    pub fn node_hints(&self) -> &[Arc<str>] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.nodes)
     }
 }
 

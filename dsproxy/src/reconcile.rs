@@ -20,9 +20,11 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    allocator,
     claims::{Claims, Conflict},
     cluster::Cluster,
     diff::{Known, PlanError},
+    few::Few,
     interfaces::NodeAddresses,
     local_node::LocalNode,
     maps::{Contents, MapError, MapKind, MapStore, Write},
@@ -48,6 +50,9 @@ const NODE: Duration = Duration::from_secs(30);
 
 /// The first wait before a failed Service is tried again, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// How many objects a list has, at least, that takes much memory on its way.
+const LONG_LIST: usize = 1000;
 
 /// How often bits of the frontend filter are looked at that may be due.
 const FILTER_RETIREMENT: Duration = Duration::from_secs(600);
@@ -86,7 +91,7 @@ pub struct Reconciler<S> {
     cluster: Cluster,
     claims: Claims,
     /// The names of the service ports in the maps, by Service.
-    served: HashMap<ObjectName, BTreeSet<String>>,
+    served: HashMap<ObjectName, Few<Arc<str>>>,
     failed: BTreeMap<ObjectName, Failure>,
     /// The frontends that a Service wants and another has.
     conflicting: BTreeMap<ObjectName, Vec<Conflict>>,
@@ -98,6 +103,8 @@ pub struct Reconciler<S> {
     node_port_addresses: watch::Sender<BTreeSet<IpAddr>>,
     retry_after: Duration,
     retry_at: Option<Instant>,
+    /// Whether a long list came since memory was last given back.
+    took_in_much: bool,
     /// Whether a write since the last attempt at what has failed may have made room for it.
     made_room: bool,
     /// Why what is not a Service's is not in the maps as it should be.
@@ -119,10 +126,10 @@ impl<S: MapStore> Reconciler<S> {
     /// A reconciler on `node` for `store`, which holds `contents` now.
     pub fn new(store: S, contents: &Contents, node: LocalNode, progress: Arc<Progress>, now: Instant) -> Self {
         let known = Known::new(store.capacities(), contents, now);
-        let mut served: HashMap<ObjectName, BTreeSet<String>> = HashMap::new();
+        let mut served: HashMap<ObjectName, Few<Arc<str>>> = HashMap::new();
         for name in known.names() {
             if let Some(service) = service_of(name) {
-                served.entry(service).or_default().insert(name.to_owned());
+                served.entry(service).or_default().insert(Arc::clone(name));
             }
         }
         Self {
@@ -142,6 +149,7 @@ impl<S: MapStore> Reconciler<S> {
             node_port_addresses: watch::Sender::default(),
             retry_after: RETRY.0,
             retry_at: None,
+            took_in_much: false,
             made_room: false,
             host_failure: None,
             was_synced: false,
@@ -226,6 +234,7 @@ impl<S: MapStore> Reconciler<S> {
 
     /// Takes in one event without acting on it.
     pub fn apply(&mut self, event: Event) {
+        self.took_in_much |= event.listed() >= LONG_LIST;
         self.count(&event);
         self.cluster.apply(event);
     }
@@ -287,6 +296,9 @@ impl<S: MapStore> Reconciler<S> {
         self.bring_host_up_to_date(now);
         debug!(services = count, seconds = started.elapsed().as_secs_f64(), "reconciled");
         self.publish(now, started.elapsed());
+        if std::mem::take(&mut self.took_in_much) {
+            allocator::give_back();
+        }
     }
 
     fn retry(&mut self, now: Instant) {

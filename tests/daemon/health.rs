@@ -1,6 +1,6 @@
 //! `/healthz` says whether the node may be sent traffic, `/livez` whether the daemon is to be started again.
 
-use std::net::TcpListener;
+use std::{net::TcpListener, time::Duration};
 
 use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::{
@@ -17,6 +17,9 @@ use crate::{
 
 const VIP: DualStack = DualStack::cluster_ip(1);
 const BALANCER: DualStack = DualStack::external(1);
+
+/// What the API server has refused for as long as the programs took to load is asked for again no later than this.
+const ASKED_AGAIN: Duration = Duration::from_secs(40);
 
 /// A `healthCheckNodePort`.
 const CHECK: u16 = 32_100;
@@ -75,7 +78,7 @@ fn a_node_is_healthy_once_both_kinds_are_listed() {
         };
         if resources.iter().all(is_told) { Ok(body) } else { Err(body.to_string()) }
     };
-    let body = eventually("the trouble", SOON, troubles).expect("it is told what the matter is");
+    let body = eventually("the trouble", ASKED_AGAIN, troubles).expect("it is told what the matter is");
     assert_eq!(body["source"]["connected"], Value::Bool(false), "{body}");
     for resource in resources {
         let watch = format!("dsproxy_source_watch_working{{resource=\"{resource}\"}}");

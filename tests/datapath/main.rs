@@ -16,6 +16,7 @@ mod fuzz;
 mod icmp_errors;
 mod load;
 mod malformed;
+mod maps;
 mod masquerade;
 mod offload;
 mod parse;

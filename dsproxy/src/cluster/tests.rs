@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::model::{Endpoint, ServicePort};
+use crate::model::{Endpoint, Hints, ServicePort};
 
 fn name(name: &str) -> ObjectName {
     ObjectName::new("default", name)
@@ -102,7 +102,7 @@ fn a_slice_given_to_another_service_touches_both() {
 fn one_of_each(cluster: &mut Cluster) {
     let port =
         ServicePort { name: "".into(), protocol: crate::model::Protocol::Tcp, port: 80, node_port: Some(30_080) };
-    let endpoint = Endpoint { zone_hints: ["z".into()].into(), ..Endpoint::new(ip("10.1.0.1")) };
+    let endpoint = Endpoint { hints: Hints::new(["z".into()].into(), Box::default()), ..Endpoint::new(ip("10.1.0.1")) };
     let services = vec![
         service("plain", "10.96.0.1"),
         service("hinted", "10.96.0.2"),

@@ -256,6 +256,11 @@ impl Attacher {
         Ok(Self { xdp: Some(Xdp::new(Program::of_xdp(object)?, which, maps, word)), ..self })
     }
 
+    /// Goes on with these programs, among which there are all those it had.
+    pub fn set_programs(&mut self, programs: Programs) {
+        self.programs = programs;
+    }
+
     /// Leaves programs of ours that another layout has attached where they are, for as long as `others_serve`: both run then, these
     /// before the others. Afterwards they are leftovers like any other.
     pub fn set_beside_others(&mut self, others_serve: bool) {

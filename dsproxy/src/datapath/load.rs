@@ -1,5 +1,6 @@
 //! The kernel programs and maps brought into the kernel: maps pinned and found again, programs loaded.
 
+mod programs;
 mod settings;
 
 use std::{
@@ -9,8 +10,8 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapData, MapError as AyaMapError, MapInfo, ProgramArray},
-    programs::{CgroupSockAddr, ProgramError, ProgramFd, SchedClassifier, Xdp},
+    maps::{Map, MapData, MapError as AyaMapError, MapInfo},
+    programs::ProgramError,
 };
 use dsproxy_common::{
     IpFamily, cached_flow,
@@ -21,9 +22,15 @@ use thiserror::Error;
 use tracing::warn;
 
 pub(super) use self::settings::settings_of;
-pub use self::settings::{DatapathSettings, Lifetimes};
 use self::settings::{namespace_cookie, settings};
-use super::{attach::cgroup::SocketHook, bpffs::Bpffs};
+pub use self::{
+    programs::{
+        OBSERVERS, PROGRAMS, SHORTCUT, XDP_OBSERVER, XDP_PROGRAM, load_observers, load_program, load_programs,
+        load_programs_for, load_rest, load_shortcut, load_socket_programs, load_xdp_program, without_observers,
+    },
+    settings::{DatapathSettings, Lifetimes},
+};
+use super::bpffs::Bpffs;
 use crate::{
     jiffies,
     maps::{
@@ -37,31 +44,6 @@ use crate::{
 
 /// The kernel programs, as the build script compiled them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dsproxy-ebpf"));
-
-/// The names of the programs in the object.
-pub const PROGRAMS: [&str; 8] = [
-    "pod_ingress_ethernet",
-    "pod_egress_ethernet",
-    "node_ingress_ethernet",
-    "node_egress_ethernet",
-    "pod_ingress_ip",
-    "pod_egress_ip",
-    "node_ingress_ip",
-    "node_egress_ip",
-];
-
-/// The name of the program for XDP.
-pub const XDP_PROGRAM: &str = "node_xdp";
-
-/// The names of the programs that tell of packets, by their place in the array.
-pub const OBSERVERS: [&str; 2] = ["observe_ethernet", "observe_ip"];
-
-/// As `OBSERVERS`, for XDP.
-pub const XDP_OBSERVER: &str = "observe_xdp";
-
-/// The name of the program that sends packets past the stack. There is none for devices without a link-layer header: the kernel drops what
-/// `bpf_redirect_neigh` takes from them (net/core/filter.c).
-pub const SHORTCUT: &str = "shortcut";
 
 /// Why the data path cannot be had.
 #[derive(Debug, Error)]
@@ -148,6 +130,7 @@ pub struct Place {
 pub fn load(capacities: &Capacities, wanted: &DatapathSettings) -> Result<Loaded, LoadError> {
     let mut loaded = load_maps(capacities, wanted)?;
     load_programs(&mut loaded.object)?;
+    without_observers(load_observers(&mut loaded.object));
     Ok(loaded)
 }
 
@@ -247,118 +230,6 @@ pub(super) fn settings_for(maps: &KernelMaps, wanted: &DatapathSettings) -> Resu
     let host_namespace = namespace_cookie().map_err(LoadError::Namespace)?;
     let before = Some(maps.settings()?).filter(|before| before.jiffies_per_second != 0);
     Ok(settings(wanted, jiffies_per_second, host_namespace, before.as_ref()))
-}
-
-/// Loads the programs of packets.
-///
-/// # Errors
-///
-/// When the kernel refuses.
-pub(super) fn load_programs(object: &mut Ebpf) -> Result<(), LoadError> {
-    PROGRAMS.into_iter().try_for_each(|name| load_program(object, name))?;
-    without_observers(load_observers(object));
-    Ok(())
-}
-
-/// Goes on without the programs that tell of packets, should the kernel not take them: packets have no need of them.
-fn without_observers(loaded: Result<(), LoadError>) {
-    if let Err(error) = loaded {
-        warn!(%error, "`dsproxy events` will hear of nothing");
-    }
-}
-
-/// Loads `OBSERVERS`, and enters them where the programs of packets look for them.
-///
-/// # Errors
-///
-/// When the kernel refuses.
-pub fn load_observers(object: &mut Ebpf) -> Result<(), LoadError> {
-    load_and_enter(object, &OBSERVERS, layout::OBSERVERS)
-}
-
-/// Loads `SHORTCUT`, and enters it where the programs of packets look for it.
-///
-/// # Errors
-///
-/// When the kernel refuses. Packets go through the stack then.
-pub fn load_shortcut(object: &mut Ebpf) -> Result<(), LoadError> {
-    load_and_enter(object, &[SHORTCUT], layout::SHORTCUTS)
-}
-
-/// Loads `programs`, and enters them in the array `array`, from its first place on.
-fn load_and_enter(object: &mut Ebpf, programs: &[&'static str], array: &'static str) -> Result<(), LoadError> {
-    let mut descriptors = Vec::new();
-    for name in programs {
-        load_program(object, name)?;
-        let program = object.program(name).ok_or(LoadError::NoProgram { name })?;
-        let failed = |source| LoadError::Program { name, source };
-        let program: &SchedClassifier = program.try_into().map_err(failed)?;
-        descriptors.push(program.fd().and_then(|program| Ok(program.try_clone()?)).map_err(failed)?);
-    }
-    enter(object, array, &descriptors)
-}
-
-/// Enters programs in the array `name`, from its first place on.
-fn enter(object: &mut Ebpf, name: &'static str, programs: &[ProgramFd]) -> Result<(), LoadError> {
-    let failed = |source| LoadError::Enter { name, source };
-    let missing = || failed(AyaMapError::InvalidName { name: name.to_owned() });
-    let mut array = ProgramArray::try_from(object.map_mut(name).ok_or_else(missing)?).map_err(failed)?;
-    (0..).zip(programs).try_for_each(|(place, program)| array.set(place, program, 0)).map_err(failed)
-}
-
-/// Loads one of `PROGRAMS`.
-///
-/// # Errors
-///
-/// When the kernel refuses.
-pub fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
-    let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
-    let failed = |source| LoadError::Program { name, source };
-    let classifier: &mut SchedClassifier = program.try_into().map_err(failed)?;
-    classifier.load().map_err(failed)
-}
-
-/// Loads the programs of sockets. Apart from the others, so that a kernel without them (`CONFIG_CGROUP_BPF`) can do without.
-///
-/// # Errors
-///
-/// When the kernel refuses.
-pub fn load_socket_programs(object: &mut Ebpf) -> Result<(), LoadError> {
-    for hook in SocketHook::ALL {
-        let name = hook.program();
-        let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
-        let failed = |source| LoadError::Program { name, source };
-        let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
-        program.load().map_err(failed)?;
-    }
-    Ok(())
-}
-
-/// Loads the program for XDP. Apart from the others, for only a node that uses it has need of it.
-///
-/// # Errors
-///
-/// When the kernel refuses.
-pub fn load_xdp_program(object: &mut Ebpf) -> Result<(), LoadError> {
-    load_xdp(object, XDP_PROGRAM)?;
-    without_observers(load_xdp_observer(object));
-    Ok(())
-}
-
-/// As `load_observers`, for XDP.
-fn load_xdp_observer(object: &mut Ebpf) -> Result<(), LoadError> {
-    let name = XDP_OBSERVER;
-    let program = load_xdp(object, name)?.fd().and_then(|program| Ok(program.try_clone()?));
-    enter(object, layout::XDP_OBSERVERS, &[program.map_err(|source| LoadError::Program { name, source })?])
-}
-
-/// Loads a program for XDP.
-fn load_xdp<'o>(object: &'o mut Ebpf, name: &'static str) -> Result<&'o Xdp, LoadError> {
-    let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
-    let failed = |source| LoadError::Program { name, source };
-    let program: &mut Xdp = program.try_into().map_err(failed)?;
-    program.load().map_err(failed)?;
-    Ok(program)
 }
 
 /// Opens the maps that are pinned on `bpffs` by which XDP is told of devices and routing.

@@ -1,5 +1,6 @@
 //! Everything about having the data path in the kernel.
 
+pub(crate) mod arrays;
 pub mod attach;
 pub mod bpffs;
 pub mod carry;

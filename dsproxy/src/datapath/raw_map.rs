@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -17,6 +17,7 @@ mod command {
     pub(super) const MAP_DELETE_ELEM: libc::c_long = 3;
     pub(super) const MAP_GET_NEXT_KEY: libc::c_long = 4;
     pub(super) const MAP_LOOKUP_BATCH: libc::c_long = 24;
+    pub(super) const MAP_UPDATE_BATCH: libc::c_long = 26;
 }
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -39,6 +40,13 @@ kernel_struct!(Batch, 56, {
     from: u64, next: u64, keys: u64, values: u64, count: u32, map: u32, element_flags: u64, flags: u64,
 });
 
+/// Puts `count` values of the array `map` under as many keys. After a failure any part of them may have been written.
+pub(super) fn update_batch(map: BorrowedFd<'_>, keys: &mut [u8], values: &mut [u8], count: u32) -> io::Result<()> {
+    let mut attribute =
+        Batch { keys: address_of(keys), values: address_of(values), count, map: raw(map), ..Batch::default() };
+    run(command::MAP_UPDATE_BATCH, &mut attribute).map(drop)
+}
+
 /// A key and a value, as bytes.
 pub(super) type RawEntry = (Vec<u8>, Vec<u8>);
 
@@ -57,6 +65,11 @@ impl RawMap {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The map that `descriptor` is of.
+    pub(super) fn of(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self { info: bpf::map_info(descriptor)?, descriptor: descriptor.try_clone_to_owned()? })
     }
 
     /// A new array of one value, pinned at `path`.

@@ -4,6 +4,7 @@
 //! another endpoint as late as can be. An endpoint that comes back before that gets its id and its connections back.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
@@ -15,6 +16,7 @@ use dsproxy_common::{
 
 use super::PlanError;
 use crate::{
+    few::Few,
     maps::{BackendRecord, MapKind},
     resolve::ResolvedEndpoint,
 };
@@ -52,8 +54,8 @@ pub(super) struct Backends {
     capacity: u32,
     /// Every id below the first that was never used.
     records: Vec<Option<BackendRecord>>,
-    /// The ids of a service port's endpoints, those that are gone included.
-    by_service: HashMap<u32, BTreeMap<Endpoint, u32>>,
+    /// The ids of a service port's endpoints, by endpoint, those that are gone included.
+    by_service: HashMap<u32, Few<u32>>,
     /// Ids that are gone, by their place in the order of going.
     gone: BTreeMap<u64, u32>,
     /// The place of each id that is gone.
@@ -97,19 +99,17 @@ impl Backends {
 
     /// The record of `endpoint` of `service`, unless that is gone.
     pub(super) fn held(&self, service: u32, endpoint: &Endpoint) -> Option<BackendRecord> {
-        let id = self.by_service.get(&service)?.get(endpoint)?;
-        self.record(*id).filter(|record| record.state != BackendState::Gone)
+        let id = self.id_of(service, endpoint)?;
+        self.record(id).filter(|record| record.state != BackendState::Gone)
     }
 
     /// What it takes for `service` to have just the endpoints `wanted`.
     pub(super) fn plan(&self, service: u32, wanted: &BTreeMap<Endpoint, Standing>) -> Result<BackendPlan, PlanError> {
-        let none = BTreeMap::new();
-        let known = self.by_service.get(&service).unwrap_or(&none);
         let mut plan = BackendPlan { ids: BTreeMap::new(), before: Vec::new(), after: Vec::new() };
         let mut free = self.free(service, wanted);
         for (endpoint, Standing { state, flags }) in wanted {
-            let id = match known.get(endpoint) {
-                Some(id) => *id,
+            let id = match self.id_of(service, endpoint) {
+                Some(id) => id,
                 None => free.next().ok_or(PlanError::Full { map: MapKind::Backends, capacity: self.capacity })?,
             };
             plan.ids.insert(*endpoint, id);
@@ -134,20 +134,20 @@ impl Backends {
                 plan.after.push((id, record));
             }
         }
-        let unwanted = known.iter().filter(|(endpoint, _)| !wanted.contains_key(endpoint)).map(|(_, id)| *id);
-        plan.after.extend(self.going(unwanted));
+        let is_unwanted = |id: &u32| self.endpoint(*id).is_some_and(|endpoint| !wanted.contains_key(&endpoint));
+        plan.after.extend(self.going(self.ids(service).filter(is_unwanted)));
         Ok(plan)
     }
 
     /// What it takes for `service` to have no endpoints.
     pub(super) fn removal(&self, service: u32) -> Vec<(u32, BackendRecord)> {
-        self.going(self.by_service.get(&service).into_iter().flat_map(|known| known.values().copied())).collect()
+        self.going(self.ids(service)).collect()
     }
 
     /// What it takes for service ports that are not `named` to have no endpoints.
     pub(super) fn orphans(&self, named: impl Fn(u32) -> bool) -> Vec<(u32, BackendRecord)> {
         let unnamed = self.by_service.iter().filter(|(service, _)| !named(**service));
-        self.going(unnamed.flat_map(|(_, known)| known.values().copied())).collect()
+        self.going(unnamed.flat_map(|(_, known)| known).copied()).collect()
     }
 
     fn going(&self, ids: impl Iterator<Item = u32>) -> impl Iterator<Item = (u32, BackendRecord)> {
@@ -172,6 +172,19 @@ impl Backends {
         self.records.get(id as usize).copied().flatten()
     }
 
+    fn endpoint(&self, id: u32) -> Option<Endpoint> {
+        self.record(id).map(|record| (record.address, record.port))
+    }
+
+    /// The ids of a service port's endpoints.
+    fn ids(&self, service: u32) -> impl Iterator<Item = u32> {
+        self.by_service.get(&service).into_iter().flatten().copied()
+    }
+
+    fn id_of(&self, service: u32, endpoint: &Endpoint) -> Option<u32> {
+        self.by_service.get(&service)?.find_by(by_endpoint(&self.records, *endpoint)).copied()
+    }
+
     /// Enters a record that was written, or was found in the map.
     pub(super) fn applied(&mut self, id: u32, record: BackendRecord) {
         let slot = id as usize;
@@ -182,30 +195,35 @@ impl Backends {
             }
             self.records.resize(slot + 1, None);
         }
-        let before = self.records[slot].replace(record);
-        if let Some(before) = before {
+        if let Some(before) = self.records[slot] {
             self.in_use -= u32::from(before.state != BackendState::Gone);
-            let endpoint = (before.address, before.port);
-            if let Some(known) = self.by_service.get_mut(&before.service)
-                && known.get(&endpoint) == Some(&id)
-            {
-                known.remove(&endpoint);
-                if known.is_empty() {
-                    self.by_service.remove(&before.service);
-                }
-            }
+            self.forget_endpoint(id, &before);
         }
-        let is_gone = |id: &u32| self.record(*id).is_none_or(|held| held.state == BackendState::Gone);
-        let endpoint = (record.address, record.port);
-        let known = self.by_service.get(&record.service).and_then(|known| known.get(&endpoint));
+        self.records[slot] = Some(record);
+        let is_gone = |id: u32| self.record(id).is_none_or(|held| held.state == BackendState::Gone);
+        let known = self.id_of(record.service, &(record.address, record.port));
         if record.state != BackendState::Gone || known.is_none_or(is_gone) {
-            self.by_service.entry(record.service).or_default().insert(endpoint, id);
+            let place = by_endpoint(&self.records, (record.address, record.port));
+            self.by_service.entry(record.service).or_default().insert_by(id, place);
         }
         if record.state == BackendState::Gone {
             self.note_gone(id);
         } else {
             self.in_use += 1;
             self.forget_gone(id);
+        }
+    }
+
+    /// Takes `id` from those of the endpoint that its record is of, while that still stands.
+    fn forget_endpoint(&mut self, id: u32, record: &BackendRecord) {
+        let endpoint = (record.address, record.port);
+        if self.id_of(record.service, &endpoint) == Some(id)
+            && let Some(known) = self.by_service.get_mut(&record.service)
+        {
+            known.remove_by(by_endpoint(&self.records, endpoint));
+            if known.is_empty() {
+                self.by_service.remove(&record.service);
+            }
         }
     }
 
@@ -220,6 +238,14 @@ impl Backends {
         if let Some(place) = self.gone_places.remove(&id) {
             self.gone.remove(&place);
         }
+    }
+}
+
+/// How the endpoints of ids compare with `endpoint`.
+fn by_endpoint(records: &[Option<BackendRecord>], endpoint: Endpoint) -> impl Fn(&u32) -> Ordering {
+    move |id| {
+        let record = records.get(*id as usize).copied().flatten();
+        record.map(|record| (record.address, record.port)).cmp(&Some(endpoint))
     }
 }
 

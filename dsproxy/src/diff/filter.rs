@@ -30,12 +30,20 @@ pub fn backend_bit(address: IpAddr, port: u16, protocol: Protocol) -> FilterBit 
     }
 }
 
+/// A word of a filter.
+#[derive(Clone, Copy, Debug, Default)]
+struct Word {
+    value: u64,
+    /// The bits that there is a frontend or backend for.
+    used: u64,
+}
+
 /// The filter of one family.
 #[derive(Debug)]
 pub(super) struct Filter {
-    words: HashMap<u32, u64>,
-    /// How many frontends or backends a bit is set for.
-    uses: HashMap<FilterBit, u32>,
+    words: HashMap<u32, Word>,
+    /// How many frontends or backends a bit is set for, where it is for more than one.
+    shared: HashMap<FilterBit, u32>,
     idle: HashMap<FilterBit, Instant>,
     idle_since: BTreeSet<(Instant, FilterBit)>,
 }
@@ -43,10 +51,14 @@ pub(super) struct Filter {
 impl Filter {
     /// The filter whose words that are not zero are `words`. Every bit is idle since `now` until a use is entered.
     pub(super) fn new(words: impl Iterator<Item = (u32, u64)>, now: Instant) -> Self {
-        let mut filter =
-            Self { words: words.collect(), uses: HashMap::new(), idle: HashMap::new(), idle_since: BTreeSet::new() };
+        let mut filter = Self {
+            words: words.map(|(index, value)| (index, Word { value, used: 0 })).collect(),
+            shared: HashMap::new(),
+            idle: HashMap::new(),
+            idle_since: BTreeSet::new(),
+        };
         for (index, word) in &filter.words {
-            for position in (0..u64::BITS).filter(|position| word >> position & 1 != 0) {
+            for position in (0..u64::BITS).filter(|position| word.value >> position & 1 != 0) {
                 let bit = FilterBit::at(*index, position);
                 filter.idle.insert(bit, now);
                 filter.idle_since.insert((now, bit));
@@ -56,7 +68,7 @@ impl Filter {
     }
 
     pub(super) fn word(&self, index: u32) -> u64 {
-        self.words.get(&index).copied().unwrap_or_default()
+        self.words.get(&index).map_or(0, |word| word.value)
     }
 
     pub(super) fn applied(&mut self, index: u32, value: u64) {
@@ -64,23 +76,29 @@ impl Filter {
         for position in (0..u64::BITS).filter(|position| cleared >> position & 1 != 0) {
             self.set_idle(FilterBit::at(index, position), None);
         }
-        self.words.insert(index, value);
+        self.words.entry(index).or_default().value = value;
     }
 
     /// Enters a frontend or backend with this bit.
     pub(super) fn added(&mut self, bit: FilterBit) {
-        *self.uses.entry(bit).or_default() += 1;
+        let word = self.words.entry(bit.word()).or_default();
+        if word.used & bit.mask() != 0 {
+            *self.shared.entry(bit).or_insert(1) += 1;
+        }
+        word.used |= bit.mask();
         self.set_idle(bit, None);
     }
 
     /// Enters that one of those with this bit is gone.
     pub(super) fn removed(&mut self, bit: FilterBit, now: Instant) {
-        if let Some(count) = self.uses.get_mut(&bit) {
+        if let Some(count) = self.shared.get_mut(&bit) {
             *count -= 1;
-            if *count == 0 {
-                self.uses.remove(&bit);
-                self.set_idle(bit, Some(now));
+            if *count == 1 {
+                self.shared.remove(&bit);
             }
+        } else if let Some(word) = self.words.get_mut(&bit.word()).filter(|word| word.used & bit.mask() != 0) {
+            word.used &= !bit.mask();
+            self.set_idle(bit, Some(now));
         }
     }
 
@@ -100,7 +118,14 @@ impl Filter {
                 self.idle_since.insert((since, bit));
                 self.idle.insert(bit, since)
             }
-            None => self.idle.remove(&bit),
+            None => {
+                let before = self.idle.remove(&bit);
+                // After a start all bits that were found are idle for a moment.
+                if self.idle.len() < self.idle.capacity() / 8 {
+                    self.idle.shrink_to_fit();
+                }
+                before
+            }
         };
         if let Some(before) = before.filter(|before| Some(*before) != since) {
             self.idle_since.remove(&(before, bit));

@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    sync::Arc,
     time::Instant,
 };
 
@@ -20,7 +21,10 @@ use dsproxy_common::{
 use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::maps::{BackendRecord, Capacities, Contents, FilterOf, FrontendAddress, MapKind, Write};
+use crate::{
+    few::Few,
+    maps::{BackendRecord, Capacities, Contents, FilterOf, FrontendAddress, MapKind, Write},
+};
 
 mod backends;
 pub mod filter;
@@ -44,7 +48,7 @@ mod tests;
 pub struct Known {
     capacities: Capacities,
     services: HashMap<u32, KnownService>,
-    ids_by_name: HashMap<String, u32>,
+    ids_by_name: HashMap<Arc<str>, u32>,
     service_ids: Ids,
     frontends: HashMap<FrontendAddress, Frontend>,
     families: [KnownFamily; 2],
@@ -62,14 +66,16 @@ struct KnownFamily {
     frontend_filter: Filter,
     backend_filter: Filter,
     /// The bits that stand in the filter for backends, by id.
-    backend_bits: HashMap<u32, FilterBit>,
+    backend_bits: Vec<Option<FilterBit>>,
 }
 
 /// What is known of one service port.
 #[derive(Debug, Default)]
 struct KnownService {
-    name: Option<String>,
-    frontends: BTreeSet<FrontendAddress>,
+    name: Option<Arc<str>>,
+    /// The protocol in its name.
+    protocol: Option<Protocol>,
+    frontends: Few<FrontendAddress>,
     source_ranges: BTreeSet<IpNet>,
     runs: [Runs; 2],
 }
@@ -94,6 +100,12 @@ pub enum PlanError {
     },
 }
 
+/// The protocol in the name of a service port, `namespace/name:port/PROTOCOL`.
+fn protocol_in(name: &str) -> Option<Protocol> {
+    let (_, protocol) = name.rsplit_once('/')?;
+    Protocol::ALL.into_iter().find(|known| known.to_string() == protocol)
+}
+
 fn index(family: IpFamily) -> usize {
     match family {
         IpFamily::V4 => 0,
@@ -114,7 +126,7 @@ impl KnownFamily {
             slots: SlotArray::new(capacities.slots),
             frontend_filter: filter(FilterOf::Frontends),
             backend_filter: filter(FilterOf::Backends),
-            backend_bits: HashMap::new(),
+            backend_bits: Vec::new(),
         }
     }
 
@@ -137,10 +149,11 @@ impl KnownFamily {
         let bit = protocol
             .filter(|_| record.state != BackendState::Gone)
             .map(|protocol| filter::backend_bit(record.address, record.port, protocol));
-        let before = match bit {
-            Some(bit) => self.backend_bits.insert(id, bit),
-            None => self.backend_bits.remove(&id),
-        };
+        let place = id as usize;
+        if self.backend_bits.len() <= place {
+            self.backend_bits.resize(place + 1, None);
+        }
+        let before = std::mem::replace(&mut self.backend_bits[place], bit);
         if before != bit {
             bit.into_iter().for_each(|bit| self.backend_filter.added(bit));
             before.into_iter().for_each(|bit| self.backend_filter.removed(bit, now));
@@ -196,8 +209,8 @@ impl Known {
     }
 
     /// The names of all service ports.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.ids_by_name.keys().map(String::as_str)
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.ids_by_name.keys()
     }
 
     /// The frontends of the service port `name`.
@@ -223,8 +236,7 @@ impl Known {
 
     /// The protocol in the name of a service port.
     pub fn protocol_of(&self, service: u32) -> Option<Protocol> {
-        let (_, protocol) = self.name_of(service)?.rsplit_once('/')?;
-        Protocol::ALL.into_iter().find(|known| known.to_string() == protocol)
+        self.services.get(&service)?.protocol
     }
 
     /// Enters a write that the store has taken.
@@ -307,12 +319,14 @@ impl Known {
 
     fn applied_name(&mut self, service: u32, name: Option<&str>, now: Instant) {
         let known = self.services.entry(service).or_default();
-        if let Some(before) = std::mem::replace(&mut known.name, name.map(str::to_owned)) {
+        let name: Option<Arc<str>> = name.map(Arc::from);
+        known.protocol = name.as_deref().and_then(protocol_in);
+        if let Some(before) = std::mem::replace(&mut known.name, name.clone()) {
             self.ids_by_name.remove(&before);
         }
         match name {
             Some(name) => {
-                self.ids_by_name.insert(name.to_owned(), service);
+                self.ids_by_name.insert(name, service);
                 self.service_ids.take(service);
             }
             None => {

@@ -54,7 +54,7 @@ impl Known {
         now: Instant,
     ) -> Result<Plan, PlanError> {
         let name = wanted.name.to_string();
-        let service = match self.ids_by_name.get(&name) {
+        let service = match self.ids_by_name.get(name.as_str()) {
             Some(id) => *id,
             None => self
                 .service_ids
@@ -131,7 +131,7 @@ impl Known {
         now: Instant,
     ) -> Option<Plan> {
         let ResolvedPort { name, affinity, families } = wanted;
-        let service = *self.ids_by_name.get(&name.to_string())?;
+        let service = *self.ids_by_name.get(name.to_string().as_str())?;
         let known = self.services.get(&service)?;
         let families = families.iter().map(|resolved| self.reduced(resolved, service, known)).collect();
         let reduced = ResolvedPort { name: name.clone(), affinity: *affinity, families };

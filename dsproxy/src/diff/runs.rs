@@ -49,7 +49,12 @@ impl Runs {
     /// Enters that a frontend uses the run at `first`.
     pub(super) fn used(&mut self, first: u32, array: &mut SlotArray) {
         if let Some(at) = self.pending.iter().position(|run| run.first == first) {
+            self.in_use.reserve_exact(1);
             self.in_use.push(self.pending.remove(at));
+            if self.pending.is_empty() {
+                // Of all the service ports few have one at a time.
+                self.pending = Vec::new();
+            }
         } else if let Some(at) = self.left.iter().position(|run| run.first == first) {
             let run = self.left.remove(at);
             array.adopt(run.first, run.backends.len());
@@ -59,11 +64,10 @@ impl Runs {
 
     /// Gives those back that are not in `used`.
     pub(super) fn release_unused(&mut self, used: &BTreeSet<u32>, array: &mut SlotArray, now: Instant) {
-        let (in_use, unused): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.in_use).into_iter().partition(|run| used.contains(&run.first));
-        unused.iter().for_each(|run| array.release(run.first, now));
-        self.in_use = in_use;
-        self.left.extend(unused);
+        for run in self.in_use.extract_if(.., |run| !used.contains(&run.first)) {
+            array.release(run.first, now);
+            self.left.push(run);
+        }
     }
 
     /// Gives all of them back.

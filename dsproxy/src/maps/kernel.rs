@@ -1,6 +1,9 @@
 //! The maps in the kernel, through aya. Only this file and `next_hops` know aya's maps.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use aya::{
     Pod,
@@ -12,21 +15,24 @@ use aya::{
 use dsproxy_common::{
     Addr4, Addr6, Address, IpFamily, Port, Protocol,
     count::{COUNTERS, Reason, ServiceCounters, ServiceDrops, counter_index},
-    filter,
     flow::{EgressEntry, EgressKind, FlowKey, FlowState, ForwardEntry},
     layout::{self, family_maps},
     service::{Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendKey, ServiceName, Slots, SourceRange},
-    settings::{Network, SettingFlags, Settings},
+    settings::{Network, Settings},
     socket::{SocketEntry, SocketKey},
 };
 use ipnet::IpNet;
 use thiserror::Error;
 
-use super::{BackendRecord, Capacities, Contents, FilterOf, FrontendAddress, MapError, MapKind, MapStore, Write};
+use super::{
+    BackendRecord, Capacities, Contents, FilterOf, FrontendAddress, MapError, MapKind, MapStore, Write,
+    settings::SettingsMap,
+};
+use crate::datapath::arrays;
 
 /// All maps of the data path.
 pub struct KernelMaps {
-    settings: Array<MapData, Settings>,
+    settings: SettingsMap,
     counters: PerCpuArray<MapData, u64>,
     service_counters: PerCpuArray<MapData, ServiceCounters>,
     service_drops: PerCpuHashMap<MapData, u32, ServiceDrops>,
@@ -117,7 +123,7 @@ impl KernelMaps {
     ///
     /// When one is missing or has another layout.
     pub fn open(mut take: impl FnMut(&'static str) -> Option<Map>) -> Result<Self, OpenError> {
-        let settings = typed(&mut take, layout::SETTINGS)?;
+        let settings = SettingsMap::new(typed(&mut take, layout::SETTINGS)?);
         let counters = typed(&mut take, layout::COUNTERS)?;
         let service_counters: PerCpuArray<_, _> = typed(&mut take, layout::SERVICE_COUNTERS)?;
         let service_drops = typed(&mut take, layout::SERVICE_DROPS)?;
@@ -138,24 +144,19 @@ impl KernelMaps {
         Ok(Self { settings, counters, service_counters, service_drops, names, v4, v6, capacities })
     }
 
-    /// Tells the programs `settings`.
-    pub fn set_settings(&mut self, settings: &Settings) -> Result<(), MapError> {
-        self.settings.set(0, settings, 0).map_err(kernel("write", MapKind::Settings))
+    /// What the programs are told, for others who change a part of it.
+    pub fn settings_map(&self) -> SettingsMap {
+        self.settings.clone()
     }
 
-    /// Tells the programs that others are being attached beside them, or no more.
-    pub fn set_attaching(&mut self, is_under_way: bool) -> Result<(), MapError> {
-        let mut settings = self.settings()?;
-        settings.flags &= !SettingFlags::ATTACHING;
-        if is_under_way {
-            settings.flags |= SettingFlags::ATTACHING;
-        }
-        self.set_settings(&settings)
+    /// Tells the programs `settings`.
+    pub fn set_settings(&mut self, settings: &Settings) -> Result<(), MapError> {
+        self.settings.set(settings)
     }
 
     /// What the programs were told.
     pub fn settings(&self) -> Result<Settings, MapError> {
-        self.settings.get(&0, 0).map_err(kernel("read", MapKind::Settings))
+        self.settings.get()
     }
 
     /// The counters of packets, all CPUs together: by family, but for packets that are of none.
@@ -287,13 +288,19 @@ impl KernelMaps {
     /// Everything the diff needs to know.
     pub fn contents(&self) -> Result<Contents, MapError> {
         let frontends = self.frontends()?;
-        let mut runs = std::collections::BTreeMap::new();
+        let mut runs = BTreeMap::new();
+        let [v4, v6] = [self.v4.all_slots()?, self.v6.all_slots()?];
         for (address, frontend) in &frontends {
             let family = address.family();
-            for slots in [frontend.inside, frontend.outside].into_iter().filter(|slots| slots.count > 1) {
-                if let std::collections::btree_map::Entry::Vacant(run) = runs.entry((family, slots.first)) {
-                    run.insert(self.slots(family, slots)?);
-                }
+            let all = match family {
+                IpFamily::V4 => &v4,
+                IpFamily::V6 => &v6,
+            };
+            for Slots { first, count } in
+                [frontend.inside, frontend.outside].into_iter().filter(|slots| slots.count > 1)
+            {
+                let of_run = || all.iter().skip(first as usize).take(count as usize).copied().collect();
+                runs.entry((family, first)).or_insert_with(of_run);
             }
         }
         let mut filter = Vec::new();
@@ -323,12 +330,10 @@ impl KernelMaps {
     }
 
     fn write_service_network(&mut self, family: IpFamily, network: Option<IpNet>) -> Result<(), MapError> {
-        let mut settings = self.settings()?;
-        match family {
+        self.settings.change(|settings| match family {
             IpFamily::V4 => settings.services_v4 = network_record(network),
             IpFamily::V6 => settings.services_v6 = network_record(network),
-        }
-        self.set_settings(&settings)
+        })
     }
 }
 
@@ -434,10 +439,7 @@ impl<A: Address + Pod> FamilyMaps<A> {
                 self.backends.set(*id, backend, 0).map_err(full("write", MapKind::Backends, capacities.backends))
             }
             Write::Slots { family: _, first, service: _, backends } => {
-                for (slot, backend) in (*first..).zip(backends) {
-                    self.slots.set(slot, backend, 0).map_err(full("write", MapKind::Slots, capacities.slots))?;
-                }
-                Ok(())
+                arrays::write(&self.slots, *first, backends).map_err(full("write", MapKind::Slots, capacities.slots))
             }
             Write::FilterWord { family: _, filter, index, value } => {
                 let array = match filter {
@@ -498,13 +500,25 @@ impl<A: Address + Pod> FamilyMaps<A> {
 
     fn backends(&self) -> Result<Vec<(IpFamily, u32, BackendRecord)>, MapError> {
         let mut backends = Vec::new();
-        for (id, backend) in (0..).zip(self.backends.iter()) {
-            let backend = backend.map_err(kernel("read", MapKind::Backends))?;
+        let look = |id, backend: Backend<A>| {
             if backend.generation != 0 {
                 backends.push((A::FAMILY, id, record(&backend)));
             }
-        }
+        };
+        arrays::for_each(&self.backends, look).map_err(kernel("read", MapKind::Backends))?;
         Ok(backends)
+    }
+
+    /// What stands in every slot, used or not.
+    fn all_slots(&self) -> Result<Vec<u32>, MapError> {
+        let mut slots = vec![0; self.slots.len() as usize];
+        let look = |index: u32, backend| {
+            if let Some(slot) = slots.get_mut(index as usize) {
+                *slot = backend;
+            }
+        };
+        arrays::for_each(&self.slots, look).map_err(kernel("read", MapKind::Slots))?;
+        Ok(slots)
     }
 
     fn filter(&self, of: FilterOf) -> Result<Vec<(IpFamily, FilterOf, u32, u64)>, MapError> {
@@ -513,12 +527,8 @@ impl<A: Address + Pod> FamilyMaps<A> {
             FilterOf::Backends => &self.egress_filter,
         };
         let mut words = Vec::new();
-        for index in 0..filter::WORDS {
-            let word = array.get(&index, 0).map_err(kernel("read", MapKind::Filter))?;
-            if word != 0 {
-                words.push((A::FAMILY, of, index, word));
-            }
-        }
+        arrays::for_each(array, |index, word| words.push((A::FAMILY, of, index, word)))
+            .map_err(kernel("read", MapKind::Filter))?;
         Ok(words)
     }
 

@@ -20,6 +20,7 @@ mod kernel_names;
 pub mod memory;
 pub mod next_hops;
 pub mod pod_devices;
+pub mod settings;
 
 /// The address, port and protocol of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Instant,
 };
 
@@ -112,7 +113,7 @@ impl<S: MapStore> Reconciler<S> {
         for port in ports {
             let written = self.plan(port, &claimed, now).and_then(|plan| {
                 if !plan.writes.is_empty() {
-                    self.served.entry(service.clone()).or_default().insert(port.name.to_string());
+                    self.served.entry(service.clone()).or_default().insert(port.name.to_string().into());
                 }
                 Ok(self.write(&plan.writes, now)?)
             });
@@ -155,8 +156,8 @@ impl<S: MapStore> Reconciler<S> {
             self.write(&strays, now)?;
         }
         let wanted: BTreeSet<String> = ports.iter().map(|port| port.name.to_string()).collect();
-        let unwanted: Vec<String> =
-            self.served.get(service).into_iter().flatten().filter(|name| !wanted.contains(*name)).cloned().collect();
+        let served = self.served.get(service).into_iter().flatten();
+        let unwanted: Vec<Arc<str>> = served.filter(|name| !wanted.contains(&***name)).cloned().collect();
         for name in &unwanted {
             let writes = self.known.plan_removal(name);
             self.write(&writes, now)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
-use crate::model::{Endpoint, SlicePort, TrafficPolicy};
+use crate::model::{Endpoint, Hints, SlicePort, TrafficPolicy};
 
 const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 const ZONES: [&str; 2] = ["y", "z"];
@@ -18,12 +18,12 @@ fn names(of: &'static [&'static str]) -> impl Strategy<Value = Box<[Arc<str>]>> 
 fn endpoint(family: IpFamily) -> impl Strategy<Value = Endpoint> {
     let node = prop::option::of(select(&NODES[..]).prop_map(Arc::from));
     (0u8..6, any::<[bool; 3]>(), node, names(&ZONES), names(&NODES)).prop_map(
-        move |(number, [ready, serving, terminating], node, zone_hints, node_hints)| {
+        move |(number, [ready, serving, terminating], node, zones, nodes)| {
             let address = match family {
                 IpFamily::V4 => IpAddr::from([10, 1, 0, number]),
                 IpFamily::V6 => IpAddr::from([0xfd00, 1, 0, 0, 0, 0, 0, u16::from(number)]),
             };
-            Endpoint { ready, serving, terminating, node, zone_hints, node_hints, ..Endpoint::new(address) }
+            Endpoint { ready, serving, terminating, node, hints: Hints::new(zones, nodes), ..Endpoint::new(address) }
         },
     )
 }

@@ -32,16 +32,16 @@ impl Mode {
     /// Whether an endpoint that is ready is for clients of this node.
     pub(super) fn admits(self, endpoint: &Endpoint, node: &NodeView) -> bool {
         match self {
-            Self::SameNode => endpoint.node_hints.contains(&node.name),
-            Self::SameZone => node.zone.as_ref().is_some_and(|zone| endpoint.zone_hints.contains(zone)),
+            Self::SameNode => endpoint.node_hints().contains(&node.name),
+            Self::SameZone => node.zone.as_ref().is_some_and(|zone| endpoint.zone_hints().contains(zone)),
             Self::Anywhere => true,
         }
     }
 
     fn is_hinted(self, endpoint: &Endpoint) -> bool {
         match self {
-            Self::SameNode => !endpoint.node_hints.is_empty(),
-            Self::SameZone => !endpoint.zone_hints.is_empty(),
+            Self::SameNode => !endpoint.node_hints().is_empty(),
+            Self::SameZone => !endpoint.zone_hints().is_empty(),
             Self::Anywhere => true,
         }
     }

@@ -37,6 +37,18 @@ pub enum Event {
     ServiceCidrs(Delta<ServiceCidr>),
 }
 
+impl Event {
+    /// How many objects a complete list brings; none where it is no list.
+    pub fn listed(&self) -> usize {
+        match self {
+            Self::Services(delta) => delta.listed(),
+            Self::EndpointSlices(delta) => delta.listed(),
+            Self::Nodes(delta) => delta.listed(),
+            Self::ServiceCidrs(delta) => delta.listed(),
+        }
+    }
+}
+
 /// A change to the set of objects of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delta<T> {
@@ -46,6 +58,15 @@ pub enum Delta<T> {
     Apply(T),
     /// The object is gone, or no longer for this proxy.
     Delete(ObjectName),
+}
+
+impl<T> Delta<T> {
+    fn listed(&self) -> usize {
+        match self {
+            Self::Snapshot(objects) => objects.len(),
+            Self::Apply(_) | Self::Delete(_) => 0,
+        }
+    }
 }
 
 /// What a source tells about itself to metrics, health and `status`.

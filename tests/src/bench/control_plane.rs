@@ -12,8 +12,9 @@ use std::{
 };
 
 use dsproxy::{
-    datapath::load::{DatapathSettings, Loaded, load},
-    interfaces::NodeAddresses,
+    allocator,
+    datapath::load::{DatapathSettings, LoadError, Loaded, load_maps, load_programs_for, load_socket_programs},
+    interfaces::{Interfaces, NodeAddresses},
     local_node::LocalNode,
     maps::{Capacities, Contents},
     model::{Endpoint, EndpointSlice, ObjectName, Service, ServicePort, SlicePort},
@@ -23,7 +24,7 @@ use dsproxy::{
 };
 use dsproxy_common::{IpFamily, Protocol};
 use nix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     runtime,
     sync::{mpsc, watch},
@@ -69,14 +70,20 @@ const CHANGE_PROCESSOR_TIME_AIM: f64 = 2.0;
 /// What one process has found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ColdStart {
-    /// Until programs and maps were in the kernel.
-    load_seconds: f64,
-    /// From there until the last Service was written.
+    /// Until the maps were there.
+    open_seconds: f64,
+    /// From there until all programs were in the kernel that a node with Ethernet serves by.
+    verify_seconds: f64,
+    /// From there, at the same time, until the last Service was written.
     write_seconds: f64,
+    /// Processor time of all that.
+    processor_seconds: f64,
     /// Resident memory before, in MiB.
     resident_before: f64,
     /// Resident memory with everything written, in MiB.
     resident_after: f64,
+    /// The most that it ever was.
+    resident_peak: f64,
     /// Memory of all maps in the kernel, in MiB.
     map_memory: f64,
     /// That of the connection tables among them.
@@ -97,30 +104,40 @@ struct Changes {
 }
 
 /// Brings `services` Services with `endpoints` endpoints in each family into maps of the default sizes, or larger ones if these
-/// hold less, in this process.
+/// hold less, in this process, and programs into the kernel meanwhile, as a start does.
 ///
 /// # Errors
 ///
 /// When something cannot be loaded, or does not end up in the maps.
 pub fn cold_start(services: u32, endpoints: u32) -> Result<ColdStart, BenchError> {
-    let list: Vec<Service> = (0..services).map(service).collect();
-    let slices: Vec<EndpointSlice> =
-        (0..services).flat_map(|number| IpFamily::ALL.map(|family| slice(family, number, endpoints, 0))).collect();
+    allocator::share_memory();
+    let (list, slices) = list(services, endpoints);
     let resident_before = resident()?;
 
-    let started = Instant::now();
-    let Loaded { object, maps, found: _ } = load(&capacities(services, endpoints), &DatapathSettings::default())?;
-    let loaded = Instant::now();
+    let (started, before) = (Instant::now(), processor_time()?);
+    let Loaded { mut object, maps, found: _ } =
+        load_maps(&capacities(services, endpoints), &DatapathSettings::default())?;
+    let opened = Instant::now();
     let progress = Arc::new(Progress::default());
     let mut reconciler =
-        Reconciler::new(maps, &Contents::default(), LocalNode::default(), Arc::clone(&progress), loaded);
-    reconciler.apply(Event::Services(Delta::Snapshot(list)));
-    reconciler.apply(Event::EndpointSlices(Delta::Snapshot(slices)));
-    reconciler.apply(Event::Nodes(Delta::Snapshot(Vec::new())));
-    reconciler.reconcile(Instant::now());
-    let written = Instant::now();
+        Reconciler::new(maps, &Contents::default(), LocalNode::default(), Arc::clone(&progress), opened);
+    let (verified, written) = thread::scope(|scope| {
+        let verifier = scope.spawn(|| {
+            load_programs_for(&Interfaces::new(), &mut object)?;
+            load_socket_programs(&mut object)?;
+            Ok::<_, LoadError>(Instant::now())
+        });
+        reconciler.apply(Event::Services(Delta::Snapshot(list)));
+        reconciler.apply(Event::EndpointSlices(Delta::Snapshot(slices)));
+        reconciler.apply(Event::Nodes(Delta::Snapshot(Vec::new())));
+        reconciler.reconcile(Instant::now());
+        let written = Instant::now();
+        (verifier.join(), written)
+    });
+    let verified = verified.map_err(|_| BenchError::VerifierEnded)??;
+    let processor_seconds = processor_time()? - before;
 
-    let resident_after = resident()?;
+    let (resident_after, resident_peak) = (resident()?, resident_at_most()?);
     let (map_memory, connection_memory) = map_memory()?;
     let failed = progress.snapshot().failed.len();
     let expected = services as usize;
@@ -135,10 +152,13 @@ pub fn cold_start(services: u32, endpoints: u32) -> Result<ColdStart, BenchError
     let [spaced, back_to_back] = measure_changes(reconciler, &progress, services, endpoints)?;
     drop(object);
     Ok(ColdStart {
-        load_seconds: (loaded - started).as_secs_f64(),
-        write_seconds: (written - loaded).as_secs_f64(),
+        open_seconds: (opened - started).as_secs_f64(),
+        verify_seconds: (verified - opened).as_secs_f64(),
+        write_seconds: (written - opened).as_secs_f64(),
+        processor_seconds,
         resident_before,
         resident_after,
+        resident_peak,
         map_memory,
         connection_memory,
         spaced,
@@ -147,7 +167,7 @@ pub fn cold_start(services: u32, endpoints: u32) -> Result<ColdStart, BenchError
 }
 
 /// The default sizes, and what an operator of a cluster that large would set.
-fn capacities(services: u32, endpoints: u32) -> Capacities {
+pub(super) fn capacities(services: u32, endpoints: u32) -> Capacities {
     let default = Capacities::default();
     // Some room, for a change has an endpoint more at times.
     let endpoints = 2 * services * endpoints + services;
@@ -205,14 +225,25 @@ fn measure_changes(
     Ok(measured)
 }
 
-/// Processor time, in seconds, of this process without the calling thread, which does nothing but wait for the others.
-fn processor_time_of_others() -> Result<f64, BenchError> {
-    let read = |clock| clock_gettime(clock).map(|time| Duration::from(time).as_secs_f64());
-    let all = read(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_err(BenchError::ProcessorTime)?;
-    Ok(all - read(ClockId::CLOCK_THREAD_CPUTIME_ID).map_err(BenchError::ProcessorTime)?)
+/// Processor time, in seconds, of this process, the kernel's work for it included.
+pub(super) fn processor_time() -> Result<f64, BenchError> {
+    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_err(BenchError::ProcessorTime)?;
+    Ok(Duration::from(time).as_secs_f64())
 }
 
-fn name(number: u32) -> ObjectName {
+/// Processor time, in seconds, of this process without the calling thread, which does nothing but wait for the others.
+fn processor_time_of_others() -> Result<f64, BenchError> {
+    let own = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_err(BenchError::ProcessorTime)?;
+    Ok(processor_time()? - Duration::from(own).as_secs_f64())
+}
+
+/// All Services and their slices.
+pub(super) fn list(services: u32, endpoints: u32) -> (Vec<Service>, Vec<EndpointSlice>) {
+    let slices = (0..services).flat_map(|number| IpFamily::ALL.map(|family| slice(family, number, endpoints, 0)));
+    ((0..services).map(service).collect(), slices.collect())
+}
+
+pub(super) fn name(number: u32) -> ObjectName {
     ObjectName::new("bench", &format!("service-{number}"))
 }
 
@@ -239,10 +270,19 @@ fn slice(family: IpFamily, number: u32, endpoints: u32, revision: u32) -> Endpoi
 }
 
 /// Resident memory of this process, in MiB.
-fn resident() -> Result<f64, BenchError> {
+pub(super) fn resident() -> Result<f64, BenchError> {
+    of_status("VmRSS:")
+}
+
+/// The most that it ever was.
+fn resident_at_most() -> Result<f64, BenchError> {
+    of_status("VmHWM:")
+}
+
+fn of_status(field: &str) -> Result<f64, BenchError> {
     let path = "/proc/self/status";
     let status = fs::read_to_string(path).map_err(|source| BenchError::Machine { path: path.into(), source })?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
     Ok(kibibytes.unwrap_or(f64::NAN) / 1024.0)
 }
@@ -272,6 +312,18 @@ fn map_memory() -> Result<(f64, f64), BenchError> {
     Ok((all, connections))
 }
 
+/// What the benchmark's own command `what` prints, in a fresh process.
+pub(super) fn child<T: DeserializeOwned>(what: &str, services: u32, endpoints: u32) -> Result<T, BenchError> {
+    let mut command = Command::new(env::current_exe().map_err(BenchError::Thread)?);
+    command.args([what, "--services", &services.to_string(), "--endpoints", &endpoints.to_string()]);
+    let failed = |command: &Command, reason: String| BenchError::Child { command: format!("{command:?}"), reason };
+    let output = command.output().map_err(|error| failed(&command, error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(&command, String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| failed(&command, error.to_string()))
+}
+
 /// Runs `cold_start` in `processes` fresh processes, one after the other.
 ///
 /// # Errors
@@ -283,21 +335,9 @@ pub fn measure_control_plane(
     processes: u32,
     aims: ControlPlaneAims,
 ) -> Result<Vec<Figure>, BenchError> {
-    let program = env::current_exe().map_err(BenchError::Thread)?;
-    let mut runs = Vec::new();
+    let mut runs: Vec<ColdStart> = Vec::new();
     for _ in 0..processes {
-        let mut command = Command::new(&program);
-        command.args(["cold-start", "--services", &services.to_string(), "--endpoints", &endpoints.to_string()]);
-        let failed = |reason: String| BenchError::Child { command: format!("{command:?}"), reason };
-        let output = Command::new(command.get_program())
-            .args(command.get_args())
-            .output()
-            .map_err(|error| failed(error.to_string()))?;
-        if !output.status.success() {
-            return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
-        }
-        let run: ColdStart = serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
-        runs.push(run);
+        runs.push(child("cold-start", services, endpoints)?);
     }
     let what = format!("{services} Services x {endpoints} endpoints, both families");
     let figure = |name: &str, unit, value: &dyn Fn(&ColdStart) -> f64| {
@@ -307,10 +347,14 @@ pub fn measure_control_plane(
             .at("what", name)
     };
     let mut figures = vec![
-        figure("programs and empty maps into the kernel", "s", &|run| run.load_seconds),
-        figure("from the events to the last write", "s", &|run| run.write_seconds),
-        figure("cold start, all of it", "s", &|run| run.load_seconds + run.write_seconds).at_most(aims.cold_start),
+        figure("empty maps into the kernel", "s", &|run| run.open_seconds),
+        figure("from there until the programs are loaded", "s", &|run| run.verify_seconds),
+        figure("meanwhile, from the events to the last write", "s", &|run| run.write_seconds),
+        figure("cold start, all of it", "s", &|run| run.open_seconds + run.verify_seconds.max(run.write_seconds))
+            .at_most(aims.cold_start),
+        figure("processor time of a cold start", "s", &|run| run.processor_seconds),
         figure("resident memory", "MiB", &|run| run.resident_after).at_most(aims.resident),
+        figure("resident memory at its most", "MiB", &|run| run.resident_peak),
         figure("resident memory before, the objects themselves", "MiB", &|run| run.resident_before),
         figure("maps in the kernel", "MiB", &|run| run.map_memory),
         figure("maps of connections among them", "MiB", &|run| run.connection_memory),

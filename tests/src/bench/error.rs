@@ -23,6 +23,9 @@ pub enum BenchError {
     /// Programs or maps did not load.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// What the benchmark wrote as JSON is none.
+    #[error("read objects: {0}")]
+    Json(#[source] serde_json::Error),
     /// The maps could not be read.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -104,6 +107,9 @@ pub enum BenchError {
     /// The reconciler did not take an event.
     #[error("the reconciler has ended before its events")]
     ReconcilerEnded,
+    /// The thread that loads programs has ended by a fault of its own.
+    #[error("the thread that loads the programs has ended before they were loaded")]
+    VerifierEnded,
     /// No thread or runtime.
     #[error("start a thread with its runtime: {0}")]
     Thread(io::Error),

@@ -16,6 +16,7 @@ mod path;
 mod plots;
 mod probe;
 mod services;
+mod start;
 mod statistics;
 mod traffic;
 mod wrapper;
@@ -30,6 +31,7 @@ pub use machine::Machine;
 pub use packets::{measure_packets, measure_scale};
 pub use plots::{PlotError, write_documents};
 pub use probe::Effort;
+pub use start::{StartAccount, account_for_start, measure_start};
 pub use traffic::{
     ExchangeFailed, Measure, MeasureFailed, RateEffort, Source, TrafficEffort, measure_rate, measure_traffic,
 };

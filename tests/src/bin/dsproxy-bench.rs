@@ -10,9 +10,9 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use dsproxy_tests::bench::{
-    Comparison, ControlPlaneAims, Effort, Figure, Machine, RateEffort, Report, Source, TrafficEffort, cold_start,
-    measure_control_plane, measure_fast_path, measure_packets, measure_rate, measure_scale, measure_traffic,
-    write_documents,
+    Comparison, ControlPlaneAims, Effort, Figure, Machine, RateEffort, Report, Source, TrafficEffort,
+    account_for_start, cold_start, measure_control_plane, measure_fast_path, measure_packets, measure_rate,
+    measure_scale, measure_start, measure_traffic, write_documents,
 };
 
 #[derive(Parser)]
@@ -90,6 +90,14 @@ enum Child {
         #[arg(long)]
         endpoints: u32,
     },
+    /// Go through the same step by step, and print what each takes.
+    #[command(hide = true)]
+    AccountForStart {
+        #[arg(long)]
+        services: u32,
+        #[arg(long)]
+        endpoints: u32,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -98,6 +106,10 @@ fn main() -> anyhow::Result<()> {
         None => measure(arguments),
         Some(Child::ColdStart { services, endpoints }) => {
             serde_json::to_writer(std::io::stdout(), &cold_start(*services, *endpoints)?).context("print the result")
+        }
+        Some(Child::AccountForStart { services, endpoints }) => {
+            let account = account_for_start(*services, *endpoints)?;
+            serde_json::to_writer(std::io::stdout(), &account).context("print the result")
         }
         Some(Child::Compare { old, new }) => {
             print!("{}", Comparison::of(&read(old)?, &read(new)?));
@@ -132,6 +144,7 @@ fn measure(arguments: Arguments) -> anyhow::Result<()> {
         let processes = rounds.unwrap_or(5);
         for (services, aims) in [(10_000, ControlPlaneAims::LARGE), (50_000, ControlPlaneAims::LARGEST)] {
             note(&mut report, measure_control_plane(services, 10, processes, aims)?);
+            note(&mut report, measure_start(services, 10, processes)?);
         }
     }
     if wanted(Part::Traffic) {

@@ -25,6 +25,12 @@ pub enum AttachError {
         /// The program's name.
         name: &'static str,
     },
+    /// The program is not loaded.
+    #[error("the program {name} is not loaded: devices of this kind are not served until it is")]
+    NotLoaded {
+        /// The program's name.
+        name: &'static str,
+    },
     /// A bpf(2) command failed.
     #[error("{operation} {object}: {source}")]
     Bpf {

@@ -52,16 +52,17 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Takes the programs of an object; they have to be loaded. The object need not be kept: an
+    /// Takes those programs of an object that are loaded. The object need not be kept: an
     /// attached program holds on to its maps.
     pub fn of(object: &aya::Ebpf) -> Result<Self, AttachError> {
         let take = |name: &'static str| {
             let program = object.program(name).ok_or(AttachError::NoProgram { name })?;
             let failed = |source| AttachError::Program { name, source };
             let classifier: &SchedClassifier = program.try_into().map_err(failed)?;
-            Program::of(name, classifier.fd().map_err(failed)?)
+            classifier.fd().ok().map(|loaded| Program::of(name, loaded)).transpose()
         };
-        Ok(Self { programs: PROGRAM_NAMES.into_iter().map(take).collect::<Result<_, _>>()? })
+        let loaded = PROGRAM_NAMES.into_iter().filter_map(|name| take(name).transpose());
+        Ok(Self { programs: loaded.collect::<Result<_, _>>()? })
     }
 
     /// The program for a hook of an interface of this kind.
@@ -81,6 +82,6 @@ impl Programs {
             (Role::NodeDevice, Direction::Ingress, LinkLayer::None) => "node_ingress_ip",
             (Role::NodeDevice, Direction::Egress, LinkLayer::None) => "node_egress_ip",
         };
-        self.programs.iter().find(|program| program.name == name).ok_or(AttachError::NoProgram { name })
+        self.programs.iter().find(|program| program.name == name).ok_or(AttachError::NotLoaded { name })
     }
 }

@@ -139,8 +139,9 @@ impl Takeover {
         self.other.is_some() || !self.leaving.is_empty()
     }
 
-    /// Loads the programs of packets with their maps, pinned, and with all that the layout in use holds. Afterwards this version's
-    /// layout is the one in use; the programs of another serve on, and those that are attached now see nothing until `finish`.
+    /// Opens the maps, pinned, and with all that the layout in use holds. Afterwards this version's layout is the one in use; the
+    /// programs of another serve on, and those that are attached now see nothing until `finish`. Where there are such others, the
+    /// programs of packets are loaded as well; else they are not, and what serves goes by these maps already.
     ///
     /// # Errors
     ///
@@ -195,8 +196,8 @@ impl Takeover {
             let beside = self.part_from_others(&maps, &loaded.maps, wanted)?;
             load::tell(&mut loaded.maps, &beside)?;
         }
-        load::load_programs(&mut loaded.object)?;
         if !self.leaving.is_empty() {
+            load::load_programs(&mut loaded.object)?;
             info!(
                 layouts = self.leaving.len(),
                 "another layout was being left, and its programs serve on: going on with it"

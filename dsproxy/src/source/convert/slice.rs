@@ -12,7 +12,7 @@ use super::{
     address::{self, AddressUse},
     label, object_name, port_name, port_number, protocol,
 };
-use crate::model::{Endpoint, EndpointSlice, IpFamily, ObjectName, SlicePort};
+use crate::model::{Endpoint, EndpointSlice, Hints, IpFamily, ObjectName, SlicePort};
 
 /// The label that ties a slice to its Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -107,8 +107,10 @@ fn endpoints(endpoints: &[discovery::Endpoint], family: IpFamily, skipped: &mut 
                     serving: conditions.and_then(|c| c.serving).unwrap_or(true),
                     terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
                     node: endpoint.node_name.as_deref().filter(|node| !node.is_empty()).map(Arc::from),
-                    zone_hints: names(hints.and_then(|hints| hints.for_zones.as_ref()), |zone| &zone.name),
-                    node_hints: names(hints.and_then(|hints| hints.for_nodes.as_ref()), |node| &node.name),
+                    hints: Hints::new(
+                        names(hints.and_then(|hints| hints.for_zones.as_ref()), |zone| &zone.name),
+                        names(hints.and_then(|hints| hints.for_nodes.as_ref()), |node| &node.name),
+                    ),
                 });
             }
             Err(problem) => {

@@ -8,7 +8,7 @@ use std::{
 use serde_json::json;
 
 use super::*;
-use crate::model::{Endpoint, IpFamily, ServicePort, SlicePort, TrafficPolicy};
+use crate::model::{Endpoint, Hints, IpFamily, ServicePort, SlicePort, TrafficPolicy};
 
 /// A Service named shop/web with this spec.
 fn with_spec(spec: Value) -> Value {
@@ -410,8 +410,7 @@ fn slices_are_read_with_their_defaults() {
                 endpoint("fd00::1", false, true, true),
                 Endpoint {
                     node: Some("n".into()),
-                    zone_hints: ["z".into(), "y".into()].into(),
-                    node_hints: ["n".into()].into(),
+                    hints: Hints::new(["z".into(), "y".into()].into(), ["n".into()].into()),
                     ..endpoint("fd00::2", true, true, false)
                 },
                 endpoint("fd00::3", true, true, false),

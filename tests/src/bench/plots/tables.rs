@@ -1,7 +1,10 @@
 //! Tables in Markdown.
 
 use super::{
-    super::{Figure, Report, Source, control_plane::PART as CONTROL_PLANE, figure::number, traffic::PART as TRAFFIC},
+    super::{
+        Figure, Report, Source, control_plane::PART as CONTROL_PLANE, figure::number, start::PART as START,
+        traffic::PART as TRAFFIC,
+    },
     select::values,
 };
 
@@ -42,6 +45,12 @@ const OF_FORWARDING: [(&str, &str); 3] = [
     ("lost", "lost, %"),
 ];
 
+/// The tables of a start: the unit, and the heading.
+const OF_START: [(&str, &str); 2] = [
+    ("s", "A start step by step, each by itself: processor time, s"),
+    ("MiB", "The daemon's memory after a start, MiB"),
+];
+
 /// What a figure's name can end with that becomes a column.
 const COLUMNS: [&str; 4] = ["TCP, IPv4", "UDP, IPv4", "TCP, IPv6", "UDP, IPv6"];
 
@@ -70,6 +79,12 @@ pub(super) fn all(report: &Report) -> String {
             if !table.is_empty() {
                 text += &format!("### Forwarded by NodePort, {who}: {heading}\n\n{table}\n");
             }
+        }
+    }
+    for (unit, heading) in OF_START {
+        let table = start(figures, unit);
+        if !table.is_empty() {
+            text += &format!("### {heading}\n\n{table}\n");
         }
     }
     let rest: Vec<&Figure> = figures.iter().filter(|figure| figure.of.is_empty()).collect();
@@ -176,6 +191,26 @@ fn forwarding(figures: &[Figure], part: &str, what: &str) -> String {
     text
 }
 
+/// The minima of a start: a row for each step or piece, a column for each number of Services.
+fn start(figures: &[Figure], unit: &str) -> String {
+    let at = [("part", START), ("unit", unit)];
+    let services = values(figures, &at, "services");
+    if services.is_empty() {
+        return String::new();
+    }
+    let columns = services.iter().map(|services| format!("{services} Services"));
+    let mut text = head(&[String::new()].into_iter().chain(columns).collect::<Vec<_>>());
+    for what in values(figures, &at, "what") {
+        let cell = |services: &String| {
+            let place = [("services", services.as_str()), ("what", &what)];
+            let figure = figures.iter().find(|figure| figure.is_at(&at) && figure.is_at(&place));
+            figure.map_or_else(|| "-".to_owned(), |figure| number(figure.minimum))
+        };
+        text += &row([what.clone()].into_iter().chain(services.iter().map(cell)));
+    }
+    text
+}
+
 /// Shares with two decimals, all else with three digits at most.
 fn short(value: f64, unit: &str) -> String {
     match unit {
@@ -276,6 +311,25 @@ mod tests {
         assert_eq!(rows[0], "| flows | family | rules, 10 Services | dsproxy, 10 Services |");
         assert_eq!(rows[2..], ["| 1 | IPv6 | 500000 | 1000000 |", "| 4096 | IPv6 | - | 900000 |"]);
         assert_eq!(forwarding(&figures, "pktgen", "rate"), "");
+    }
+
+    #[test]
+    fn a_row_of_a_start_has_a_value_for_each_number_of_services() {
+        let of = |what: &str, unit: &str, services: u32, minimum: f64| {
+            let figure = Figure::new("x", "", minimum, 2.0 * minimum).at("part", START).at("unit", unit);
+            figure.at("services", services).at("what", what)
+        };
+        let figures = [
+            of("read", "s", 10, 0.25),
+            of("read", "s", 50, 1.25),
+            of("write", "s", 50, 3.0),
+            of("objects", "MiB", 10, 7.0),
+        ];
+        let text = start(&figures, "s");
+        let rows: Vec<&str> = text.lines().collect();
+        assert_eq!(rows[0], "|  | 10 Services | 50 Services |");
+        assert_eq!(rows[2..], ["| read | 0.250 | 1.25 |", "| write | - | 3.00 |"]);
+        assert_eq!(start(&[], "MiB"), "");
     }
 
     #[test]
