@@ -65,7 +65,7 @@ static FLOWS_V6: PerCpuArray<FlowSet<Addr6>, SETS> = PerCpuArray::new();
 static COUNTERS: PerCpuArray<u64, 64> = PerCpuArray::new();
 
 macro_rules! flows {
-    ($($address:ident: $key:ident { $($table:ident, $find:ident, $enter:ident, $enter_and_remove:ident, $value:ty;)+ })+) => {
+    ($($address:ident: $key:ident, $miss:ident($one:ident, $other:ident) { $($table:ident, $find:ident, $enter:ident, $remove:ident, $value:ty;)+ })+) => {
         $(
             #[classifier]
             pub fn $key(_: TcContext) -> i32 {
@@ -75,26 +75,32 @@ macro_rules! flows {
                 })
             }
 
+            /// Looks in two tables, as whoever looks for a connection does.
+            #[classifier]
+            pub fn $miss(_: TcContext) -> i32 {
+                with_flow::<$address>(|key| $one.get_ptr_mut(key).is_none() && $other.get_ptr_mut(key).is_none())
+            }
+
             $(
                 #[classifier]
                 pub fn $find(_: TcContext) -> i32 {
                     with_flow::<$address>(|key| $table.get_ptr_mut(key).is_some())
                 }
 
+                /// Looks for the key before, as whoever enters one does.
                 #[classifier]
                 pub fn $enter(_: TcContext) -> i32 {
                     // SAFETY: integers alone, of which any are valid.
                     let value: $value = unsafe { core::mem::zeroed() };
-                    with_flow::<$address>(|key| $table.insert(key, &value, BPF_ANY.into()).is_ok())
+                    with_flow::<$address>(|key| {
+                        black_box($table.get_ptr_mut(key));
+                        $table.insert(key, &value, BPF_ANY.into()).is_ok()
+                    })
                 }
 
                 #[classifier]
-                pub fn $enter_and_remove(_: TcContext) -> i32 {
-                    // SAFETY: as above.
-                    let value: $value = unsafe { core::mem::zeroed() };
-                    with_flow::<$address>(|key| {
-                        $table.insert(key, &value, BPF_ANY.into()).is_ok() && $table.remove(key).is_ok()
-                    })
+                pub fn $remove(_: TcContext) -> i32 {
+                    with_flow::<$address>(|key| $table.remove(key).is_ok())
                 }
             )+
         )+
@@ -102,11 +108,11 @@ macro_rules! flows {
 }
 
 flows! {
-    Addr4: key_v4 {
+    Addr4: key_v4, miss_v4(FORWARD_V4, EGRESS_V4) {
         FORWARD_V4, find_forward_v4, enter_forward_v4, remove_forward_v4, ForwardEntry;
         EGRESS_V4, find_egress_v4, enter_egress_v4, remove_egress_v4, EgressEntry<Addr4>;
     }
-    Addr6: key_v6 {
+    Addr6: key_v6, miss_v6(FORWARD_V6, EGRESS_V6) {
         FORWARD_V6, find_forward_v6, enter_forward_v6, remove_forward_v6, ForwardEntry;
         EGRESS_V6, find_egress_v6, enter_egress_v6, remove_egress_v6, EgressEntry<Addr6>;
     }

@@ -141,12 +141,14 @@ impl Path {
 
     /// The same packets, TCP segments with these `flags`.
     pub(super) fn segments(mut self, flags: u8) -> Self {
-        let header = 14 + match self.family {
-            IpFamily::V4 => 20,
-            IpFamily::V6 => 40,
-        };
+        let header = 14
+            + match self.family {
+                IpFamily::V4 => 20,
+                IpFamily::V6 => 40,
+            };
         let at = header + 13;
-        self.packet = self.packet.iter().enumerate().map(|(place, byte)| if place == at { flags } else { *byte }).collect();
+        self.packet =
+            self.packet.iter().enumerate().map(|(place, byte)| if place == at { flags } else { *byte }).collect();
         self
     }
 

@@ -11,8 +11,8 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use dsproxy_tests::bench::{
     Comparison, ControlPlaneAims, Effort, Figure, Machine, RateEffort, Report, Source, TrafficEffort, cold_start,
-    measure_account, measure_control_plane, measure_fast_path, measure_packets, measure_rate, measure_scale, measure_traffic,
-    write_documents,
+    measure_account, measure_control_plane, measure_fast_path, measure_packets, measure_rate, measure_scale,
+    measure_traffic, write_documents,
 };
 
 #[derive(Parser)]

@@ -141,8 +141,9 @@ fn account_of_connections(services: u32, effort: Effort<'_>, prices: &Prices) ->
             measure_all(&mut wrapper, &mut floors, 1)?;
             measure_all(&mut wrapper, &mut probes, 1)?;
         }
-        for (probe, work) in probes.iter().zip(&works) {
-            figures.extend(account(probe, &floors, work, (prices, Rotation::FEW)));
+        for ((probe, work), step) in probes.iter().zip(&works).zip(&LIFE) {
+            let is_first = step.flags == flags::SYN;
+            figures.extend(account(probe, &floors, work, (prices, Rotation::FEW, is_first)));
         }
     }
     Ok(figures)
@@ -179,7 +180,7 @@ fn account_of_fast_path(services: u32, effort: Effort<'_>, prices: &Prices) -> R
             }
         }
         for (probe, work, rotation) in &probes {
-            figures.extend(account(probe, &floors, work, (prices, *rotation)));
+            figures.extend(account(probe, &floors, work, (prices, *rotation, false)));
         }
     }
     Ok(figures)
@@ -214,9 +215,7 @@ impl Followers {
             self.0[place].1.follow(&packet, shape, now).map_err(fault)?;
         // The connection is there now, and the kernel does the same with its packet once more.
         let (TestRun { verdict: kernel, packet: there, .. }, here) = match path.place {
-            Place::Tc(hook) => {
-                (repeat(datapath.program(hook, Link::Ethernet)?, &packet, 1)?, Verdict::of_tc(verdict))
-            }
+            Place::Tc(hook) => (repeat(datapath.program(hook, Link::Ethernet)?, &packet, 1)?, Verdict::of_tc(verdict)),
             Place::Xdp => (repeat_frame(datapath.xdp_program()?, &packet, 1)?, Verdict::of_xdp(verdict)),
         };
         if (kernel, &there) != (here, &followed) {
@@ -264,7 +263,7 @@ fn account(
     probe: &Probe<'_>,
     floors: &[Probe<'_>],
     work: &Work,
-    (prices, rotation): (&Prices, Rotation),
+    (prices, rotation, is_first): (&Prices, Rotation, bool),
 ) -> Vec<Figure> {
     let path = &probe.path;
     let way = path.name.replace(&format!(", {}, {}", path.protocol, path.family), "");
@@ -283,7 +282,8 @@ fn account(
     for name in COLUMNS {
         let calls = || work.calls.iter().filter(|(call, _)| column(call) == Some(name));
         let count: u32 = calls().map(|(_, count)| *count).sum();
-        let time: f64 = calls().map(|(call, count)| f64::from(*count) * prices.of(call, path.family, rotation)).sum();
+        let price = |call| prices.of(call, path.family, (rotation, is_first));
+        let time: f64 = calls().map(|(call, count)| f64::from(*count) * price(call)).sum();
         accounted += time;
         figures.push(figure(name, "", count.into(), count.into()).also("ns", time));
     }

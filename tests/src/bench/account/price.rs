@@ -62,33 +62,36 @@ pub(super) enum Item {
     FindForward,
     FindEgress,
     FindFrontend,
-    /// A search for what is not there.
+    /// A search for what is not there, and was searched for before: of two in two tables, one.
     Miss,
-    /// A key entered while there is room.
+    /// The same for a key that nobody has asked for yet. The processor waits for both at the same time.
+    MissNew,
+    /// One by itself.
+    MissAlone,
+    /// A key entered that was just searched for, while there is room.
     EnterForward,
     EnterEgress,
-    /// Entered and removed again.
+    /// A key removed that was entered lately.
     RemoveForward,
     RemoveEgress,
-    /// Entered anew where it is.
-    Replace,
     Checksum,
     Random,
 }
 
 impl Item {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Array,
         Self::Flows,
         Self::FindForward,
         Self::FindEgress,
         Self::FindFrontend,
         Self::Miss,
+        Self::MissNew,
+        Self::MissAlone,
         Self::EnterForward,
         Self::EnterEgress,
         Self::RemoveForward,
         Self::RemoveEgress,
-        Self::Replace,
         Self::Checksum,
         Self::Random,
     ];
@@ -101,12 +104,13 @@ impl Item {
             Self::FindForward => "hash lookup, forward entry",
             Self::FindEgress => "hash lookup, egress entry",
             Self::FindFrontend => "hash lookup, frontend",
-            Self::Miss => "hash lookup that finds nothing",
+            Self::Miss => "hash lookup in vain, of two",
+            Self::MissNew => "the same, the first of its key",
+            Self::MissAlone => "the same, by itself",
             Self::EnterForward => "forward entry entered",
             Self::EnterEgress => "egress entry entered",
-            Self::RemoveForward => "forward entry entered and removed",
-            Self::RemoveEgress => "egress entry entered and removed",
-            Self::Replace => "egress entry replaced",
+            Self::RemoveForward => "forward entry removed",
+            Self::RemoveEgress => "egress entry removed",
             Self::Checksum => "checksum helper",
             Self::Random => "random number",
         }
@@ -116,11 +120,12 @@ impl Item {
         match self {
             Self::Array => "array",
             Self::Flows => of_family(family, "look_at_flows_v4", "look_at_flows_v6"),
-            Self::FindForward | Self::Miss => of_family(family, "find_forward_v4", "find_forward_v6"),
+            Self::Miss | Self::MissNew => of_family(family, "miss_v4", "miss_v6"),
+            Self::FindForward | Self::MissAlone => of_family(family, "find_forward_v4", "find_forward_v6"),
             Self::FindEgress => of_family(family, "find_egress_v4", "find_egress_v6"),
             Self::FindFrontend => of_family(family, "find_frontend_v4", "find_frontend_v6"),
             Self::EnterForward => of_family(family, "enter_forward_v4", "enter_forward_v6"),
-            Self::EnterEgress | Self::Replace => of_family(family, "enter_egress_v4", "enter_egress_v6"),
+            Self::EnterEgress => of_family(family, "enter_egress_v4", "enter_egress_v6"),
             Self::RemoveForward => of_family(family, "remove_forward_v4", "remove_forward_v6"),
             Self::RemoveEgress => of_family(family, "remove_egress_v4", "remove_egress_v6"),
             Self::Checksum => "checksum",
@@ -140,8 +145,8 @@ impl Item {
     /// The program that enters its keys before.
     fn filling(self, family: IpFamily) -> Option<&'static str> {
         match self {
-            Self::FindForward => Some(of_family(family, "enter_forward_v4", "enter_forward_v6")),
-            Self::FindEgress | Self::Replace => Some(of_family(family, "enter_egress_v4", "enter_egress_v6")),
+            Self::FindForward | Self::RemoveForward => Some(of_family(family, "enter_forward_v4", "enter_forward_v6")),
+            Self::FindEgress | Self::RemoveEgress => Some(of_family(family, "enter_egress_v4", "enter_egress_v6")),
             Self::FindFrontend => Some(of_family(family, "enter_frontend_v4", "enter_frontend_v6")),
             _ => None,
         }
@@ -150,16 +155,28 @@ impl Item {
     /// What its program says when all went well.
     fn verdict(self) -> Verdict {
         // `TC_ACT_STOLEN`, for there was nothing to be found.
-        if self == Self::Miss { Verdict::Other(4) } else { Verdict::Pass }
+        if self == Self::MissAlone { Verdict::Other(4) } else { Verdict::Pass }
     }
 
-    /// Whether each key is to be another.
-    fn is_endless(self) -> bool {
-        matches!(self, Self::EnterForward | Self::EnterEgress) || self.removes()
+    /// The first of its keys, if each is to be another.
+    fn first_of_many(self) -> Option<u32> {
+        match self {
+            Self::MissNew => Some(1 << 29),
+            Self::MissAlone => Some(1 << 26),
+            Self::EnterForward | Self::EnterEgress => Some(1 << 28),
+            Self::RemoveForward | Self::RemoveEgress => Some(1 << 27),
+            _ => None,
+        }
     }
 
-    fn removes(self) -> bool {
-        matches!(self, Self::RemoveForward | Self::RemoveEgress)
+    /// How many calls its program makes.
+    fn calls(self) -> f64 {
+        if matches!(self, Self::Miss | Self::MissNew) { 2.0 } else { 1.0 }
+    }
+
+    /// Whether its price depends on how many keys are in rotation, so that it is measured with each number.
+    fn is_of(self, rotation: Rotation) -> bool {
+        matches!(self, Self::Flows | Self::FindForward | Self::FindEgress | Self::Miss) || rotation == Rotation::ONE
     }
 }
 
@@ -224,10 +241,6 @@ pub(super) struct Prices(pub(super) HashMap<(Item, IpFamily, Rotation), (f64, f6
 
 /// Keys that nothing is entered under.
 const ABSENT: u32 = 1 << 30;
-/// Keys that are entered once.
-const NEW: u32 = 1 << 29;
-/// And those that are removed again.
-const REMOVED: u32 = 1 << 28;
 
 impl Prices {
     /// Measures every call with so many keys in rotation, in tables of so many entries.
@@ -238,11 +251,13 @@ impl Prices {
     ) -> Result<Self, BenchError> {
         let mut programs = Programs::load(entries)?;
         let mut wanted = Vec::new();
-        for (rotation, family) in rotations.iter().flat_map(|rotation| IpFamily::ALL.map(|family| (*rotation, family))) {
-            wanted.extend(Item::ALL.into_iter().filter(|item| item.is_of(rotation)).map(|item| (item, family, rotation)));
+        for (rotation, family) in rotations.iter().flat_map(|rotation| IpFamily::ALL.map(|family| (*rotation, family)))
+        {
+            wanted
+                .extend(Item::ALL.into_iter().filter(|item| item.is_of(rotation)).map(|item| (item, family, rotation)));
         }
         for (item, family, rotation) in &wanted {
-            if let Some(filling) = item.filling(*family) {
+            if let (Some(filling), None) = (item.filling(*family), item.first_of_many()) {
                 let keys = Keys { first: 0, mask: rotation.mask() };
                 programs.run((filling, Verdict::Pass), keys, 0, rotation.mask() + 1)?;
             }
@@ -252,22 +267,41 @@ impl Prices {
         let once = (entries / 4 / rounds.max(1)).max(1);
         for round in 0..rounds {
             for ((item, family, rotation), [own, floor]) in wanted.iter().zip(&mut samples) {
-                let (keys, sequence, repeat) = if item.is_endless() {
-                    let first = if item.removes() { REMOVED } else { NEW };
-                    (Keys { first, mask: u32::MAX }, round * once, once)
-                } else {
-                    let first = if *item == Item::Miss { ABSENT } else { 0 };
-                    (Keys { first, mask: rotation.mask() }, 0, repeat.max(4 * (rotation.mask() + 1)))
+                let (keys, sequence, repeat) = match item.first_of_many() {
+                    Some(first) => (Keys { first, mask: u32::MAX }, round * once, once),
+                    None => {
+                        let first = if *item == Item::Miss { ABSENT } else { 0 };
+                        (Keys { first, mask: rotation.mask() }, 0, repeat.max(4 * (rotation.mask() + 1)))
+                    }
                 };
+                if let (Some(filling), Some(_)) = (item.filling(*family), item.first_of_many()) {
+                    programs.run((filling, Verdict::Pass), keys, sequence, repeat)?;
+                }
                 floor.push(programs.run((item.floor(*family), Verdict::Pass), keys, sequence, repeat)?);
                 own.push(programs.run((item.program(*family), item.verdict()), keys, sequence, repeat)?);
             }
         }
-        let of = |[own, floor]: [Vec<f64>; 2]| {
-            let (own, floor) = (Sorted::new(own), Sorted::new(floor));
-            (own.minimum() - floor.minimum(), own.median() - floor.median())
+        let of = |item: Item, [own, floor]: [Vec<f64>; 2]| {
+            let (own, floor, calls) = (Sorted::new(own), Sorted::new(floor), item.calls());
+            ((own.minimum() - floor.minimum()) / calls, (own.median() - floor.median()) / calls)
         };
-        Ok(Self(wanted.into_iter().zip(samples).map(|(which, samples)| (which, of(samples))).collect()))
+        let prices = wanted.into_iter().zip(samples).map(|(which, samples)| (which, of(which.0, samples)));
+        let mut prices = Self(prices.collect());
+        prices.take_searches_off();
+        Ok(prices)
+    }
+
+    /// Of an entry entered the search before it is a call of its own.
+    fn take_searches_off(&mut self) {
+        for family in IpFamily::ALL {
+            let place = |item| (item, family, Rotation::ONE);
+            let Some((minimum, median)) = self.0.get(&place(Item::MissAlone)).copied() else { continue };
+            for item in [Item::EnterForward, Item::EnterEgress] {
+                if let Some(entered) = self.0.get_mut(&place(item)) {
+                    *entered = (entered.0 - minimum, entered.1 - median);
+                }
+            }
+        }
     }
 
     /// As both say.
@@ -281,39 +315,27 @@ impl Prices {
         held.map_or(f64::NAN, |(minimum, _)| minimum.max(0.0))
     }
 
-    /// What a packet pays for one `call`, in ns, where so many flows are in rotation.
-    pub(super) fn of(&self, call: &Call, family: IpFamily, rotation: Rotation) -> f64 {
+    /// What a packet pays for one `call`, in ns, where so many flows are in rotation; `is_first` for the first of a connection, whose keys
+    /// nobody has asked for yet.
+    pub(super) fn of(&self, call: &Call, family: IpFamily, (rotation, is_first): (Rotation, bool)) -> f64 {
         let item = |item| self.of_item(item, family, rotation);
         match call {
             Call::Array => item(Item::Array),
             Call::Flows => item(Item::Flows),
-            // The few frontends and networks stay in the caches whatever comes.
-            Call::Found(table) if table.starts_with("FRONTENDS") => self.of_item(Item::FindFrontend, family, Rotation::ONE),
+            // The few frontends stay in the caches whatever comes.
+            Call::Found(table) if table.starts_with("FRONTENDS") => item(Item::FindFrontend),
             Call::Found(table) if table.starts_with("EGRESS") => item(Item::FindEgress),
             Call::Found(_) | Call::Trie => item(Item::FindForward),
+            Call::Missed(_) | Call::RemovedNothing(_) if is_first => item(Item::MissNew),
             Call::Missed(_) | Call::RemovedNothing(_) => item(Item::Miss),
-            Call::Inserted(table) if table.starts_with("EGRESS") => item(Item::EnterEgress),
-            Call::Inserted(_) => item(Item::EnterForward),
-            Call::Replaced(_) => item(Item::Replace),
-            Call::Removed(table) if table.starts_with("EGRESS") => item(Item::RemoveEgress) - item(Item::EnterEgress),
-            Call::Removed(_) => item(Item::RemoveForward) - item(Item::EnterForward),
+            Call::Inserted(table) | Call::Replaced(table) if table.starts_with("EGRESS") => item(Item::EnterEgress),
+            Call::Inserted(_) | Call::Replaced(_) => item(Item::EnterForward),
+            Call::Removed(table) if table.starts_with("EGRESS") => item(Item::RemoveEgress),
+            Call::Removed(_) => item(Item::RemoveForward),
             Call::Checksum => item(Item::Checksum),
             Call::Random => item(Item::Random),
             // One instruction in the kernel, or not there in what is measured.
             Call::Jiffies | Call::NoProgram | Call::Pull | Call::Redirect | Call::Cookie => 0.0,
-        }
-    }
-}
-
-impl Item {
-    /// Whether its price depends on how many keys are in rotation, so that it is measured with each number.
-    fn is_of(self, rotation: Rotation) -> bool {
-        match self {
-            Self::Array | Self::Checksum | Self::Random | Self::FindFrontend => rotation == Rotation::ONE,
-            Self::EnterForward | Self::EnterEgress | Self::RemoveForward | Self::RemoveEgress | Self::Replace => {
-                rotation == Rotation::ONE
-            }
-            Self::Flows | Self::FindForward | Self::FindEgress | Self::Miss => true,
         }
     }
 }

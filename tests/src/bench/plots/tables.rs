@@ -88,7 +88,9 @@ pub(super) fn all(report: &Report) -> String {
             }
         }
     }
-    for (heading, table) in [("What a call costs, ns", prices(figures)), ("Where the time of a packet goes", account(figures))] {
+    for (heading, table) in
+        [("What a call costs, ns", prices(figures)), ("Where the time of a packet goes", account(figures))]
+    {
         if !table.is_empty() {
             text += &format!("### {heading}\n\n{table}\n");
         }

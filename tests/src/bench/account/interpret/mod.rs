@@ -285,8 +285,7 @@ impl Interpreter {
                         if code & 8 == 0 { i64::from(instruction.imm).cast_unsigned() } else { registers[from] };
                     match code & 7 {
                         4 | 7 => {
-                            registers[to] =
-                                computed(code, registers[to], value, instruction.imm).ok_or(unknown)?;
+                            registers[to] = computed(code, registers[to], value, instruction.imm).ok_or(unknown)?;
                         }
                         5 | 6 => {
                             if is_taken(code, registers[to], value).ok_or(unknown.clone())? {

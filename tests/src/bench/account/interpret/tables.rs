@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, RawFd},
 };
 
-use aya::maps::{MapInfo, MapType, MapFd};
+use aya::maps::{MapFd, MapInfo, MapType};
 
 use super::{Fault, memory::Memory};
 
@@ -58,7 +58,8 @@ pub(super) struct Tables {
 impl Table {
     /// The map with this `id`.
     pub(super) fn open(id: u32) -> Result<Self, Fault> {
-        let failed = |error: aya::maps::MapError| Fault::Map { name: format!("number {id}"), reason: error.to_string() };
+        let failed =
+            |error: aya::maps::MapError| Fault::Map { name: format!("number {id}"), reason: error.to_string() };
         let info = MapInfo::from_id(id).map_err(failed)?;
         let kind = match info.map_type().map_err(failed)? {
             MapType::Array => Kind::Array,
