@@ -288,6 +288,6 @@ fn account(
         figures.push(figure(name, "", count.into(), count.into()).also("ns", time));
     }
     figures.push(figure("the calls together", "ns", accounted, accounted));
-    figures.push(figure("the rest: its own instructions", "ns", minimum - accounted, median - accounted));
+    figures.push(figure("the rest", "ns", minimum - accounted, median - accounted));
     figures
 }

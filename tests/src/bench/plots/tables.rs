@@ -239,7 +239,7 @@ fn account(figures: &[Figure]) -> String {
         all.any(|figure| figure.minimum > 0.0)
     };
     let calls: Vec<&str> = CALLS.into_iter().filter(made).collect();
-    let sums = ["the calls together", "the rest: its own instructions", "instructions", "measured"];
+    let sums = ["the calls together", "the rest", "instructions", "measured"];
     let titles = ["way", "family"].into_iter().chain(calls.iter().copied()).chain(sums).map(str::to_owned);
     let mut text = head(&titles.collect::<Vec<_>>());
     for (way, family) in rows {
