@@ -6,6 +6,8 @@
 #![cfg_attr(not(target_arch = "bpf"), allow(dead_code))]
 // The program attribute makes public functions without documentation around ours.
 #![allow(missing_docs, unreachable_pub)]
+// A program is given its context by value.
+#![allow(clippy::needless_pass_by_value)]
 #![allow(
     clippy::needless_borrows_for_generic_args,
     reason = "a key passed by value is copied to the stack, of which there are 512 bytes"

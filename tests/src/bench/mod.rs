@@ -21,7 +21,7 @@ mod statistics;
 mod traffic;
 mod wrapper;
 
-pub use account::{Fault, measure_account};
+pub use account::{Fault, Taken, follow_life, measure_account};
 pub use compare::{Change, Comparison};
 pub use control_plane::{ColdStart, ControlPlaneAims, cold_start, measure_control_plane};
 pub use error::BenchError;

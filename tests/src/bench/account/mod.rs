@@ -122,11 +122,61 @@ impl Step {
     }
 }
 
-/// Every step in the life of a connection.
-fn account_of_connections(services: u32, effort: Effort<'_>, prices: &Prices) -> Result<Vec<Figure>, BenchError> {
+/// The calls that a packet takes, of those that cost most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Hash lookups, in vain or not.
+    pub lookups: u32,
+    /// Entries entered.
+    pub entered: u32,
+    /// Entries removed.
+    pub removed: u32,
+    /// Checksums made right.
+    pub checksums: u32,
+}
+
+impl Taken {
+    fn of(work: &Work) -> Self {
+        let of = |columns: &[&str]| {
+            let calls = work.calls.iter().filter(|(call, _)| column(call).is_some_and(|name| columns.contains(&name)));
+            calls.map(|(_, count)| *count).sum()
+        };
+        Self {
+            lookups: of(&["hash lookups", "hash lookups in vain"]),
+            entered: of(&["entered"]),
+            removed: of(&["removed"]),
+            checksums: of(&["checksums"]),
+        }
+    }
+}
+
+/// What each step takes in the life of a connection from a pod to a pod of its node, by its name. Each is followed, and has to come out as
+/// it does in the kernel.
+///
+/// # Errors
+///
+/// When something cannot be loaded, run or followed, or comes out otherwise.
+pub fn follow_life(family: IpFamily) -> Result<Vec<(&'static str, Taken)>, BenchError> {
+    let datapath = serve(0)?;
+    let mut followers = Followers::default();
+    let follow = |step: &Step| {
+        let work = followers.follow(&datapath, &step.path(family), FOLLOWED)?;
+        Ok((step.name, Taken::of(&work)))
+    };
+    LIFE.iter().map(follow).collect()
+}
+
+/// The data path with the Service that packets are sent to, among `services` others.
+fn serve(services: u32) -> Result<Datapath, BenchError> {
     let mut datapath = Datapath::load(&capacities(services, CONNECTIONS))?;
     datapath.serve_all((0..services).map(background))?;
     datapath.serve_all([measured(SERVICE, Protocol::Tcp, 1, Distribution::List)].into_iter())?;
+    Ok(datapath)
+}
+
+/// Every step in the life of a connection.
+fn account_of_connections(services: u32, effort: Effort<'_>, prices: &Prices) -> Result<Vec<Figure>, BenchError> {
+    let datapath = serve(services)?;
     let mut wrapper = Wrapper::load()?;
     let mut followers = Followers::default();
     let mut figures = Vec::new();
