@@ -3,6 +3,7 @@
 //!
 //! Every case runs for IPv4 and IPv6 and through the programs for devices with and without an Ethernet header.
 
+mod account;
 mod bypass;
 mod choice;
 mod clash;

@@ -53,6 +53,24 @@ impl End {
     }
 }
 
+/// Which keys a program makes whose calls are measured: numbers, in rotation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Keys {
+    /// The lowest.
+    pub first: u32,
+    /// How many, a power of two, less one.
+    pub mask: u32,
+}
+
+impl Keys {
+    /// The number of the key of run number `sequence`.
+    #[inline(always)]
+    pub const fn number(&self, sequence: u32) -> u32 {
+        self.first.wrapping_add(sequence & self.mask)
+    }
+}
+
 /// A program of somebody else's; its number is its place among the counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Bystander {
@@ -85,3 +103,7 @@ impl Bystander {
 // SAFETY: made of 32-bit integers only, so there is no padding and any bytes are valid.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Plan {}
+
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Keys {}

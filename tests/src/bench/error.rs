@@ -7,7 +7,7 @@ use dsproxy::{datapath::load::LoadError, maps::MapError};
 use dsproxy_common::{IpFamily, count::Reason};
 use thiserror::Error;
 
-use super::traffic::MeasureFailed;
+use super::{account::Fault, traffic::MeasureFailed};
 use crate::{
     lab::LabError,
     prog::{ProgError, Verdict},
@@ -156,6 +156,30 @@ pub enum BenchError {
     /// The clock cannot be read.
     #[error("read the clock: {0}")]
     Clock(nix::Error),
+    /// A program could not be followed.
+    #[error("follow the program for {path}: {source}")]
+    Follow {
+        /// What was followed.
+        path: String,
+        /// Why not.
+        source: Fault,
+    },
+    /// What was followed came out otherwise than in the kernel.
+    #[error("{path}: followed, the packet came out as {followed}, in the kernel as {kernel}")]
+    Unlike {
+        /// What was followed.
+        path: String,
+        /// What became of the packet here.
+        followed: String,
+        /// What became of it there.
+        kernel: String,
+    },
+    /// A program whose calls are measured did not do what it should.
+    #[error("a call of {name} did not succeed, so it says nothing of what one costs")]
+    Price {
+        /// The program.
+        name: &'static str,
+    },
     /// A processor time clock cannot be read.
     #[error("read a processor time clock: {0}")]
     ProcessorTime(nix::Error),

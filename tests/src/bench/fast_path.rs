@@ -29,7 +29,7 @@ const CLIENT_PORT: u16 = 49_152;
 const LOG_PORTS: u32 = 14;
 
 /// 64 k and a million flows: clients' ports, and Services with a backend each.
-const MANY: Range = Range { ports: LOG_PORTS, addresses: 2 };
+pub(super) const MANY: Range = Range { ports: LOG_PORTS, addresses: 2 };
 const MOST: Range = Range { ports: LOG_PORTS, addresses: 6 };
 
 /// What is measured with tables of one size.
@@ -70,9 +70,9 @@ fn node() -> DualStack {
 const NO_SERVICE: u32 = 99;
 
 /// The ways of one family, all flows of one kind. What enters and leaves the stack is what XDP does at once.
-struct Ways {
-    family: IpFamily,
-    flows: Range,
+pub(super) struct Ways {
+    pub(super) family: IpFamily,
+    pub(super) flows: Range,
 }
 
 impl Ways {
@@ -98,7 +98,7 @@ impl Ways {
     }
 
     /// Has the stack see all flows, until they are confirmed and have been seen to leave.
-    fn establish(&self, wrapper: &mut Wrapper, datapath: &Datapath) -> Result<(), BenchError> {
+    pub(super) fn establish(&self, wrapper: &mut Wrapper, datapath: &Datapath) -> Result<(), BenchError> {
         // With the confirmation the backend's entry is made anew: how its packets leave is seen after that.
         let passages = [self.passages(Reason::Opened), self.passages(Reason::Forwarded)];
         // What is opening has less room than what is confirmed.
@@ -124,7 +124,7 @@ impl Ways {
     }
 
     /// What is measured, with what it should cost at most.
-    fn measured(&self, name: &str, at_most: f64) -> [Path; 2] {
+    pub(super) fn measured(&self, name: &str, at_most: f64) -> [Path; 2] {
         use End::{Backend, Client, Node, Vip};
         [
             self.path(&format!("XDP, to a backend{name}"), [Client, Vip], Place::Xdp, Reason::SentToBackend),
@@ -162,10 +162,13 @@ pub fn measure_fast_path(services: u32, effort: Effort<'_>) -> Result<Vec<Figure
     Ok(figures)
 }
 
-fn measure_room(services: u32, effort: Effort<'_>, room: &Room) -> Result<Vec<Figure>, BenchError> {
-    let Effort { filter, rounds, repeat } = effort;
-    let Room { connections, cached_flows, flows: all_flows } = *room;
-    let mut wrapper = Wrapper::load()?;
+/// The data path with tables as they come, among `services` Services.
+pub(super) fn as_it_comes(services: u32) -> Result<Datapath, BenchError> {
+    load(services, &ROOMS[0])
+}
+
+fn load(services: u32, room: &Room) -> Result<Datapath, BenchError> {
+    let Room { connections, cached_flows, flows: _ } = *room;
     let services = services.max(MOST.len() >> LOG_PORTS);
     let capacities =
         Capacities { brief_connections: Capacities::default().brief_connections, ..capacities(services, connections) };
@@ -173,13 +176,19 @@ fn measure_room(services: u32, effort: Effort<'_>, room: &Room) -> Result<Vec<Fi
     let mut datapath = Datapath::load_with(&capacities, &settings)?;
     datapath.serve_all((0..services).map(background))?;
     site(&mut datapath, cached_flows)?;
-    let datapath = &datapath;
+    Ok(datapath)
+}
+
+fn measure_room(services: u32, effort: Effort<'_>, room: &Room) -> Result<Vec<Figure>, BenchError> {
+    let Effort { filter, rounds, repeat } = effort;
+    let mut wrapper = Wrapper::load()?;
+    let datapath = &load(services, room)?;
 
     let mut floors = Vec::new();
     let mut probes = Vec::new();
     for family in IpFamily::ALL {
         let mut most = None;
-        for (name, flows, aim) in all_flows {
+        for (name, flows, aim) in room.flows {
             let ways = Ways { family, flows: *flows };
             let aim = aim.unwrap_or(of_family(family, 118.0, 116.0));
             let wanted = ways.measured(name, aim).into_iter().filter(|path| path.name.contains(filter));

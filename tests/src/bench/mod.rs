@@ -4,6 +4,7 @@
 //! Single packets stay in the kernel's test facility, and nothing is attached or pinned for them; traffic stays in a lab's network
 //! namespaces. Figures are differences where they can be: what does nothing is measured in the same rounds and taken off.
 
+mod account;
 mod compare;
 mod control_plane;
 mod error;
@@ -21,6 +22,7 @@ mod statistics;
 mod traffic;
 mod wrapper;
 
+pub use account::{Fault, Taken, follow_life, measure_account};
 pub use compare::{Change, Comparison};
 pub use control_plane::{ColdStart, ControlPlaneAims, cold_start, measure_control_plane};
 pub use error::BenchError;

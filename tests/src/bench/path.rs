@@ -119,6 +119,39 @@ impl Path {
         }
     }
 
+    /// The packet of the run `number`, with the checksums of the first.
+    pub(super) fn numbered(&self, number: u32) -> Bytes {
+        let (mut packet, network) = (self.packet.to_vec(), 14);
+        let (source, size) = match self.family {
+            IpFamily::V4 => (network + 12, 4),
+            IpFamily::V6 => (network + 8, 16),
+        };
+        let ports = match self.family {
+            IpFamily::V4 => network + 20,
+            IpFamily::V6 => network + 40,
+        };
+        for (place, end) in [&self.plan.source, &self.plan.destination].into_iter().enumerate() {
+            let last = source + (place + 1) * size - 4;
+            packet[last..last + 4].copy_from_slice(&end.address_in(number).to_be_bytes());
+            let port = ports + place * 2;
+            packet[port..port + 2].copy_from_slice(&end.port_in(number).to_be_bytes());
+        }
+        packet.into()
+    }
+
+    /// The same packets, TCP segments with these `flags`.
+    pub(super) fn segments(mut self, flags: u8) -> Self {
+        let header = 14
+            + match self.family {
+                IpFamily::V4 => 20,
+                IpFamily::V6 => 40,
+            };
+        let at = header + 13;
+        self.packet =
+            self.packet.iter().enumerate().map(|(place, byte)| if place == at { flags } else { *byte }).collect();
+        self
+    }
+
     /// The same packets, as they are sent to the device with this link-layer address.
     pub(super) fn towards(mut self, address: [u8; 6]) -> Self {
         self.packet = address.into_iter().chain(self.packet.iter().skip(address.len()).copied()).collect();

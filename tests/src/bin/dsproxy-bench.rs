@@ -11,8 +11,8 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use dsproxy_tests::bench::{
     Comparison, ControlPlaneAims, Effort, Figure, Machine, RateEffort, Report, Source, TrafficEffort,
-    account_for_start, cold_start, measure_control_plane, measure_fast_path, measure_packets, measure_rate,
-    measure_scale, measure_start, measure_traffic, write_documents,
+    account_for_start, cold_start, measure_account, measure_control_plane, measure_fast_path, measure_packets,
+    measure_rate, measure_scale, measure_start, measure_traffic, write_documents,
 };
 
 #[derive(Parser)]
@@ -52,7 +52,9 @@ enum Part {
     Packets,
     /// Each way of a packet past the stack.
     FastPath,
-    /// The same among 10 to 100,000 Services.
+    /// Where the time of a packet goes: its instructions and calls, counted, and what a call costs.
+    Account,
+    /// The same ways among 10 to 100,000 Services.
     Scale,
     /// Bringing Services into the maps.
     ControlPlane,
@@ -169,6 +171,9 @@ fn measure(arguments: Arguments) -> anyhow::Result<()> {
     }
     if wanted(Part::FastPath) {
         note(&mut report, measure_fast_path(1_000, effort)?);
+    }
+    if wanted(Part::Account) {
+        note(&mut report, measure_account(1_000, effort)?);
     }
     if wanted(Part::Scale) {
         note(&mut report, measure_scale(&[10, 1_000, 10_000, 100_000], effort)?);

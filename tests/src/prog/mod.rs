@@ -12,7 +12,7 @@ mod run;
 
 use std::{net::IpAddr, time::Instant};
 
-use aya::programs::ProgramFd;
+use aya::programs::{ProgramFd, ProgramInfo};
 use bytes::Bytes;
 use dsproxy::{
     datapath::load::{DatapathSettings, LoadError, XDP_PROGRAM, load_maps},
@@ -342,6 +342,24 @@ impl Datapath {
     /// When the kernel refuses the program, or does not tell.
     pub fn verified_instructions(&self, hook: Hook, link: Link) -> Result<u32, ProgError> {
         Ok(self.programs.info(program_name(hook, link))?.verified_instruction_count().unwrap_or_default())
+    }
+
+    /// What the kernel says of the program of `hook` and `link`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it, or does not tell.
+    pub fn info(&self, hook: Hook, link: Link) -> Result<ProgramInfo, ProgError> {
+        self.programs.info(program_name(hook, link))
+    }
+
+    /// As `info`, of the program at XDP.
+    ///
+    /// # Errors
+    ///
+    /// As `info`.
+    pub fn xdp_info(&self) -> Result<ProgramInfo, ProgError> {
+        self.programs.info(XDP_PROGRAM)
     }
 
     /// The program of `hook` and `link`, in the kernel.

@@ -29,7 +29,8 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    fn of_tc(value: u32) -> Self {
+    /// What a program at a tc hook means by `value`.
+    pub fn of_tc(value: u32) -> Self {
         match value.cast_signed() {
             -1 => Self::Pass,
             2 => Self::Drop,
@@ -38,7 +39,8 @@ impl Verdict {
         }
     }
 
-    fn of_xdp(value: u32) -> Self {
+    /// What a program at XDP means by `value`.
+    pub fn of_xdp(value: u32) -> Self {
         match value {
             1 => Self::Drop,
             2 => Self::Pass,

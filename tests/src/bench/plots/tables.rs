@@ -2,14 +2,18 @@
 
 use super::{
     super::{
-        Figure, Report, Source, control_plane::PART as CONTROL_PLANE, figure::number, start::PART as START,
+        Figure, Report, Source,
+        account::{COLUMNS as CALLS, PART as ACCOUNT, PRICES},
+        control_plane::PART as CONTROL_PLANE,
+        figure::number,
+        start::PART as START,
         traffic::PART as TRAFFIC,
     },
     select::values,
 };
 
 /// The tables of traffic: the measure, what of it, and the heading.
-const OF_TRAFFIC: [(&str, &str, &str); 10] = [
+const OF_TRAFFIC: [(&str, &str, &str); 12] = [
     (
         "connections, one at a time",
         "rate, share of the floor",
@@ -19,6 +23,11 @@ const OF_TRAFFIC: [(&str, &str, &str); 10] = [
         "connections, one at a time",
         "processor time added",
         "New connections, one at a time: processor time that each adds, us",
+    ),
+    (
+        "connections, one at a time",
+        "programs passed",
+        "New connections, one at a time: programs that the packets of each pass on the node",
     ),
     ("connections, one at a time", "latency p50", "New connections, one at a time: latency p50, us"),
     ("connections, one at a time", "latency p99", "New connections, one at a time: latency p99, us"),
@@ -33,6 +42,11 @@ const OF_TRAFFIC: [(&str, &str, &str); 10] = [
         "requests on a kept connection",
         "processor time added",
         "Requests on a kept connection: processor time that each adds, us",
+    ),
+    (
+        "requests on a kept connection",
+        "programs passed",
+        "Requests on a kept connection: programs that the packets of each pass on the node",
     ),
     ("UDP requests", "rate, share of the floor", "UDP requests between two sockets: share of the floor's rate"),
     ("bulk", "rate, share of the floor", "Bulk: share of the floor's throughput"),
@@ -81,8 +95,9 @@ pub(super) fn all(report: &Report) -> String {
             }
         }
     }
-    for (unit, heading) in OF_START {
-        let table = start(figures, unit);
+    let starts = OF_START.map(|(unit, heading)| (heading, start(figures, unit)));
+    let accounts = [("What a call costs, ns", prices(figures)), ("Where the time of a packet goes", account(figures))];
+    for (heading, table) in starts.into_iter().chain(accounts) {
         if !table.is_empty() {
             text += &format!("### {heading}\n\n{table}\n");
         }
@@ -211,6 +226,68 @@ fn start(figures: &[Figure], unit: &str) -> String {
     text
 }
 
+/// What calls cost at least: a row for each, a column for each family and number of keys in rotation.
+fn prices(figures: &[Figure]) -> String {
+    let at = [("part", PRICES)];
+    let (families, keys) = (values(figures, &at, "family"), values(figures, &at, "keys"));
+    let calls = values(figures, &at, "call");
+    if calls.is_empty() {
+        return String::new();
+    }
+    let columns: Vec<(&String, &String)> =
+        families.iter().flat_map(|family| keys.iter().map(move |keys| (family, keys))).collect();
+    let titles = columns.iter().map(|(family, keys)| format!("{family}, {keys}"));
+    let mut text = head(&[String::new()].into_iter().chain(titles).collect::<Vec<_>>());
+    for call in &calls {
+        let cell = |(family, keys): &(&String, &String)| {
+            let place = [("call", call.as_str()), ("family", family), ("keys", keys)];
+            let figure = figures.iter().find(|figure| figure.is_at(&at) && figure.is_at(&place));
+            figure.map_or_else(String::new, |figure| number(figure.minimum))
+        };
+        text += &row([call.clone()].into_iter().chain(columns.iter().map(cell)));
+    }
+    text
+}
+
+/// What a packet's time is made up of: a row for each way and family; a column for each kind of call that any of them makes, with how many
+/// and what they come to in ns.
+fn account(figures: &[Figure]) -> String {
+    let at = [("part", ACCOUNT)];
+    let find = |way: &str, family: &str, what: &str| {
+        let place = [("way", way), ("family", family), ("what", what)];
+        figures.iter().find(|figure| figure.is_at(&at) && figure.is_at(&place))
+    };
+    let rows = ways(figures, &at);
+    if rows.is_empty() {
+        return String::new();
+    }
+    let made = |call: &&str| {
+        let mut all = figures.iter().filter(|figure| figure.is_at(&at) && figure.is_at(&[("what", call)]));
+        all.any(|figure| figure.minimum > 0.0)
+    };
+    let calls: Vec<&str> = CALLS.into_iter().filter(made).collect();
+    let sums = ["the calls together", "the rest", "instructions", "measured"];
+    let titles = ["way", "family"].into_iter().chain(calls.iter().copied()).chain(sums).map(str::to_owned);
+    let mut text = head(&titles.collect::<Vec<_>>());
+    for (way, family) in rows {
+        let call = |call: &&str| match find(&way, &family, call) {
+            Some(figure) if figure.minimum > 0.0 => {
+                let time = figure.also.as_ref().map_or(f64::NAN, |(_, time)| *time);
+                format!("{:.0} ({time:.0} ns)", figure.minimum)
+            }
+            _ => String::new(),
+        };
+        let sum = |what: &str| match find(&way, &family, what) {
+            Some(figure) if figure.unit.is_empty() => format!("{:.0}", figure.minimum),
+            Some(figure) => format!("{:.0} {}", figure.minimum, figure.unit),
+            None => String::new(),
+        };
+        let cells = calls.iter().map(call).chain(sums.into_iter().map(sum));
+        text += &row([way.clone(), family.clone()].into_iter().chain(cells));
+    }
+    text
+}
+
 /// Shares with two decimals, all else with three digits at most.
 fn short(value: f64, unit: &str) -> String {
     match unit {
@@ -292,6 +369,45 @@ mod tests {
         let rows: Vec<&str> = text.lines().collect();
         assert_eq!(rows[2], "| reply, ns | 64.0 (65.0), aim 80.0: met |  | 75.0 (76.0) |  |");
         assert_eq!(rows.last(), Some(&"| alone | 9.00 | 10.0 | ns |  |"));
+    }
+
+    #[test]
+    fn a_row_of_the_account_has_the_calls_that_any_way_makes() {
+        let of = |way: &str, what: &str, unit: &'static str, value: f64| {
+            Figure::new("x", unit, value, value)
+                .at("part", ACCOUNT)
+                .at("way", way)
+                .at("family", "IPv4")
+                .at("what", what)
+        };
+        let figures = [
+            of("one", "hash lookups", "", 2.0).also("ns", 48.0),
+            of("one", "tries", "", 0.0).also("ns", 0.0),
+            of("one", "measured", "ns", 80.4),
+            of("other", "hash lookups", "", 0.0).also("ns", 0.0),
+        ];
+        let text = account(&figures);
+        let rows: Vec<&str> = text.lines().collect();
+        assert!(rows[0].starts_with("| way | family | hash lookups | the calls together |"), "{}", rows[0]);
+        assert_eq!(rows[2], "| one | IPv4 | 2 (48 ns) |  |  |  | 80 ns |");
+        assert_eq!(rows[3], "| other | IPv4 |  |  |  |  |  |");
+        assert_eq!(account(&figures[..0]), "");
+    }
+
+    #[test]
+    fn a_price_has_a_column_for_each_family_and_rotation() {
+        let of = |family: &str, keys: &str, minimum: f64| {
+            Figure::new("x", "ns", minimum, 9.0)
+                .at("part", PRICES)
+                .at("call", "a lookup")
+                .at("family", family)
+                .at("keys", keys)
+        };
+        let figures = [of("IPv4", "1 key", 24.0), of("IPv4", "64 k keys", 66.0), of("IPv6", "1 key", 31.0)];
+        let text = prices(&figures);
+        let rows: Vec<&str> = text.lines().collect();
+        assert_eq!(rows[0], "|  | IPv4, 1 key | IPv4, 64 k keys | IPv6, 1 key | IPv6, 64 k keys |");
+        assert_eq!(rows[2], "| a lookup | 24.0 | 66.0 | 31.0 |  |");
     }
 
     #[test]

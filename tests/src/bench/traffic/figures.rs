@@ -31,10 +31,12 @@ struct Sample {
     p99: f64,
     /// Processor time for one transaction in us; of bulk, for a MB (10^6 bytes).
     processor_time: f64,
+    /// How many programs the packets of one transaction pass, where they are counted; of bulk, of a MB.
+    runs: Option<f64>,
 }
 
 impl Sample {
-    fn of(measure: Measure, outcome: &Outcome) -> Self {
+    fn of(measure: Measure, outcome: &Outcome, runs: Option<u64>) -> Self {
         let latencies = Sorted::new(outcome.latencies.iter().map(|latency| f64::from(*latency) / 1e3));
         let done = outcome.done as f64;
         // How many transactions or bytes are one of the unit.
@@ -44,15 +46,23 @@ impl Sample {
             p50: latencies.median(),
             p99: latencies.quantile(0.99),
             processor_time: outcome.processor_time.as_secs_f64() * 1e6 / (done / of_time),
+            runs: runs.map(|runs| runs as f64 / (done / of_time)),
         }
     }
 }
 
 impl Samples {
-    /// Notes what one window of the variant at `place` said.
-    pub(super) fn add(&mut self, place: usize, measure: Measure, way: Way, family: IpFamily, outcome: &Outcome) {
+    /// Notes what one window of the variant at `place` said, and how many times programs ran meanwhile, where they count it.
+    pub(super) fn add(
+        &mut self,
+        place: usize,
+        measure: Measure,
+        way: Way,
+        family: IpFamily,
+        (outcome, runs): (&Outcome, Option<u64>),
+    ) {
         let variants = self.0.entry((measure, way, family)).or_insert_with(|| vec![Vec::new(); VARIANTS.len()]);
-        variants[place].push(Sample::of(measure, outcome));
+        variants[place].push(Sample::of(measure, outcome, runs));
     }
 
     /// The figures of a run with so many Services.
@@ -89,6 +99,10 @@ fn figures_of(measure: Measure, samples: &[Sample], floor: Option<&[Sample]>) ->
         figures.push(("latency p99", of("us", |sample| sample.p99)));
     }
     figures.push(("processor time", of(time, |sample| sample.processor_time)));
+    let runs: Vec<f64> = samples.iter().filter_map(|sample| sample.runs).collect();
+    if !runs.is_empty() {
+        figures.push(("programs passed", Figure::of_samples("", "", runs)));
+    }
     if let Some(floor) = floor {
         let rounds = || samples.iter().zip(floor);
         let share = rounds().map(|(own, floor)| own.rate / floor.rate);
@@ -119,8 +133,9 @@ mod tests {
         let mut samples = Samples::default();
         // The machine is twice as slow in the second round; what dsproxy adds is 10 us and 20 us.
         for (done, floor, own) in [(1_000, 100, 110), (1_000, 200, 220)] {
-            for (place, time) in [(0, floor), (3, own)] {
-                samples.add(place, Measure::Requests, Way::Local, IpFamily::V6, &outcome(done, time));
+            for (place, time, runs) in [(0, floor, None), (1, floor, Some(4 * done)), (4, own, None)] {
+                let outcome = outcome(done, time);
+                samples.add(place, Measure::Requests, Way::Local, IpFamily::V6, (&outcome, runs));
             }
         }
         let figures = samples.figures(10);
@@ -130,6 +145,8 @@ mod tests {
         };
         assert!((find("processor time added").minimum - 10.0).abs() < 1e-9);
         assert!((find("processor time added").best() - 10.0).abs() < 1e-9);
+        let passed = figures.iter().filter(|figure| figure.is_at(&[("what", "programs passed")]));
+        assert_eq!(passed.map(|figure| figure.median).collect::<Vec<_>>(), [4.0]);
         assert_eq!(find("rate").median, 500.0);
         assert_eq!((find("latency p50").median, find("latency p99").median), (2.0, 9.0));
         assert!((find("rate, share of the floor").median - 1.0).abs() < 1e-9);
@@ -137,7 +154,7 @@ mod tests {
 
     #[test]
     fn bulk_is_in_bits_and_megabytes() {
-        let sample = Sample::of(Measure::Bulk, &Outcome { latencies: Vec::new(), ..outcome(1_000_000_000, 500) });
+        let sample = Sample::of(Measure::Bulk, &Outcome { latencies: Vec::new(), ..outcome(1_000_000_000, 500) }, None);
         assert_eq!(sample.rate, 4.0);
         assert_eq!(sample.processor_time, 500.0);
     }

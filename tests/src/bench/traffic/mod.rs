@@ -75,11 +75,13 @@ pub fn measure_traffic(effort: &TrafficEffort, mut progress: impl FnMut(&str)) -
                     for turn in 0..VARIANTS.len() {
                         let place = (turn + round as usize) % VARIANTS.len();
                         let (variant, stage) = (&VARIANTS[place], &stages[place]);
-                        let target = stage.target(way, family, variant.is_floor());
+                        let target = stage.target(way, family, variant.is_straight());
+                        let before = proxies[place].runs()?;
                         let outcome = measure.run(stage.client(way), target, *window).map_err(|source| {
                             MeasureFailed { variant: variant.name, services: count, way: way.name(), family, source }
                         })?;
-                        samples.add(place, measure, way, family, &outcome);
+                        let runs = proxies[place].runs()?.zip(before).map(|(after, before)| after - before);
+                        samples.add(place, measure, way, family, (&outcome, runs));
                     }
                 }
             }

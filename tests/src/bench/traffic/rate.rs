@@ -162,7 +162,7 @@ pub fn measure_rate(effort: &RateEffort, mut progress: impl FnMut(&str)) -> Resu
                 for turn in 0..VARIANTS.len() {
                     let place = (turn + round as usize) % VARIANTS.len();
                     let (variant, stage) = (&VARIANTS[place], &stages[place]);
-                    let course = Course::of(stage, family, flows, variant.is_floor())?;
+                    let course = Course::of(stage, family, flows, variant.is_straight())?;
                     let _confined = Confined::to_one()?;
                     let client = stage.client(WAY);
                     // Neighbours are found and connections made.

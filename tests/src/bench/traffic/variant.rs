@@ -3,10 +3,11 @@
 use std::{thread, time::Duration};
 
 use dsproxy_common::IpFamily;
+use nix::net::if_::{Interfaces, if_nameindex};
 
 use super::{super::BenchError, stage::Stage};
 use crate::{
-    lab::{Daemon, DaemonOptions, Manifests, eventually},
+    lab::{Attach, Bystander, Daemon, DaemonOptions, Manifests, Order, eventually},
     rules::{DesiredState, Shape},
 };
 
@@ -23,6 +24,8 @@ pub(super) struct Variant {
 enum Kind {
     /// Nothing: clients go straight to a pod.
     Floor,
+    /// Programs at every hook where the daemon would have its own, which count and change nothing; clients go straight to a pod.
+    Hooks,
     /// Rules.
     Rules(Shape),
     /// The daemon with these arguments beside those that it needs.
@@ -30,8 +33,9 @@ enum Kind {
 }
 
 /// All of them, the floor first: the others are held against it.
-pub(super) const VARIANTS: [Variant; 4] = [
+pub(super) const VARIANTS: [Variant; 5] = [
     Variant { name: "straight to the pod", kind: Kind::Floor },
+    Variant { name: "straight, with programs that only count", kind: Kind::Hooks },
     Variant { name: "nftables rules", kind: Kind::Rules(Shape::Nftables) },
     Variant { name: "iptables rules", kind: Kind::Rules(Shape::Iptables) },
     Variant { name: "dsproxy", kind: Kind::Dsproxy(&[]) },
@@ -39,7 +43,7 @@ pub(super) const VARIANTS: [Variant; 4] = [
 
 /// Those that forwarded packets are compared with: XDP serves nothing else.
 pub(super) const FORWARDING_VARIANTS: [Variant; 5] = {
-    let [floor, nftables, iptables, dsproxy] = VARIANTS;
+    let [floor, _, nftables, iptables, dsproxy] = VARIANTS;
     [
         floor,
         nftables,
@@ -52,6 +56,7 @@ pub(super) const FORWARDING_VARIANTS: [Variant; 5] = {
 /// A variant at work in a stage.
 pub(super) enum Proxy<'stage> {
     Floor,
+    Hooks(Vec<Bystander>),
     Rules(Shape),
     Dsproxy { daemon: Box<Daemon<'stage>>, manifests: Manifests },
 }
@@ -62,13 +67,26 @@ impl Variant {
         matches!(self.kind, Kind::Dsproxy(arguments) if !arguments.is_empty())
     }
 
-    pub(super) fn is_floor(&self) -> bool {
-        matches!(self.kind, Kind::Floor)
+    /// Whether clients go straight to a pod.
+    pub(super) fn is_straight(&self) -> bool {
+        matches!(self.kind, Kind::Floor | Kind::Hooks)
     }
 
     pub(super) fn start<'stage>(&self, stage: &'stage Stage) -> Result<Proxy<'stage>, BenchError> {
         Ok(match self.kind {
             Kind::Floor => Proxy::Floor,
+            Kind::Hooks => {
+                let node = stage.lab().node(Stage::SIDE).namespace();
+                let names = |interfaces: Interfaces| -> Vec<String> {
+                    interfaces.iter().map(|interface| interface.name().to_string_lossy().into_owned()).collect()
+                };
+                let names = node.run(|| if_nameindex().map(names))?.map_err(BenchError::Device)?;
+                let bystanders = names
+                    .into_iter()
+                    .filter(|name| name != "lo")
+                    .map(|name| Bystander::of_packets(node, &name, Attach::Auto, Order::First));
+                Proxy::Hooks(bystanders.collect::<Result<_, _>>()?)
+            }
             Kind::Rules(shape) => Proxy::Rules(shape),
             Kind::Dsproxy(own) => {
                 let manifests = Manifests::create(stage.lab().directory().join("manifests"))?;
@@ -91,11 +109,21 @@ impl Variant {
 }
 
 impl Proxy<'_> {
+    /// How many times its programs have run, of those that count it.
+    pub(super) fn runs(&self) -> Result<Option<u64>, BenchError> {
+        let Self::Hooks(bystanders) = self else { return Ok(None) };
+        let mut total = 0;
+        for bystander in bystanders {
+            total += bystander.runs()?.iter().map(|(_, runs)| runs).sum::<u64>();
+        }
+        Ok(Some(total))
+    }
+
     /// Serves `count` Services, in place of those before, and returns when all of them are served.
     pub(super) fn serve(&mut self, stage: &Stage, count: u32) -> Result<(), BenchError> {
         let desired = stage.desired(count);
         match self {
-            Self::Floor => {}
+            Self::Floor | Self::Hooks(_) => {}
             Self::Rules(shape) => shape.load(stage.lab().node(Stage::SIDE).namespace(), &desired)?,
             Self::Dsproxy { daemon, manifests } => {
                 manifests.write_all("services.yaml", &desired.manifests())?;
