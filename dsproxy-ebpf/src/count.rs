@@ -52,14 +52,14 @@ pub(crate) fn drop(service: u32, reason: Reason) {
     if service == NO_SERVICE {
         return;
     }
-    let held = maps::SERVICE_DROPS.get_ptr_mut(&service);
+    let held = maps::SERVICE_DROPS.get_ptr_mut(service);
     let drops = match held {
         Some(drops) => drops,
         None => {
             let Some(none) = maps::NO_DROPS.get(0) else { return };
             // Whoever was here meanwhile has entered it.
-            let _ = maps::SERVICE_DROPS.insert(&service, none, BPF_NOEXIST.into());
-            let Some(drops) = maps::SERVICE_DROPS.get_ptr_mut(&service) else { return };
+            let _ = maps::SERVICE_DROPS.insert(service, none, BPF_NOEXIST.into());
+            let Some(drops) = maps::SERVICE_DROPS.get_ptr_mut(service) else { return };
             drops
         }
     };
