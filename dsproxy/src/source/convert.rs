@@ -90,6 +90,15 @@ impl Kind {
             Self::Node | Self::ServiceCidr => false,
         }
     }
+
+    /// The object of this kind that every API server makes by itself, and makes again when it is deleted.
+    pub fn kept_by_server(self) -> Option<ObjectName> {
+        match self {
+            Self::Service | Self::EndpointSlice => Some(ObjectName::new(DEFAULT_NAMESPACE, "kubernetes")),
+            Self::ServiceCidr => Some(ObjectName::of_cluster("kubernetes")),
+            Self::Node => None,
+        }
+    }
 }
 
 impl fmt::Display for Kind {
