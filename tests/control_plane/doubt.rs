@@ -11,8 +11,8 @@ use dsproxy::{
     },
 };
 use dsproxy_common::service::BackendState;
-use dsproxy_tests::apiserver::{ApiServer, Fault, Matching, Resource, StreamAct, Verb, network};
-use serde_json::json;
+use dsproxy_tests::apiserver::{ApiServer, Fault, Matching, Resource, StreamAct, Verb, network, own_objects};
+use serde_json::{Value, json};
 
 use crate::{
     harness::{Source, pace},
@@ -41,9 +41,20 @@ async fn source(server: &ApiServer) -> Source {
     source
 }
 
-/// The server says that there is nothing of a resource, and forgets what happened.
+/// A list that holds these.
+fn list(server: &ApiServer, mut items: Vec<Value>) -> String {
+    let version = server.version().to_string();
+    for item in &mut items {
+        item["metadata"]["resourceVersion"] = json!(version);
+    }
+    json!({"metadata": {"resourceVersion": version}, "items": items}).to_string()
+}
+
+/// The server says that there is nothing of a resource but what it makes by itself, and forgets what happened.
 async fn lists_nothing(server: &ApiServer, resource: Resource, times: usize) {
-    let empty = json!({"metadata": {"resourceVersion": server.version().to_string()}, "items": []}).to_string();
+    let [own_service, own_slice] = own_objects();
+    let own = if resource == Resource::Services { own_service } else { own_slice };
+    let empty = list(server, vec![own]);
     server.faults().next(Matching::only(Verb::List, resource), times, Fault::Answer(empty));
     server.act_on_watches(resource, &StreamAct::Error(410));
     server.act_on_watches(resource, &StreamAct::End);
@@ -150,32 +161,38 @@ fn a_server_that_stumbles_is_not_believed_before_it_stands() {
 }
 
 #[test]
-fn a_server_that_lacks_its_own_service_is_not_believed() {
+fn a_server_that_lacks_its_own_object_is_not_believed() {
     network::run(|| async {
         let server = ApiServer::start().await;
-        let mut kubernetes = service("kubernetes", 1);
-        kubernetes["metadata"]["namespace"] = json!("default");
-        server.put(kubernetes.clone());
-        for number in 2..=9 {
+        let family = IpFamily::V6;
+        for number in 1..=8 {
             server.put(service(&format!("web{number}"), number));
+            server.put(slice(&format!("web{number}-6"), family, &[number]));
         }
         let mut source = Source::at(&server, doubting()).await;
-        assert_eq!(source.snapshot_of_services().await.len(), 9);
-        assert_eq!(source.snapshot_of_slices().await, []);
+        assert_eq!(source.snapshot_of_services().await.len(), 8);
+        assert_eq!(source.snapshot_of_slices().await.len(), 8);
         source.until_connected().await;
         // Half of what there is, as of a proxy that filters.
-        let items: Vec<_> = (2..=5).map(|number| service(&format!("web{number}"), number)).collect();
-        let half = json!({"metadata": {"resourceVersion": server.version().to_string()}, "items": items}).to_string();
-        server.faults().next(Matching::only(Verb::List, Resource::Services), 1, Fault::Answer(half));
-        server.act_on_watches(Resource::Services, &StreamAct::Error(410));
-        source.until_trouble("services", Some(Trouble::ObjectsMissing)).await;
-        assert_eq!(source.watch_of("services").held_back, 5);
-        for number in 2..=5 {
-            let web = format!("web{number}");
+        let services = (1..=4).map(|number| service(&format!("web{number}"), number)).collect();
+        let slices = (1..=4).map(|number| slice(&format!("web{number}-6"), family, &[number])).collect();
+        for (resource, named, half) in [
+            (Resource::Services, "services", list(&server, services)),
+            (Resource::EndpointSlices, "endpointslices.discovery.k8s.io", list(&server, slices)),
+        ] {
+            server.faults().next(Matching::only(Verb::List, resource), 1, Fault::Answer(half));
+            server.act_on_watches(resource, &StreamAct::Error(410));
+            source.until_trouble(named, Some(Trouble::ObjectsMissing)).await;
+            assert_eq!(source.watch_of(named).held_back, 5);
+        }
+        for number in 1..=4 {
+            let (web, web_slice) = (format!("web{number}"), format!("web{number}-6"));
             assert_eq!(source.service().await, Delta::Apply(model_service(&web, number)), "what is listed counts");
+            assert_eq!(source.slice().await, Delta::Apply(model_slice(&web_slice, family, &[number])));
         }
         source.assert_silent();
-        assert_eq!(source.snapshot_of_services().await.len(), 9);
+        assert_eq!(source.snapshot_of_services().await.len(), 8);
+        assert_eq!(source.snapshot_of_slices().await.len(), 8);
     });
 }
 

@@ -5,13 +5,13 @@
 use std::{collections::VecDeque, path::Path, sync::Arc, time::Duration};
 
 use dsproxy::{
-    model::{EndpointSlice, Node, Service, ServiceCidr},
+    model::{EndpointSlice, Node, ObjectName, Service, ServiceCidr},
     source::{
         Delta, Event, EventSender, SourceStatus, Trouble, WatchStatus,
         kubernetes::{self, Connection, EarlierRun, Pace},
     },
 };
-use dsproxy_tests::apiserver::ApiServer;
+use dsproxy_tests::apiserver::{ApiServer, OWN_NAME, OWN_NAMESPACE};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 /// The node that the proxy is on.
@@ -206,11 +206,25 @@ impl Source {
 
     fn sort(&mut self, event: Event) {
         match event {
-            Event::Services(delta) => self.services.push_back(delta),
-            Event::EndpointSlices(delta) => self.slices.push_back(delta),
+            Event::Services(delta) => self.services.extend(without_own(delta, |service| &service.name)),
+            Event::EndpointSlices(delta) => self.slices.extend(without_own(delta, |slice| &slice.name)),
             Event::Nodes(delta) => self.nodes.push_back(delta),
             Event::ServiceCidrs(delta) => self.service_cidrs.push_back(delta),
         }
+    }
+}
+
+/// A change without what is about the API server's own objects, which come with every list.
+fn without_own<T>(delta: Delta<T>, name: impl Fn(&T) -> &ObjectName) -> Option<Delta<T>> {
+    let own = ObjectName::new(OWN_NAMESPACE, OWN_NAME);
+    match delta {
+        Delta::Snapshot(mut objects) => {
+            objects.retain(|object| *name(object) != own);
+            Some(Delta::Snapshot(objects))
+        }
+        Delta::Apply(object) => (*name(&object) != own).then_some(Delta::Apply(object)),
+        // It never happens, so a test shall see it.
+        Delta::Delete(name) => Some(Delta::Delete(name)),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What happens when the server no longer knows what a watch has seen.
 
+use std::time::Duration;
+
 use dsproxy::{
     model::IpFamily,
     source::{Delta, kubernetes::Pace},
@@ -83,7 +85,7 @@ fn a_bookmark_moves_the_watch_along() {
     network::run(|| async {
         let server = ApiServer::start().await;
         // A watch that brings nothing but a bookmark may end soon without being a failure.
-        let pace = Pace { shortest_watch: std::time::Duration::ZERO, ..pace() };
+        let pace = Pace { shortest_watch: Duration::ZERO, ..pace() };
         let mut source = Source::at(&server, pace).await;
         assert_eq!(source.snapshot_of_slices().await, []);
         source.until_connected().await;
@@ -131,6 +133,58 @@ fn a_server_restored_from_a_backup_is_listed_again() {
 }
 
 #[test]
+fn after_an_outage_one_look_tells_that_the_history_is_the_same() {
+    network::run(|| async {
+        let mut server = ApiServer::start().await;
+        server.put(service("web", 1));
+        let (mut source, ..) = Source::watching(&server).await;
+        for number in 2..=3 {
+            server.stop().await;
+            server.put(service("web", number));
+            source.until_failed_again(3).await;
+            server.restart().await;
+            assert_eq!(source.service().await, Delta::Apply(model_service("web", number)));
+            source.until_connected().await;
+            for resource in Resource::ALL {
+                assert_eq!(server.count(Verb::Look, resource), usize::from(number) - 1, "{resource:?}");
+                assert_eq!(server.count(Verb::List, resource), 1, "{resource:?}");
+            }
+        }
+        // The end of a watch is none of the server.
+        let watches = server.count(Verb::Watch, Resource::Services);
+        server.act_on_watches(Resource::Services, &StreamAct::End);
+        server.until_watches(Resource::Services, watches + 1).await;
+        assert_eq!(server.count(Verb::Look, Resource::Services), 2);
+        source.assert_silent();
+    });
+}
+
+#[test]
+fn a_look_that_tells_nothing_leaves_the_watch_as_it_is() {
+    network::run(|| async {
+        let server = ApiServer::start().await;
+        server.put(service("web", 1));
+        let (mut source, ..) = Source::watching(&server).await;
+        // A watch that has brought something: the end of one that has not is a failure of its own.
+        server.put(service("web", 2));
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
+        let looks = Matching::only(Verb::Look, Resource::Services);
+        server.faults().next(looks, 2, Fault::Refuse(Refusal::with(503)));
+        let opaque = json!({"metadata": {"resourceVersion": "opaque"}, "items": []}).to_string();
+        server.faults().next(looks, 1, Fault::Answer(opaque));
+        server.act_on_watches(Resource::Services, &StreamAct::Cut);
+        server.until_watches(Resource::Services, 2).await;
+        server.put(service("web", 3));
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 3)));
+        source.until_connected().await;
+        assert_eq!(source.status.failures(), 2);
+        assert_eq!(server.count(Verb::Look, Resource::Services), 3, "one that failed is made again");
+        assert_eq!(server.count(Verb::List, Resource::Services), 1);
+        source.assert_silent();
+    });
+}
+
+#[test]
 fn a_version_that_goes_back_is_another_history() {
     network::run(|| async {
         let server = ApiServer::start().await;
@@ -156,7 +210,7 @@ fn a_page_that_is_no_longer_to_be_had_is_asked_for_as_a_whole() {
         }
         // The first page is served, and the second is not.
         let lists = Matching::only(Verb::List, Resource::Services);
-        server.faults().next(lists, 1, Fault::Delay(std::time::Duration::ZERO));
+        server.faults().next(lists, 1, Fault::Delay(Duration::ZERO));
         server.faults().next(lists, 1, Fault::Refuse(Refusal::with(410)));
         let pace = Pace { page_size: 2, ..pace() };
         let mut source = Source::at(&server, pace).await;
@@ -174,12 +228,44 @@ fn a_page_that_is_no_longer_to_be_had_is_asked_for_as_a_whole() {
 }
 
 #[test]
+fn a_whole_list_that_fails_is_asked_for_in_pages_again() {
+    for fault in [Fault::Hang, Fault::Refuse(Refusal::with(503)), Fault::CutAnswer] {
+        network::run(|| async move {
+            let server = ApiServer::start().await;
+            for number in 1..=5 {
+                server.put(service(&format!("web{number}"), number));
+            }
+            let lists = Matching::only(Verb::List, Resource::Services);
+            // In pages until one is not to be had, and whole, twice.
+            for _ in 0..2 {
+                server.faults().next(lists, 1, Fault::Delay(Duration::ZERO));
+                server.faults().next(lists, 1, Fault::Refuse(Refusal::with(410)));
+                server.faults().next(lists, 1, fault.clone());
+            }
+            let pace = Pace { page_size: 2, answer: Duration::from_millis(200), ..pace() };
+            let mut source = Source::at(&server, pace).await;
+            assert_eq!(source.snapshot_of_services().await.len(), 5);
+            let limits: Vec<_> = server
+                .requests()
+                .into_iter()
+                .filter(|request| (request.verb, request.resource) == (Verb::List, Resource::Services))
+                .map(|request| request.parameter("limit").and_then(|limit| limit.parse().ok()))
+                .collect();
+            let failed = [Some(2), Some(2), None];
+            assert_eq!(limits, [&failed[..], &failed[..], &[Some(2); 3]].concat(), "{fault:?}");
+            source.until_connected().await;
+            assert_eq!(source.status.failures(), 4);
+        });
+    }
+}
+
+#[test]
 fn a_deletion_during_the_first_list_is_not_missed() {
     network::run(|| async {
         let server = ApiServer::start().await;
         server.put(service("web1", 1));
         server.put(service("web2", 2));
-        let pace = Pace { page_size: 1, ..pace() };
+        let pace = Pace { page_size: 2, ..pace() };
         let watches = Matching::only(Verb::Watch, Resource::Services);
         server.faults().next(watches, 3, Fault::Refuse(Refusal::with(503)));
         let mut source = Source::at(&server, pace).await;

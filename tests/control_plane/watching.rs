@@ -56,7 +56,7 @@ fn only_objects_for_this_proxy_are_asked_for() {
         let _source = Source::watching(&server).await;
         for request in server.requests() {
             let (labels, fields) = match request.resource {
-                Resource::Services => (Some("!service.kubernetes.io/service-proxy-name"), Some("spec.clusterIP!=None")),
+                Resource::Services => (Some("!service.kubernetes.io/service-proxy-name"), None),
                 Resource::EndpointSlices => (Some("!service.kubernetes.io/headless"), None),
                 Resource::Nodes => (None, Some("metadata.name=node-a")),
                 Resource::ServiceCidrs => (None, None),

@@ -76,7 +76,7 @@ fn the_roles_allow_what_the_daemon_asks_for_and_nothing_else() {
         .map(|request| {
             let (group, name) = request.resource.group_and_name();
             let verb = match request.verb {
-                Verb::List => "list",
+                Verb::List | Verb::Look => "list",
                 Verb::Watch => "watch",
             };
             (verb.to_owned(), group.to_owned(), name.to_owned(), None)

@@ -61,11 +61,17 @@ fn the_daemon_is_not_privileged_and_its_initialisation_is_optional() {
     assert_eq!(security.read_only_root_filesystem, Some(true));
     let profile = security.seccomp_profile.expect("a profile");
     assert_eq!((profile.type_.as_str(), profile.localhost_profile.as_deref()), ("Localhost", Some("dsproxy.json")));
+    let labels = security.se_linux_options.expect("a label for SELinux");
+    assert_eq!((labels.type_.as_deref(), labels.level), (Some("spc_t"), None), "container_t may not use bpf(2)");
     let initialize = container(&with, "initialize").security_context.clone().expect("a security context");
     assert_eq!(initialize.privileged, Some(true));
 
     let without = pods(&objects(&helm::template(&["--set", "initContainer.enabled=false"]).expect("rendered")));
     assert_eq!(without.init_containers, None);
+
+    let of_runtime = pods(&objects(&helm::template(&["--set", "seLinuxOptions=null"]).expect("rendered")));
+    let security = container(&of_runtime, "dsproxy").security_context.clone().expect("a security context");
+    assert_eq!(security.se_linux_options, None);
 }
 
 #[test]

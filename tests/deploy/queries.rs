@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
+use dsproxy::source::kubernetes::Pace;
 use dsproxy_common::IpFamily;
 use dsproxy_tests::{
     apiserver::ApiServer,
@@ -41,6 +42,23 @@ fn dashboard_and_alerts_ask_for_what_a_daemon_serves() {
         .flat_map(|(place, query)| mistakes(query, &served).into_iter().map(move |what| format!("{place}: {what}")))
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn what_is_held_back_is_told_of_after_it_is_over() {
+    let file: Value = serde_yaml::from_str(&read("deploy/alerts.yaml")).expect("the rules are YAML");
+    let rules = file["groups"].as_array().expect("groups").iter().filter_map(|group| group["rules"].as_array());
+    let mut rules = rules.flatten();
+    let rule = rules.find(|rule| rule["alert"] == "DsproxyObjectsHeldBack").expect("the alert");
+    assert_eq!(rule["for"], Value::Null, "it does not last");
+    let query = parser::parse(rule["expr"].as_str().expect("a query")).expect("PromQL");
+    let Expr::Binary(comparison) = query else { panic!("a comparison: {query:?}") };
+    let Expr::Call(call) = *comparison.lhs else { panic!("a function: {comparison:?}") };
+    let Some(Expr::MatrixSelector(samples)) = call.args.args.first().map(|argument| &**argument) else {
+        panic!("a range: {call:?}")
+    };
+    assert_eq!(call.func.name, "max_over_time");
+    assert!(samples.range >= 5 * Pace::default().doubt, "{:?}", samples.range);
 }
 
 #[test]

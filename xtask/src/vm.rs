@@ -94,10 +94,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         match run_on(*series, &directory, &programs, &jobs) {
             Ok(outcomes) => {
                 summary += &format!("Linux {series}, {} s\n", began.elapsed().as_secs());
-                for outcome in &outcomes {
-                    summary += &format!("  {}\n", described(outcome));
+                for (job, outcome) in jobs.iter().zip(&outcomes) {
+                    summary += &format!("  {}{}\n", described(outcome), of(&job.filters));
                 }
-                if let Err(error) = judge(&outcomes, !options.filters.is_empty()) {
+                if let Err(error) = judge(&jobs, &outcomes, !options.filters.is_empty()) {
                     failed.push(format!("Linux {series}: {error:#}"));
                 }
             }
@@ -142,7 +142,7 @@ pub(crate) fn bench(
     strip(&mut programs, &directory)?;
     let command = [&format!("{}/{name}", root::PROGRAMS), "--json", guest::OUTPUT];
     let command = command.into_iter().map(str::to_owned).chain(arguments.iter().cloned()).collect();
-    let job = Job { name: name.to_owned(), command, patience: Duration::from_secs(60 * 60) };
+    let job = Job { name: name.to_owned(), filters: Vec::new(), command, patience: Duration::from_secs(60 * 60) };
     match &run_on(series, &directory, &programs, &[job])?[..] {
         [Outcome { status: 0, .. }] => {}
         outcomes => bail!("{}", outcomes.iter().map(described).collect::<Vec<_>>().join(", ")),
@@ -151,27 +151,36 @@ pub(crate) fn bench(
     fs::read(&output).with_context(|| format!("read {}", output.display()))
 }
 
-/// The test programs that are to be run.
+/// The runs of test programs, each with one filter, so that one that matches nothing shows.
 fn jobs(options: &Options) -> Vec<Job> {
-    options
-        .only
-        .iter()
-        .flat_map(|suite| suite.programs())
-        .map(|(name, narrowed)| {
-            let program = format!("{}/{name}", root::PROGRAMS);
-            let filters: Vec<String> = if options.filters.is_empty() {
-                narrowed.iter().map(|filter| (*filter).to_owned()).collect()
-            } else {
-                options.filters.clone()
-            };
-            let threads = ["--test-threads".to_owned(), "2".to_owned()];
-            Job {
-                name: (*name).to_owned(),
-                command: [program].into_iter().chain(threads).chain(filters).collect(),
-                patience: Duration::from_secs(60 * u64::from(options.minutes)),
-            }
-        })
-        .collect()
+    let programs = options.only.iter().flat_map(|suite| suite.programs());
+    let runs = programs.flat_map(|(name, narrowed)| {
+        let all: Vec<String> = if options.filters.is_empty() {
+            narrowed.iter().map(|filter| (*filter).to_owned()).collect()
+        } else {
+            options.filters.clone()
+        };
+        one_by_one(all).into_iter().map(|filters| (*name, filters))
+    });
+    runs.map(|(name, filters)| {
+        let program = format!("{}/{name}", root::PROGRAMS);
+        let threads = ["--test-threads".to_owned(), "2".to_owned()];
+        Job {
+            name: name.to_owned(),
+            command: [program].into_iter().chain(threads).chain(filters.iter().cloned()).collect(),
+            filters,
+            patience: Duration::from_secs(60 * u64::from(options.minutes)),
+        }
+    })
+    .collect()
+}
+
+/// Each filter alone, unless there are options of the test harness among them, which may have a word of their own.
+fn one_by_one(filters: Vec<String>) -> Vec<Vec<String>> {
+    if filters.is_empty() || filters.iter().any(|filter| filter.starts_with('-')) {
+        return vec![filters];
+    }
+    filters.into_iter().map(|filter| vec![filter]).collect()
 }
 
 /// Builds the tests and the daemon.
@@ -215,18 +224,26 @@ fn lines(series: Series, directory: &Path) -> Lines {
     Lines { report: directory.join(format!("{series}.report")), output: directory.join(format!("{series}.output")) }
 }
 
-/// Whether all of it went well, and everything was tested that should be. What the caller has narrowed down need not be in every program.
-fn judge(outcomes: &[Outcome], is_narrowed: bool) -> anyhow::Result<()> {
+/// Whether all of it went well, and each filter has met a test. The caller's own need not be in every program.
+fn judge(jobs: &[Job], outcomes: &[Outcome], is_narrowed: bool) -> anyhow::Result<()> {
     let bad: Vec<String> = outcomes.iter().filter(|outcome| outcome.status != 0).map(described).collect();
     if !bad.is_empty() {
         bail!("{}", bad.join(", "));
     }
-    let ran_none = |outcome: &&Outcome| outcome.tests.is_none_or(|tests| tests.passed == 0);
-    let empty: Vec<&str> = outcomes.iter().filter(ran_none).map(|outcome| outcome.name.as_str()).collect();
-    if empty.len() == outcomes.len() || (!is_narrowed && !empty.is_empty()) {
+    let ran = |outcome: &Outcome| outcome.tests.is_some_and(|tests| tests.passed > 0);
+    let tested: Vec<(&Job, bool)> = jobs.iter().zip(outcomes.iter().map(ran)).collect();
+    let elsewhere = |job: &Job| is_narrowed && tested.iter().any(|(other, ran)| *ran && other.filters == job.filters);
+    let empty = tested.iter().filter(|(job, ran)| !ran && !elsewhere(job));
+    let empty: Vec<String> = empty.map(|(job, _)| format!("{}{}", job.name, of(&job.filters))).collect();
+    if !empty.is_empty() {
         bail!("no test of {} was run: what it is called with has to be a part of a test's name", empty.join(", "));
     }
     Ok(())
+}
+
+/// What narrows a program down, for the eye.
+fn of(filters: &[String]) -> String {
+    if filters.is_empty() { String::new() } else { format!(" ({})", filters.join(" ")) }
 }
 
 fn described(outcome: &Outcome) -> String {
@@ -244,14 +261,47 @@ fn described(outcome: &Outcome) -> String {
 mod tests {
     use super::*;
 
+    fn options(only: Vec<Suite>, filters: &[&str]) -> Options {
+        let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
+        Options { kernel: Vec::new(), only, minutes: 1, filters }
+    }
+
+    fn outcome(job: &Job, passed: u32) -> Outcome {
+        Outcome { name: job.name.clone(), status: 0, tests: Some(Tests { passed, ..Tests::default() }) }
+    }
+
+    /// The verdict where so many tests of each job have passed.
+    fn verdict(options: &Options, passed: &[u32]) -> anyhow::Result<()> {
+        let jobs = jobs(options);
+        assert_eq!(jobs.len(), passed.len(), "{jobs:?}");
+        let outcomes: Vec<Outcome> = jobs.iter().zip(passed).map(|(job, passed)| outcome(job, *passed)).collect();
+        judge(&jobs, &outcomes, !options.filters.is_empty())
+    }
+
     #[test]
     fn nothing_run_is_a_failure() {
-        let outcome =
-            |passed| Outcome { name: "lab".to_owned(), status: 0, tests: Some(Tests { passed, ..Tests::default() }) };
-        assert!(judge(&[outcome(1), outcome(2)], false).is_ok());
-        assert!(judge(&[outcome(1), outcome(0)], false).is_err());
-        assert!(judge(&[outcome(1), outcome(0)], true).is_ok());
-        assert!(judge(&[outcome(0)], true).is_err());
-        assert!(judge(&[Outcome { status: 101, ..outcome(1) }], false).is_err());
+        let lab = options(vec![Suite::Lab], &[]);
+        verdict(&lab, &[1]).expect("one test");
+        verdict(&lab, &[0]).expect_err("no test");
+        let jobs = jobs(&lab);
+        judge(&jobs, &[Outcome { status: 101, ..outcome(&jobs[0], 1) }], false).expect_err("it failed");
+    }
+
+    #[test]
+    fn a_filter_that_meets_no_test_is_a_failure() {
+        let smoke = options(vec![Suite::Smoke], &[]);
+        verdict(&smoke, &[1; 9]).expect("all were met");
+        let mut passed = [1; 9];
+        passed[2] = 0;
+        let error = verdict(&smoke, &passed).expect_err("one was not").to_string();
+        assert!(error.contains("datapath (reset::)"), "{error}");
+
+        // The caller's own: in some program.
+        let own = options(vec![Suite::Datapath, Suite::Lab], &["a::", "b::"]);
+        verdict(&own, &[1, 0, 0, 1]).expect("each is in one of them");
+        let error = verdict(&own, &[1, 0, 1, 0]).expect_err("one is in none").to_string();
+        assert!(error.contains("b::") && !error.contains("a::"), "{error}");
+        let with_options = options(vec![Suite::Lab], &["a::", "--skip", "b"]);
+        verdict(&with_options, &[1]).expect("they are one");
     }
 }

@@ -45,14 +45,18 @@ use crate::{
 /// The kernel programs, as the build script compiled them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dsproxy-ebpf"));
 
+/// What the kernel does not take objects and programs without.
+const NEEDS: &str = "it takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root) and kernel 6.1 or later, and in a container a seccomp profile and, \
+                     where SELinux is enforced, a type that allow bpf(2)";
+
 /// Why the data path cannot be had.
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The kernel did not take the object.
-    #[error("load the kernel programs: {}; it takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root) and kernel 6.1 or later", chain(.0))]
+    #[error("load the kernel programs: {}; {NEEDS}", chain(.0))]
     Object(#[source] EbpfError),
     /// The kernel did not take a program.
-    #[error("load the kernel program {name}: {}; it takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root) and kernel 6.1 or later", chain(.source))]
+    #[error("load the kernel program {name}: {}; {NEEDS}", chain(.source))]
     Program {
         /// Its name.
         name: &'static str,

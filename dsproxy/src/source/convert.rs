@@ -90,6 +90,15 @@ impl Kind {
             Self::Node | Self::ServiceCidr => false,
         }
     }
+
+    /// The object of this kind that every API server makes by itself, and makes again when it is deleted.
+    pub fn kept_by_server(self) -> Option<ObjectName> {
+        match self {
+            Self::Service | Self::EndpointSlice => Some(ObjectName::new(DEFAULT_NAMESPACE, "kubernetes")),
+            Self::ServiceCidr => Some(ObjectName::of_cluster("kubernetes")),
+            Self::Node => None,
+        }
+    }
 }
 
 impl fmt::Display for Kind {
@@ -223,11 +232,8 @@ impl FromObject for Service {
     const API_VERSION: &'static str = "v1";
 
     fn selectors(_node: &str) -> Selectors {
-        Selectors {
-            labels: Some(format!("!{SERVICE_PROXY_NAME_LABEL}")),
-            // Headless Services never leave the API server.
-            fields: Some("spec.clusterIP!=None".to_owned()),
-        }
+        // API servers before Kubernetes 1.31 refuse a selector by `spec.clusterIP`, so headless Services come as well.
+        Selectors { labels: Some(format!("!{SERVICE_PROXY_NAME_LABEL}")), fields: None }
     }
 
     fn from_object(object: &Self::Object) -> Converted<Self> {

@@ -5,7 +5,8 @@
 //!
 //! kube's watcher lists and watches. Around it stands what it leaves to others: `answers` sees the responses
 //! on their way to it, for it tells nobody that a broken watch works again, waits for ever for an answer, and
-//! restarts a watch that is ended at once without a pause; `watch` backs off after its errors, and makes a new
+//! restarts a watch that is ended at once without a pause, and here a server that was away is asked whether its history is still the
+//! same; `watch` backs off after its errors, and makes a new
 //! one when the version to watch from is lost, for it tries a version that is refused with HTTP 410 for ever;
 //! `object` is what it carries, small and tolerant; `known` lets the last good version of a malformed object
 //! stay; `doubt` lets what a list lacks stay until the server has said so twice. A watch whose connection breaks is resumed by it without a word: it counts as a failure when it cannot

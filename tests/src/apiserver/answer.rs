@@ -60,7 +60,7 @@ pub(super) async fn answer(
         refuse(&Refusal::with(400))
     };
     match request.verb {
-        Verb::List => match list(&request, shared) {
+        Verb::List | Verb::Look => match list(&request, shared) {
             Err(bewildering) => Ok(bewildered(bewildering)),
             Ok(Err(refusal)) => Ok(refuse(&refusal)),
             Ok(Ok(list)) if matches!(fault, Some(Fault::CutAnswer)) => {
@@ -146,7 +146,6 @@ pub(super) fn status(code: u16) -> Value {
         410 => ("Expired", "too old resource version"),
         429 => ("TooManyRequests", "the server has received too many requests"),
         503 => ("ServiceUnavailable", "the server is unable to handle the request"),
-        504 => ("Timeout", "Too large resource version"),
         _ => ("InternalError", "an error on the server has prevented the request"),
     };
     json!({

@@ -18,6 +18,7 @@ pub mod certificates;
 mod connection;
 mod faults;
 pub mod network;
+mod own;
 mod request;
 mod select;
 mod store;
@@ -30,6 +31,7 @@ use self::{
 };
 pub use self::{
     faults::{Fault, Faults, Gone, Matching, Refusal},
+    own::{NAME as OWN_NAME, NAMESPACE as OWN_NAMESPACE, objects as own_objects},
     request::{Request, Verb},
     store::Resource,
     stream::StreamAct,
@@ -79,12 +81,12 @@ impl Shared {
 }
 
 impl ApiServer {
-    /// A server without objects, on the IPv4 loopback address.
+    /// A server without objects but its own, on the IPv4 loopback address.
     pub async fn start() -> Self {
         Self::start_on(Ipv4Addr::LOCALHOST.into()).await
     }
 
-    /// A server without objects, on some port of this address.
+    /// A server without objects but its own, on some port of this address.
     pub async fn start_on(address: IpAddr) -> Self {
         let mut server = Self {
             shared: Arc::new(Shared {

@@ -11,6 +11,8 @@ use super::{select::Selector, store::Resource};
 pub enum Verb {
     /// The objects as they are.
     List,
+    /// The first of the objects as they are, for the version that a list has now.
+    Look,
     /// What happens to them.
     Watch,
 }
@@ -57,12 +59,13 @@ impl Request {
             parameters.insert(name.to_owned(), value);
         }
         let verb = match parameters.remove("watch").as_deref() {
+            None if parameters.get("limit").is_some_and(|limit| limit == "1") => Verb::Look,
             None => Verb::List,
             Some("true") => Verb::Watch,
             Some(_) => return Err(format!("query of {uri}")),
         };
         let known: &[&str] = match verb {
-            Verb::List => &["labelSelector", "fieldSelector", "limit", "continue"],
+            Verb::List | Verb::Look => &["labelSelector", "fieldSelector", "limit", "continue"],
             Verb::Watch => {
                 &["labelSelector", "fieldSelector", "timeoutSeconds", "allowWatchBookmarks", "resourceVersion"]
             }

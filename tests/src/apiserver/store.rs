@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::own;
+
 /// What can be listed and watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resource {
@@ -92,8 +94,15 @@ pub(super) struct Store {
 }
 
 impl Store {
+    /// A store that holds what every API server makes by itself, whose history begins at `version`.
     pub(super) fn new(version: u64) -> Self {
-        Self { version, oldest: version, objects: BTreeMap::new(), history: Vec::new(), pages: BTreeMap::new() }
+        let (objects, history, pages) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+        let mut store = Self { version, oldest: version, objects, history, pages };
+        for object in own::objects() {
+            store.put(object);
+        }
+        store.compact();
+        store
     }
 
     pub(super) fn version(&self) -> u64 {

@@ -27,6 +27,8 @@ const BOOT: Duration = Duration::from_secs(120);
 pub(super) struct Job {
     /// One word.
     pub(super) name: String,
+    /// What narrows it down.
+    pub(super) filters: Vec<String>,
     /// The program, as the guest has it, and its arguments, none of which has a space.
     pub(super) command: Vec<String>,
     /// How long it may take.
@@ -36,7 +38,7 @@ pub(super) struct Job {
 impl Job {
     /// As `init.sh` reads it.
     pub(super) fn line(&self) -> String {
-        let Self { name, command, patience } = self;
+        let Self { name, filters: _, command, patience } = self;
         format!("{name} {} {}\n", patience.as_secs(), command.join(" "))
     }
 }

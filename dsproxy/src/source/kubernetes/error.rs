@@ -151,6 +151,11 @@ impl RequestError {
         !matches!(self, Self::Unreachable { .. } | Self::Silent { .. } | Self::Broken { .. })
     }
 
+    /// Whether the server was away, for all that can be seen from here; one that stands in front of it may answer in its place.
+    pub(super) fn lost_server(&self) -> bool {
+        !self.reached_server() || matches!(self, Self::Refused { code: 502..=504, .. })
+    }
+
     /// The class of it.
     pub(super) fn trouble(&self) -> Trouble {
         match self {

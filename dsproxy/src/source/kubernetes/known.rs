@@ -5,11 +5,7 @@
 use std::collections::HashSet;
 
 use super::{
-    super::{
-        Delta,
-        convert::{FromObject, Kind},
-        intake::Taken,
-    },
+    super::{Delta, convert::FromObject, intake::Taken},
     earlier_run::OfKind,
 };
 use crate::model::ObjectName;
@@ -41,7 +37,7 @@ impl Known {
     /// is left, or one is missing that every API server keeps by itself.
     pub(super) fn missing<T: FromObject>(&self, objects: &[Taken<T>]) -> Option<usize> {
         let listed: HashSet<&ObjectName> = objects.iter().filter_map(Taken::name).collect();
-        let kept_by_server = kept_by_server(T::KIND);
+        let kept_by_server = T::KIND.kept_by_server();
         let judge = |names: &HashSet<ObjectName>| {
             let mut others = names.iter().filter(|name| Some(*name) != kept_by_server.as_ref()).peekable();
             let wiped = others.peek().is_some() && !others.any(|name| listed.contains(name));
@@ -53,7 +49,14 @@ impl Known {
         match &self.before {
             OfKind::Nothing => judge(&self.names),
             OfKind::Names(names) => judge(names),
-            OfKind::Some(count) => listed.is_empty().then_some(*count),
+            OfKind::Some { by_server, others } => {
+                let own = kept_by_server.as_ref();
+                let lacks_its_own = !own.is_some_and(|own| listed.contains(own));
+                let of_server = if lacks_its_own { *by_server } else { 0 };
+                let wiped = !listed.iter().any(|name| Some(*name) != own);
+                let missing = if wiped { of_server + others } else { of_server };
+                (missing > 0).then_some(missing)
+            }
         }
     }
 
@@ -123,15 +126,10 @@ impl Known {
     }
 }
 
-/// The object that every API server makes by itself, and makes again when it is deleted.
-fn kept_by_server(kind: Kind) -> Option<ObjectName> {
-    (kind == Kind::Service).then(|| ObjectName::new("default", "kubernetes"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Service;
+    use crate::model::{EndpointSlice, IpFamily, Service, ServiceCidr};
 
     fn service(name: &str) -> Service {
         Service { name: ObjectName::new("ns", name), cluster_ips: vec![[10, 0, 0, 1].into()], ..Service::default() }
@@ -227,6 +225,32 @@ mod tests {
     }
 
     #[test]
+    fn the_server_keeps_one_of_each_kind_but_nodes() {
+        let slice = |namespace: &str, name: &str| {
+            Taken::Ours(EndpointSlice {
+                name: ObjectName::new(namespace, name),
+                service: ObjectName::new(namespace, name),
+                family: IpFamily::V4,
+                ports: Vec::new(),
+                endpoints: Vec::new(),
+                triggered: None,
+            })
+        };
+        let mut known = Known::default();
+        known.listed(vec![slice("default", "kubernetes"), slice("ns", "a"), slice("ns", "b")], Lacking::Gone);
+        assert_eq!(known.missing(&[slice("default", "kubernetes")]), Some(2), "a server with an empty store");
+        assert_eq!(known.missing(&[slice("ns", "a"), slice("ns", "b")]), Some(1), "no server leaves it out");
+        assert_eq!(known.missing(&[slice("default", "kubernetes"), slice("ns", "a")]), None);
+
+        let cidr = |name: &str| Taken::Ours(ServiceCidr { name: ObjectName::of_cluster(name), cidrs: Vec::new() });
+        let mut known = Known::default();
+        known.listed(vec![cidr("kubernetes"), cidr("more")], Lacking::Gone);
+        assert_eq!(known.missing(&[cidr("kubernetes")]), Some(1));
+        assert_eq!(known.missing(&[cidr("more")]), Some(1));
+        assert_eq!(known.missing(&[cidr("kubernetes"), cidr("more")]), None);
+    }
+
+    #[test]
     fn what_a_list_lacks_can_stay_while_the_rest_of_it_counts() {
         let mut known = Known::default();
         known.listed(vec![ours("a"), ours("b")], Lacking::Gone);
@@ -246,8 +270,17 @@ mod tests {
         assert_eq!(known.listed(vec![ours("c")], Lacking::Gone), [Delta::Snapshot(vec![service("c")])]);
         assert_eq!(known.missing(&[ours("c")]), None, "what was served has been replaced");
 
-        let known = Known::after(OfKind::Some(5));
+        let kubernetes = || Taken::Bad::<Service>(Some(ObjectName::new("default", "kubernetes")));
+        let known = Known::after(OfKind::Some { by_server: 0, others: 5 });
         assert_eq!(known.missing::<Service>(&[]), Some(5));
+        assert_eq!(known.missing(&[kubernetes()]), Some(5), "a server with an empty store");
         assert_eq!(known.missing(&[ours("a")]), None);
+        let known = Known::after(OfKind::Some { by_server: 1, others: 5 });
+        assert_eq!(known.missing::<Service>(&[]), Some(6));
+        assert_eq!(known.missing(&[kubernetes()]), Some(5));
+        assert_eq!(known.missing(&[ours("a")]), Some(1), "no server leaves it out");
+        assert_eq!(known.missing(&[kubernetes(), ours("a")]), None);
+        let known = Known::after(OfKind::Some { by_server: 1, others: 0 });
+        assert_eq!(known.missing(&[kubernetes()]), None, "there was nothing else");
     }
 }

@@ -57,7 +57,7 @@ pub(super) struct Watch<'a, T> {
     unreachable: ExponentialBackoff,
     refused: ExponentialBackoff,
     /// Whether lists come in pages. After a page was no longer to be had, the next list comes whole, as
-    /// otherwise a server that forgets fast would never let a list end.
+    /// otherwise a server that forgets fast would never let a list end. When that fails as well, the next one comes in pages again.
     paged: bool,
 }
 
@@ -117,9 +117,11 @@ impl<'a, T: Served> Watch<'a, T> {
                     Err(error) => Err(RequestError::of_watcher(T::KIND, error)),
                 };
                 if let Err(error) = taken {
+                    let was_paged = self.paged;
                     self.back_off(&error).await;
-                    if error.needs_list() {
-                        // The watcher may hold on to a version that leads nowhere. A new one lists first.
+                    if error.needs_list() || was_paged != self.paged {
+                        // The watcher may hold on to a version that leads nowhere, and does hold on to the size of pages. A
+                        // new one lists first, by its own size.
                         break;
                     }
                 }
@@ -223,9 +225,11 @@ impl<'a, T: Served> Watch<'a, T> {
         if self.answers.lasted() {
             self.start_afresh();
         }
-        if error.is_lost_page() {
-            self.paged = false;
+        if error.lost_server() {
+            self.answers.lost();
         }
+        // A whole list that failed may have been too much at once. Watches come after lists in pages only: `paged` is true then.
+        self.paged = !(self.paged && error.is_lost_page());
         let backoff = if error.reached_server() { &mut self.refused } else { &mut self.unreachable };
         let delay = backoff.next().unwrap_or(self.pace.longest_retry_refused);
         // Clients that were refused together were asked to wait equally long.
