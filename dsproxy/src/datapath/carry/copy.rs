@@ -26,6 +26,8 @@ pub(super) struct Pair {
     pub(super) held: Held,
     pub(super) from: RawMap,
     pub(super) to: RawMap,
+    /// This version's map in which an entry of the same connection may stand instead: what is opening is kept apart from what is confirmed.
+    twin: Option<RawMap>,
     keys: Conversion,
     values: Conversion,
     path: PathBuf,
@@ -60,13 +62,32 @@ pub(super) fn pairs(from: &Path, to: &Path) -> Result<Vec<Pair>, CarryError> {
             ))
         };
         match conversion() {
-            Ok((keys, values)) => pairs.push(Pair { held, from: old, to: new, keys, values, path }),
+            Ok((keys, values)) => {
+                let twin = twin(held.name).map(|name| {
+                    let path = to.join(name);
+                    RawMap::pinned(&path).map_err(CarryError::on("open the map", &path))
+                });
+                let twin = twin.transpose()?.flatten();
+                pairs.push(Pair { held, from: old, to: new, twin, keys, values, path });
+            }
             Err(why) => {
                 warn!(map = held.name, layout = description.layout, %why, "a map cannot be carried over, and begins empty");
             }
         }
     }
     Ok(pairs)
+}
+
+/// The map in which an entry of `name` may stand as well.
+fn twin(name: &str) -> Option<&'static str> {
+    IpFamily::ALL.map(family_maps).into_iter().find_map(|maps| {
+        let twins = [(maps.forward, maps.forward_brief), (maps.egress, maps.egress_brief)];
+        twins.into_iter().find_map(|(main, brief)| match name {
+            name if name == main => Some(brief),
+            name if name == brief => Some(main),
+            _ => None,
+        })
+    })
 }
 
 impl Pair {
@@ -163,6 +184,16 @@ impl Pair {
             } else if is_anothers {
                 continue;
             }
+            if let Some(twin) = &self.twin
+                && let Some(held) = twin.get(&key).map_err(self.failed())?
+            {
+                // Of two the confirmed one is found first, though a client may have used its port again since.
+                let is_newer = time(&value).zip(time(&held)).is_some_and(|(theirs, ours)| is_later(theirs, ours));
+                if !is_newer {
+                    continue;
+                }
+                twin.remove(&key).map_err(self.failed())?;
+            }
             if self.to.add(&key, &value).map_err(self.failed())? {
                 merged += 1;
                 continue;
@@ -189,6 +220,15 @@ fn is_later(time: u32, than: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_stands_in_one_of_two_maps() {
+        for maps in IpFamily::ALL.map(family_maps) {
+            assert_eq!((twin(maps.forward), twin(maps.forward_brief)), (Some(maps.forward_brief), Some(maps.forward)));
+            assert_eq!((twin(maps.egress), twin(maps.egress_brief)), (Some(maps.egress_brief), Some(maps.egress)));
+            assert_eq!((twin(maps.snat), twin(maps.backends)), (None, None));
+        }
+    }
 
     #[test]
     fn times_are_compared_across_the_end_of_the_clock() {
