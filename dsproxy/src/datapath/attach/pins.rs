@@ -46,12 +46,9 @@ pub(super) fn of_other_layouts(pins: &Path) -> Vec<PathBuf> {
         let name = directory.file_name().and_then(|name| name.to_str());
         name.and_then(|name| name.strip_prefix('v')).is_some_and(|version| version.parse::<u32>().is_ok())
     };
-    let (Some(links), Some(layout)) = (pins.file_name(), pins.parent().filter(|layout| is_layout(layout))) else {
-        return Vec::new();
-    };
-    let entries = layout.parent().and_then(|ours| std::fs::read_dir(ours).ok());
-    let beside = entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    beside.filter(|other| other != layout && is_layout(other)).map(|other| other.join(links)).collect()
+    let is_of_layout = |links: &Path| links.parent().is_some_and(is_layout);
+    let others = if is_of_layout(pins) { beside(pins) } else { Vec::new() };
+    others.into_iter().filter(|links| is_of_layout(links)).collect()
 }
 
 /// The directories of links below all layouts beside that of `pins`, those that are being left included.

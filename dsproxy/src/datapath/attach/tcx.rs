@@ -53,7 +53,7 @@ pub(super) fn attach(hook: Hook<'_>, program: &Program, pins: &Path) -> Result<(
         }
         pins::detach(hook.index, place, pins)?;
     }
-    let others = of_other_layouts(hook, pins, &present)?;
+    let others = first_of_others(hook, pins, &present)?;
     let before = others.as_ref().map(AsFd::as_fd);
     let link = bpf::attach(program.descriptor.as_fd(), hook.index, hook.direction, before)
         .map_err(bpf_error("attach with tcx to", hook))?;
@@ -61,7 +61,7 @@ pub(super) fn attach(hook: Hook<'_>, program: &Program, pins: &Path) -> Result<(
 }
 
 /// The first link at a hook that another layout has pinned, if it is one of those that are `present`.
-fn of_other_layouts(
+fn first_of_others(
     hook: Hook<'_>,
     pins: &Path,
     present: &[bpf::HookEntry],

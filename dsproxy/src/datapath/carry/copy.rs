@@ -98,11 +98,6 @@ impl Pair {
         Ok(entries.into_iter().map(convert).collect())
     }
 
-    /// Where the other version's maps are pinned.
-    pub(super) fn directory(&self) -> &Path {
-        self.path.parent().unwrap_or(&self.path)
-    }
-
     fn failed(&self) -> impl Fn(io::Error) -> CarryError {
         CarryError::on("carry over the map", &self.path)
     }

@@ -241,7 +241,9 @@ impl Takeover {
             beside.flags |= SettingFlags::BESIDE_OTHERS;
             for theirs in told(&serving)? {
                 let (left, right) = ports::apart(ports::of_new_connections(&theirs), wanted.snat_ports);
-                offer(&serving, left)?;
+                if !ports::offer(&maps_of(layout), left)? {
+                    debug!("programs of an older layout go on with all ports for masquerading");
+                }
                 beside.offered_ports = right;
             }
             // What they were about to give is given then.
@@ -399,16 +401,6 @@ fn add_bits(pair: &Pair) -> Result<(), CarryError> {
         let both: Vec<u8> = theirs.iter().zip(&ours).map(|(theirs, ours)| theirs | ours).collect();
         if both != ours {
             pair.to.set(&key, &both).map_err(&failed)?;
-        }
-    }
-    Ok(())
-}
-
-/// Has the programs that serve offer the ports of `range`.
-fn offer(serving: &[Pair], range: [u16; 2]) -> Result<(), CarryError> {
-    for pair in serving.iter().filter(|pair| pair.held.name == layout::SETTINGS) {
-        if !ports::offer(pair.directory(), range)? {
-            debug!("programs of an older layout go on with all ports for masquerading");
         }
     }
     Ok(())
