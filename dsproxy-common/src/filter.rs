@@ -12,8 +12,33 @@ const LOG_BITS: u32 = 23;
 /// How many 64-bit words the bitmap has: one MiB in all.
 pub const WORDS: u32 = 1 << (LOG_BITS - 6);
 
+/// The logarithm of the number of cells.
+const LOG_CELLS: u32 = 16;
+
+/// How many cells a filter has that the programs write to: each a word of its own, so that no two writers take one's word from the other.
+pub const CELLS: u32 = 1 << LOG_CELLS;
+
 /// Any odd numbers without a pattern: one for port and protocol, and one for each word of an address.
 const MULTIPLIERS: [u64; 5] = [mix(1) | 1, mix(2) | 1, mix(3) | 1, mix(4) | 1, mix(5) | 1];
+
+/// Multilinear hashing (Dietzfelbinger, STACS 1996): a sum of products whose top bits are taken. No product waits for another.
+#[inline(always)]
+fn hash<A: Address>(key: &FrontendKey<A>) -> u64 {
+    let mut hash = (u64::from(key.port.wire()) << 8 | u64::from(key.protocol)).wrapping_mul(MULTIPLIERS[0]);
+    let words = key.address.words();
+    let mut i = 0;
+    while i < words.len() {
+        hash = hash.wrapping_add(u64::from(words[i]).wrapping_mul(MULTIPLIERS[i + 1]));
+        i += 1;
+    }
+    hash
+}
+
+/// The cell that stands for `key`.
+#[inline(always)]
+pub fn cell<A: Address>(key: &FrontendKey<A>) -> u32 {
+    (hash(key) >> (64 - LOG_CELLS)) as u32
+}
 
 /// The bit of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,16 +48,7 @@ impl FilterBit {
     /// The bit that stands for `key`.
     #[inline(always)]
     pub fn of<A: Address>(key: &FrontendKey<A>) -> Self {
-        // Multilinear hashing (Dietzfelbinger, STACS 1996): a sum of products whose top bits are taken. No product waits for
-        // another.
-        let mut hash = (u64::from(key.port.wire()) << 8 | u64::from(key.protocol)).wrapping_mul(MULTIPLIERS[0]);
-        let words = key.address.words();
-        let mut i = 0;
-        while i < words.len() {
-            hash = hash.wrapping_add(u64::from(words[i]).wrapping_mul(MULTIPLIERS[i + 1]));
-            i += 1;
-        }
-        Self((hash >> (64 - LOG_BITS)) as u32)
+        Self((hash(key) >> (64 - LOG_BITS)) as u32)
     }
 
     /// The bit at `position` of the word at `index`.
@@ -77,6 +93,16 @@ mod tests {
         // Thrown at random, 100,000 keys hit about 99,400 different bits out of eight million.
         assert!(v4.len() > 99_000 && v6.len() > 99_000, "{} {}", v4.len(), v6.len());
         assert!(v4.iter().chain(&v6).all(|bit| bit.word() < WORDS));
+    }
+
+    #[test]
+    fn cells_of_neighbouring_backends_are_spread() {
+        let cells: HashSet<_> = (0..1000u32)
+            .map(|i| cell(&FrontendKey::<Addr4>::new(Ipv4Addr::from(0x0af4_0000 + i).into(), Port::new(8080), 6)))
+            .collect();
+        // Thrown at random, 1000 keys hit about 992 different cells.
+        assert!(cells.len() > 980, "{}", cells.len());
+        assert!(cells.iter().all(|cell| *cell < CELLS));
     }
 
     #[test]

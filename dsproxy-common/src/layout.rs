@@ -4,7 +4,7 @@ use crate::IpFamily;
 
 /// The version of the map layout; it is part of the pin path. A change to a key, a value or the meaning of a map
 /// takes a new number.
-pub const LAYOUT_VERSION: u32 = 7 + cfg!(feature = "next-layout") as u32;
+pub const LAYOUT_VERSION: u32 = 8 + cfg!(feature = "next-layout") as u32;
 
 /// The name of the map of settings.
 pub const SETTINGS: &str = "SETTINGS";
@@ -49,6 +49,8 @@ pub struct FamilyMapNames {
     pub filter: &'static str,
     /// Bits of the filter of backends.
     pub egress_filter: &'static str,
+    /// Cells of the filter of backends towards which packets are rewritten as they leave.
+    pub leaving_filter: &'static str,
     /// Slot -> id of a backend.
     pub slots: &'static str,
     /// Id -> `Backend`.
@@ -87,11 +89,12 @@ pub const fn cached_flows(family: IpFamily) -> &'static str {
 
 impl FamilyMapNames {
     /// All of them.
-    pub const fn all(&self) -> [&'static str; 16] {
+    pub const fn all(&self) -> [&'static str; 17] {
         let Self {
             frontends,
             filter,
             egress_filter,
+            leaving_filter,
             slots,
             backends,
             forward,
@@ -110,6 +113,7 @@ impl FamilyMapNames {
             frontends,
             filter,
             egress_filter,
+            leaving_filter,
             slots,
             backends,
             forward,
@@ -134,6 +138,7 @@ pub const fn family_maps(family: IpFamily) -> FamilyMapNames {
             frontends: "FRONTENDS_V4",
             filter: "FILTER_V4",
             egress_filter: "EGRESS_FLT_V4",
+            leaving_filter: "LEAVING_FLT_V4",
             slots: "SLOTS_V4",
             backends: "BACKENDS_V4",
             forward: "FORWARD_V4",
@@ -152,6 +157,7 @@ pub const fn family_maps(family: IpFamily) -> FamilyMapNames {
             frontends: "FRONTENDS_V6",
             filter: "FILTER_V6",
             egress_filter: "EGRESS_FLT_V6",
+            leaving_filter: "LEAVING_FLT_V6",
             slots: "SLOTS_V6",
             backends: "BACKENDS_V6",
             forward: "FORWARD_V6",
@@ -179,9 +185,9 @@ pub mod capacity {
     pub const BACKENDS: u32 = 262_144;
     /// Slots.
     pub const SLOTS: u32 = 1_048_576;
-    /// Connections: confirmed TCP.
+    /// Connections: confirmed TCP; and all masqueraded ones.
     pub const CONNECTIONS: u32 = 262_144;
-    /// Connections that are opening or not TCP, and masqueraded ones.
+    /// Connections that are opening or not TCP.
     pub const BRIEF_CONNECTIONS: u32 = 131_072;
     /// Clients that are remembered for session affinity.
     pub const AFFINITIES: u32 = 65_536;

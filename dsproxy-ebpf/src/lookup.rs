@@ -4,10 +4,10 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use dsproxy_common::{
     Address,
     count::Reason,
-    filter::FilterBit,
+    filter::{self, FilterBit},
     flow::{FlowKey, NO_SERVICE},
     service::{Frontend, FrontendKey, SourceRange},
-    settings::{NetworkFlags, Settings},
+    settings::{NetworkFlags, SettingFlags, Settings},
 };
 
 use crate::{family::Family, maps::Filter};
@@ -30,11 +30,35 @@ pub(crate) fn may_be_frontend<F: Family>(key: &FlowKey<F::Address>) -> bool {
     has_bit(F::maps().filter, &frontend_key(key))
 }
 
-/// False when packets of `key` are certainly from no backend and to none, nor what has lately been one.
+/// False when packets of `key` are certainly not rewritten as they leave for any connection: they are from no backend, nor from what
+/// has lately been one, and to none towards which any packets are.
 #[inline(always)]
-pub(crate) fn may_be_of_backend<F: Family>(key: &FlowKey<F::Address>) -> bool {
+pub(crate) fn may_leave_rewritten<F: Family>(key: &FlowKey<F::Address>, settings: &Settings) -> bool {
+    may_be_from_backend::<F>(key)
+        || F::maps().leaving_filter.get(filter::cell(&frontend_key(key))).is_some_and(|cell| *cell != 0)
+        // What is carried over from them is marked when they are gone.
+        || (settings.flags & SettingFlags::BESIDE_OTHERS != 0 && may_be_for_backend::<F>(key))
+}
+
+/// Has `may_leave_rewritten` say so of packets that leave towards the backend that those of `key` do.
+#[inline(always)]
+pub(crate) fn mark_leaving<F: Family>(key: &FlowKey<F::Address>) {
+    if let Some(cell) = F::maps().leaving_filter.get_ptr_mut(filter::cell(&frontend_key(key))) {
+        // SAFETY: a pointer to a map value, valid until the program returns; whoever writes there writes the same. Nearly
+        // always it is written already, and no other CPU loses its copy.
+        unsafe {
+            if cell.read_volatile() == 0 {
+                cell.write_volatile(1);
+            }
+        }
+    }
+}
+
+/// False when packets of `key` are certainly from no backend, nor from what has lately been one.
+#[inline(always)]
+pub(crate) fn may_be_from_backend<F: Family>(key: &FlowKey<F::Address>) -> bool {
     let source = FrontendKey::new(key.source, key.source_port, key.protocol as u8);
-    has_bit(F::maps().egress_filter, &source) || may_be_for_backend::<F>(key)
+    has_bit(F::maps().egress_filter, &source)
 }
 
 /// False when packets of `key` are certainly to no backend, nor to what has lately been one.

@@ -30,6 +30,7 @@ use crate::{observe::Left, refuse::Quote, track::connection::Connection};
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
 
 const FILTER_WORDS: usize = filter::WORDS as usize;
+const FILTER_CELLS: usize = filter::CELLS as usize;
 const FRONTENDS: usize = capacity::FRONTENDS as usize;
 const SLOTS: usize = capacity::SLOTS as usize;
 const BACKENDS: usize = capacity::BACKENDS as usize;
@@ -49,6 +50,7 @@ const FLOW_SETS: usize = sets(capacity::CACHED_FLOWS) as usize;
 /// The types of the maps that exist once for each family.
 pub(crate) type Frontends<A> = HashMap<FrontendKey<A>, Frontend, FRONTENDS, NO_PREALLOC>;
 pub(crate) type Filter = Array<u64, FILTER_WORDS>;
+pub(crate) type CellFilter = Array<u32, FILTER_CELLS>;
 pub(crate) type Slots = Array<u32, SLOTS>;
 pub(crate) type Backends<A> = Array<Backend<A>, BACKENDS>;
 pub(crate) type Forward<A> = LruHashMap<FlowKey<A>, ForwardEntry, CONNECTIONS>;
@@ -123,6 +125,8 @@ pub(crate) static FILTER_V4: Filter = Array::new();
 #[btf_map]
 pub(crate) static EGRESS_FLT_V4: Filter = Array::new();
 #[btf_map]
+pub(crate) static LEAVING_FLT_V4: CellFilter = Array::new();
+#[btf_map]
 pub(crate) static SLOTS_V4: Slots = Array::new();
 #[btf_map]
 pub(crate) static BACKENDS_V4: Backends<Addr4> = Array::new();
@@ -161,6 +165,8 @@ pub(crate) static FRONTENDS_V6: Frontends<Addr6> = HashMap::new();
 pub(crate) static FILTER_V6: Filter = Array::new();
 #[btf_map]
 pub(crate) static EGRESS_FLT_V6: Filter = Array::new();
+#[btf_map]
+pub(crate) static LEAVING_FLT_V6: CellFilter = Array::new();
 #[btf_map]
 pub(crate) static SLOTS_V6: Slots = Array::new();
 #[btf_map]

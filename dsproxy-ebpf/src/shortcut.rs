@@ -113,7 +113,7 @@ fn is_plain<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Add
 /// of connections are to see the answers as well; so did one from a port that it had just used through the VIP (`pipeline::egress`).
 #[inline(always)]
 fn answers_through_vip<F: Family>(packet: &Packet<'_, F::Address>, settings: &Settings) -> bool {
-    lookup::may_be_of_backend::<F>(packet.key)
+    lookup::may_be_from_backend::<F>(packet.key)
         && track::egress::<F>(packet.key).is_some_and(|found| {
             let held = found.read();
             let is_anothers = packet.segment.accepts() && held.state().may_be_over();

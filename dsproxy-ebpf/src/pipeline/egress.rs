@@ -51,7 +51,7 @@ fn translate<F: Family, C: BufferContext>(
     settings: &Settings,
 ) -> Result<Reason, Untranslated> {
     let masquerades = side == Side::Node && settings.flags & SettingFlags::MASQUERADE_EGRESS != 0;
-    if !masquerades && !lookup::may_be_of_backend::<F>(packet.key) {
+    if !masquerades && !lookup::may_leave_rewritten::<F>(packet.key, settings) {
         return Err(Reason::NotReply.into());
     }
     let now = clock::now();

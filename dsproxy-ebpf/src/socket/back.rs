@@ -18,7 +18,7 @@ pub(super) fn source<S: Place>(context: SocketContext) -> Verdict {
     let Some(protocol) = context.protocol() else { return Verdict::GoOn };
     sender.protocol = protocol.number().into();
     // Most datagrams come from nobody's backend, which is told without asking for the socket.
-    if lookup::may_be_of_backend::<S::Family>(&sender) && to_vip::<S>(context, sender.source).is_some() {
+    if lookup::may_be_from_backend::<S::Family>(&sender) && to_vip::<S>(context, sender.source).is_some() {
         count::socket(Reason::Replied, <S::Family as Family>::FAMILY);
         observe::heard::<S>(context, &sender);
     }

@@ -119,7 +119,7 @@ fn forget_backend<S: Place>(
     flow: &FlowKey<<S::Family as Family>::Address>,
     protocol: Protocol,
 ) {
-    if lookup::may_be_of_backend::<S::Family>(flow) {
+    if lookup::may_be_for_backend::<S::Family>(flow) {
         let key = key::<S::Family>(context.cookie(), flow.destination, flow.destination_port, protocol);
         let _ = <S::Family as Family>::maps().sockets.remove(key);
     }

@@ -18,7 +18,7 @@ use super::{
     Entry as _, Found, NewEntry, connection::Connection, egress, enter_egress, forward, give_way_egress, to_write,
     write_egress,
 };
-use crate::family::Family;
+use crate::{family::Family, lookup};
 
 /// Notes that the backend is to answer the client of `connection`, which was just entered, directly.
 #[inline(always)]
@@ -41,6 +41,8 @@ pub(crate) fn request<F: Family>(
         }
         give_way_egress::<F>(key, found);
     }
+    // Before anybody may look for it.
+    lookup::mark_leaving::<F>(key);
     let new = NewEntry {
         kind: EgressKind::Direct,
         end: (connection.forward.destination, connection.forward.destination_port),

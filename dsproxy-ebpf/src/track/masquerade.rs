@@ -22,7 +22,7 @@ use dsproxy_common::{
 };
 
 use super::{Entry as _, Found, NewEntry, egress, enter_egress, give_way_egress, snat, to_write, write_egress};
-use crate::family::Family;
+use crate::{family::Family, lookup};
 
 /// How many ports are tried. With three quarters of the range in use by connections to one backend, all of them are taken one
 /// time in ten thousand.
@@ -79,6 +79,8 @@ pub(crate) fn request<F: Family>(
         }
         give_way_egress::<F>(key, found);
     }
+    // Before anybody may look for it.
+    lookup::mark_leaving::<F>(key);
     let nowhere = (F::Address::default(), Port::default());
     enter_egress::<F>(key, &first_entry::<F>(EgressKind::Unsettled, nowhere, service, segment, now))
 }
@@ -119,6 +121,10 @@ pub(crate) fn settle<F: Family>(
             return Err(Reason::SnatExhausted);
         }
     };
+    // Nobody has requested what a pod sends to a backend outside of the cluster.
+    if lookup::may_be_for_backend::<F>(key) {
+        lookup::mark_leaving::<F>(key);
+    }
     enter_egress::<F>(key, &first_entry::<F>(EgressKind::Masquerade, (address, port), service, segment, now))?;
     Ok((address, port))
 }

@@ -68,7 +68,7 @@ impl MapKind {
         }
         match self {
             Self::Frontends => names!(frontends),
-            Self::Filter => names!(filter, egress_filter),
+            Self::Filter => names!(filter, egress_filter, leaving_filter),
             Self::Slots => names!(slots),
             Self::Backends => names!(backends),
             Self::Connections => names!(forward, egress),

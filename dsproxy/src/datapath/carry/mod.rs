@@ -12,7 +12,8 @@
 //!    until the old ones are gone, so that neither gives one that the other has given away unseen. Then connections are carried over.
 //! 4. *The opening*: the filters are written, the egress one before that of frontends. With the first bit of a frontend
 //!    its new connections are this version's; TCP that goes on, and which the old programs know and these do not, is left to them
-//!    (`BESIDE_OTHERS`), and they go on telling which client a masqueraded connection of theirs is answered to (`FOREIGN`).
+//!    (`BESIDE_OTHERS`), and they go on telling which client a masqueraded connection of theirs is answered to (`FOREIGN`),
+//!    until the client's next packet makes it one of these.
 //! 5. What the old programs have entered meanwhile is merged, they are detached, and their maps go.
 //!
 //! Each step can be repeated (`layouts` says what a kill leaves), and nothing depends on which version is the newer: maps describe
@@ -22,6 +23,7 @@ mod convert;
 mod copy;
 mod description;
 mod layouts;
+mod leaving;
 mod ports;
 
 use std::{
@@ -313,6 +315,7 @@ impl Takeover {
         for pairs in all.iter().rev() {
             merged += merge(pairs)?;
         }
+        leaving::mark(&own)?;
         let mut detached = 0;
         for leaving in std::mem::take(&mut self.leaving) {
             detached += attach::retire(&links_of(&leaving))?;
