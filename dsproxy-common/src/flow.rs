@@ -163,7 +163,8 @@ pub struct SnatEntry<A> {
 }
 
 /// Bit of a SNAT entry's state: another version's programs serve the connection. The port is taken, and answers to it are theirs, for
-/// they may have given it to another meanwhile.
+/// they may have given it to another meanwhile. It goes with the client's next packet but those within a second: the connection is this
+/// version's then.
 pub const FOREIGN: u16 = 1 << 15;
 
 /// Where a connection stands in its life; it decides how long its entries count without traffic.

@@ -4,11 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use dsproxy_common::daemon::DaemonRecord;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-    time,
-};
+use tokio::{sync::mpsc, time};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -24,7 +20,7 @@ use crate::{
         carry::Takeover,
         load::{self, Loaded},
     },
-    drop_log,
+    drop_log, end,
     health::{self, Health},
     hooks::{self, Hooks, Ready},
     host_settings, http,
@@ -69,12 +65,16 @@ pub fn run(flags: &RunFlags) -> anyhow::Result<()> {
     if flags.init_only {
         initialize(&assembled.config)
     } else {
-        tokio::runtime::Builder::new_multi_thread()
+        end::when_told()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(4)
             .enable_all()
             .build()
-            .context("start the asynchronous runtime")?
-            .block_on(serve(assembled, file, Duration::from_secs(flags.log.log_drops_every)))
+            .context("start the asynchronous runtime")?;
+        let result = runtime.block_on(serve(assembled, file, Duration::from_secs(flags.log.log_drops_every)));
+        // Whatever else is going on ends with the process.
+        runtime.shutdown_background();
+        result
     }
 }
 
@@ -113,8 +113,6 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     for warning in config::check_families(&config, &config::host::families(Path::new("/proc")))? {
         warn!("{warning}");
     }
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
 
     // Whatever can be refused is refused before anything is touched.
     capabilities::check()?;
@@ -131,11 +129,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     let cgroup = cgroup_of(&config)?;
 
     let bpffs = Bpffs::ensure(&config.bpffs)?;
-    let in_charge = tokio::select! {
-        in_charge = succession::take_charge(&bpffs) => Arc::new(in_charge?),
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
-    };
+    let in_charge = Arc::new(succession::take_charge(&bpffs).await?);
     // The kernel takes it back when the process has ended, and with it the last task that may write to the maps.
     std::mem::forget(Arc::clone(&in_charge));
     for failure in host_settings::apply(&host_settings::plan(&config, cpus()), Path::new("/")) {
@@ -157,6 +151,8 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
         tokio::task::block_in_place(|| {
             succession::take_over(takeover, &mut ready.attacher, &mut maps, &interfaces.current(), &settings)
         })?;
+        // Of two layouts' connections.
+        allocator::give_back();
         programs = hooks::Programs::Ready(Box::new(ready));
     }
     if !drops_every.is_zero() {
@@ -193,8 +189,9 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     // Where another layout was left, its filters are replaced now, beside which there are ours already (`attach/clsact.rs`).
     settings_map.set_attaching(true)?;
     let for_xdp = host_settings::for_xdp(&config);
-    let attachments = Attachments::follow(attacher, object, interfaces, for_xdp, pod_devices, in_charge)?;
+    let attachments = Attachments::follow(attacher, object, interfaces, for_xdp, pod_devices, in_charge);
     settings_map.set_attaching(false)?;
+    let attachments = attachments?;
 
     let health_check_ports = Arc::new(health::Report::default());
     let observed = Observed {
@@ -206,7 +203,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
         health_check_ports: Arc::clone(&health_check_ports),
     };
     let metrics = Metrics::new(observed, node.clone(), config.metrics_services);
-    let health = Health::new(Arc::clone(&progress), Arc::clone(&status));
+    let health = Health::new(Arc::clone(&progress), Arc::clone(&status), attachments.report());
     let servers = [
         ("health", config.healthz_bind_address, health::routes(health.clone())),
         ("metrics", config.metrics_bind_address, http::metrics_routes(metrics, &kube_proxy, config.lines())),
@@ -240,8 +237,6 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
         }
     };
     tokio::select! {
-        _ = terminate.recv() => info!("told to end; the data path goes on"),
-        _ = interrupt.recv() => info!("interrupted; the data path goes on"),
         change = file_changed => bail!(
             "--config {} {change}: ending, to be started again with what it says now; the data path goes on",
             config.file.as_deref().unwrap_or(Path::new("")).display()
@@ -250,7 +245,6 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
         () = attachments.ended() => bail!("the task that follows interfaces ended; the data path goes on as it is"),
         ended = &mut source => bail!("the source ended ({ended:?}); the data path goes on as it is"),
     }
-    Ok(())
 }
 
 /// The cgroup whose sockets are led to backends; none when nobody's are.

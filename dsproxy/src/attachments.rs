@@ -28,7 +28,10 @@ use crate::{
 /// a device, or when the kernel begins to track connections.
 const ANOTHER_LOOK: Duration = Duration::from_secs(60);
 
-/// What is attached now, for metrics.
+/// How often it is looked whether the data path is still this daemon's: nobody tells.
+const LOOK_AT_PINS: Duration = Duration::from_secs(10);
+
+/// What is attached now, for metrics and health.
 #[derive(Debug, Default)]
 pub struct Report {
     state: Mutex<State>,
@@ -39,6 +42,7 @@ struct State {
     attachments: Vec<Attachment>,
     failing: usize,
     failures: u64,
+    is_taken_away: bool,
 }
 
 impl Report {
@@ -52,6 +56,16 @@ impl Report {
         state.attachments = attachments;
         state.failing = failing;
         state.failures += failures;
+    }
+
+    /// Whether what was pinned is gone, so that what the daemon writes leads to nothing.
+    pub fn is_taken_away(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_taken_away
+    }
+
+    pub(crate) fn take_away(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = State { failures: state.failures, is_taken_away: true, ..State::default() };
     }
 
     /// How many interfaces have no program now because attaching failed, and how often it has failed since the start.
@@ -85,6 +99,7 @@ impl Attachments {
         in_charge: Arc<InCharge>,
     ) -> Result<Self, AttachError> {
         let report = Arc::new(Report::default());
+        tokio::spawn(tell_when_taken_away(Arc::clone(&in_charge), Arc::clone(&report)));
         let shared = Arc::clone(&report);
         let interfaces = watch.current();
         let are_told = tell(pod_devices.as_mut(), &interfaces);
@@ -114,11 +129,7 @@ impl Attachments {
                     () = sleep(ANOTHER_LOOK), if !failing && attacher.may_use_xdp() => watch.current(),
                 };
                 if !in_charge.lasts() {
-                    error!(
-                        "what was pinned is gone, as after `dsproxy cleanup`: this daemon attaches nothing any more, and Services are not \
-                         served by it; end it, or start it again to have everything attached anew"
-                    );
-                    shared.set(Vec::new(), 0, 0);
+                    // Of which `tell_when_taken_away` tells.
                     std::future::pending::<()>().await;
                 }
                 let are_told = tell(pod_devices.as_mut(), &interfaces);
@@ -140,8 +151,19 @@ impl Attachments {
     }
 }
 
-/// Loads what no device has asked for yet, in a thread that nobody has to wait for. Gives all programs, or nothing if there are no more
-/// than before.
+/// Waits until the data path is taken away under the daemon that is `in_charge` of it, and says so once.
+async fn tell_when_taken_away(in_charge: Arc<InCharge>, report: Arc<Report>) {
+    while in_charge.lasts() {
+        sleep(LOOK_AT_PINS).await;
+    }
+    error!(
+        "what was pinned is gone, as after `dsproxy cleanup`: this daemon attaches nothing any more, and Services are not served by it; \
+         end it, or start it again to have everything attached anew"
+    );
+    report.take_away();
+}
+
+/// Loads what no device has asked for yet, in a thread that nobody has to wait for. Gives all programs, or nothing if that fails.
 fn load_rest(mut object: Box<Ebpf>) -> oneshot::Receiver<Programs> {
     let (sender, programs) = oneshot::channel();
     let load = move || {

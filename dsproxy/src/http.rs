@@ -39,7 +39,7 @@ pub fn metrics_routes(metrics: Metrics, configuration: &KubeProxyConfiguration, 
 }
 
 async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
-    // Reading the counters takes a system call each.
+    // Reading the counters takes a system call each, and to see how full the maps are, a walk of each.
     let encoded = tokio::task::spawn_blocking(move || metrics.encode()).await;
     match encoded.unwrap_or(Err(std::fmt::Error)) {
         Ok(text) => {

@@ -17,6 +17,7 @@ pub mod daemon_word;
 pub mod datapath;
 pub mod diff;
 pub mod drop_log;
+mod end;
 mod few;
 #[cfg(test)]
 mod garbled;

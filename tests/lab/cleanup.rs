@@ -62,9 +62,9 @@ fn a_daemon_whose_data_path_is_taken_away_attaches_nothing_any_more() {
         wait_until_answers(cluster.client.namespace(), vip, "remote");
         let output = daemon.command(&["cleanup"]).expect("the command runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        // It notices by what it would attach to.
+        // Whether it notices by that or by itself.
         let late = cluster.lab.add_pod(Side::A, Wiring::Routed, "late").expect("a pod comes");
-        eventually("waiting for its word", SOON, || match daemon.whole_log() {
+        eventually("waiting for its word", 4 * SOON, || match daemon.whole_log() {
             log if log.contains("attaches nothing any more") => Ok(()),
             log => Err(log),
         })

@@ -1,9 +1,7 @@
-//! Arrays of the kernel read and written many entries at a time, where a system call for each is what takes the time.
+//! Maps of the kernel read and written many entries at a time, where a system call for each is what takes the time. And a table of which
+//! entries give way meanwhile may begin again and again if it is asked for one key after the other.
 
-use std::{
-    io,
-    os::fd::{AsFd as _, BorrowedFd},
-};
+use std::{io, os::fd::AsFd as _};
 
 use aya::{
     Pod,
@@ -13,21 +11,27 @@ use aya::{
 
 use super::raw_map::{RawMap, update_batch};
 
-/// Shows `look` those entries of `array` that are not all zero, by their index.
+/// Shows `look` the entries of `map`; of an array, by their index, those that are not all zero. Of a map that changes meanwhile some may be
+/// missed, and some be met twice.
 ///
 /// # Errors
 ///
 /// When the kernel refuses.
-pub(crate) fn for_each<T: Pod>(array: &Array<MapData, T>, mut look: impl FnMut(u32, T)) -> Result<(), MapError> {
+pub(crate) fn for_each<K: Pod, V: Pod>(map: &MapData, mut look: impl FnMut(K, V)) -> Result<(), MapError> {
     let mut read = || {
-        RawMap::of(descriptor(array))?.for_each(|key, bytes| {
-            if let (Ok(index), true) = (key.try_into(), bytes.len() == size_of::<T>()) {
-                // SAFETY: as many bytes as the type has, of which any are valid (`Pod`).
-                look(u32::from_ne_bytes(index), unsafe { bytes.as_ptr().cast::<T>().read_unaligned() });
+        RawMap::of(map.fd().as_fd())?.for_each(|key, value| {
+            if let (Some(key), Some(value)) = (record(key), record(value)) {
+                look(key, value);
             }
         })
     };
     read().map_err(|error| failed("bpf_map_lookup_batch", error))
+}
+
+/// What `bytes` are, if they are as many as the type has.
+fn record<T: Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: as many bytes as the type has, of which any are valid (`Pod`).
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// Writes `values` from the index `first` on. After a failure any part of them may have been written.
@@ -44,12 +48,8 @@ pub(crate) fn write(array: &Array<MapData, u32>, first: u32, values: &[u32]) -> 
     }
     let bytes = |words: &mut dyn Iterator<Item = u32>| words.flat_map(u32::to_ne_bytes).collect::<Vec<u8>>();
     let (mut keys, mut values) = (bytes(&mut (first..end)), bytes(&mut values.iter().copied()));
-    update_batch(descriptor(array), &mut keys, &mut values, end - first)
+    update_batch(array.map().fd().as_fd(), &mut keys, &mut values, end - first)
         .map_err(|error| failed("bpf_map_update_batch", error))
-}
-
-fn descriptor<T: Pod>(array: &Array<MapData, T>) -> BorrowedFd<'_> {
-    array.map().fd().as_fd()
 }
 
 fn failed(call: &'static str, io_error: io::Error) -> MapError {

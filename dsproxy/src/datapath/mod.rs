@@ -1,7 +1,7 @@
 //! Everything about having the data path in the kernel.
 
-pub(crate) mod arrays;
 pub mod attach;
+pub(crate) mod batches;
 pub mod bpffs;
 pub mod carry;
 pub mod charge;

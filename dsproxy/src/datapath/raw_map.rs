@@ -167,15 +167,8 @@ impl RawMap {
         }
     }
 
-    /// All entries; of arrays, those that are not all zero. Of a map that changes meanwhile some may be missed, and some be met
-    /// twice.
-    pub(super) fn entries(&self) -> io::Result<Vec<RawEntry>> {
-        let mut entries = Vec::new();
-        self.for_each(|key, value| entries.push((key.to_vec(), value.to_vec())))?;
-        Ok(entries)
-    }
-
-    /// Shows `look` each of the entries, as `entries` has them, in memory that is used again.
+    /// Shows `look` each of the entries, in memory that is used again; of arrays, those that are not all zero. Of a map that changes
+    /// meanwhile some may be missed, and some be met twice.
     pub(super) fn for_each(&self, mut look: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
         // Of a million slots few are in use.
         let mut look = |key: &[u8], value: &[u8]| {

@@ -1,7 +1,7 @@
 //! What load balancers and the kubelet are told of this node.
 //!
 //! ```text
-//!   Progress, SourceStatus
+//!   Progress, SourceStatus, attachments' Report
 //!           v
 //!         Health ---------+--> node: /healthz and /livez
 //!                         |
@@ -13,7 +13,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use crate::{progress::Progress, source::SourceStatus};
+use crate::{attachments, progress::Progress, source::SourceStatus};
 
 mod listeners;
 mod node;
@@ -28,18 +28,19 @@ pub use node::routes;
 pub struct Health {
     progress: Arc<Progress>,
     source: Arc<SourceStatus>,
+    attached: Arc<attachments::Report>,
 }
 
 impl Health {
-    /// Health as `progress` tells it, and what `source` tells of its troubles.
-    pub fn new(progress: Arc<Progress>, source: Arc<SourceStatus>) -> Self {
-        Self { progress, source }
+    /// Health as `progress` and `attached` tell it, and what `source` tells of its troubles.
+    pub fn new(progress: Arc<Progress>, source: Arc<SourceStatus>, attached: Arc<attachments::Report>) -> Self {
+        Self { progress, source, attached }
     }
 
     /// Whether Services are served as the source has them: the maps have once held all of it, and no update waits too long
-    /// since.
+    /// since. And what serves them is still this daemon's.
     fn serves(&self, now: Instant) -> bool {
-        self.progress.snapshot().synced && self.is_live(now)
+        self.progress.snapshot().synced && self.is_live(now) && !self.attached.is_taken_away()
     }
 
     /// Whether a new start would not help: no update waits too long.

@@ -137,7 +137,10 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use super::*;
-    use crate::progress::{Progress, STALE_AFTER, Snapshot};
+    use crate::{
+        attachments,
+        progress::{Progress, STALE_AFTER, Snapshot},
+    };
 
     #[test]
     fn payloads() {
@@ -165,7 +168,8 @@ mod tests {
     fn a_node_that_goes_and_a_proxy_that_is_stuck_are_told_apart() {
         let progress = Arc::new(Progress::default());
         let source = SourceStatus::new();
-        let health = Health::new(Arc::clone(&progress), Arc::clone(&source));
+        let attached = Arc::new(attachments::Report::default());
+        let health = Health::new(Arc::clone(&progress), Arc::clone(&source), Arc::clone(&attached));
         let ask = || [Question::Healthz, Question::Livez].map(|question| answer(&health, question).status().as_u16());
         let publish = |synced, node_is_eligible, stuck| {
             let snapshot = Snapshot { synced, node_is_eligible, stuck, ..Snapshot::default() };
@@ -184,6 +188,9 @@ mod tests {
             publish(synced, eligible, stuck);
             assert_eq!(ask(), expected, "synced {synced}, eligible {eligible}, stuck {stuck}");
         }
+        publish(true, true, false);
+        attached.take_away();
+        assert_eq!(ask(), [503, 200], "a restart would undo what somebody took away");
         // Trouble with the source alone is no reason either; it is told while there is some.
         publish(true, true, false);
         let trouble = |source: &SourceStatus| serde_json::to_value(SourceTrouble::of(source)).expect("JSON");
@@ -193,8 +200,8 @@ mod tests {
         let counted = progress.sync_times().answers();
         let expected = [
             ((Question::Healthz, 200), 2),
-            ((Question::Healthz, 503), 4),
-            ((Question::Livez, 200), 4),
+            ((Question::Healthz, 503), 5),
+            ((Question::Livez, 200), 5),
             ((Question::Livez, 503), 2),
         ];
         assert_eq!(counted, expected.into());

@@ -28,7 +28,7 @@ use super::{
     BackendRecord, Capacities, Contents, FilterOf, FrontendAddress, MapError, MapKind, MapStore, Write,
     settings::SettingsMap,
 };
-use crate::datapath::arrays;
+use crate::datapath::batches;
 
 /// All maps of the data path.
 pub struct KernelMaps {
@@ -439,7 +439,7 @@ impl<A: Address + Pod> FamilyMaps<A> {
                 self.backends.set(*id, backend, 0).map_err(full("write", MapKind::Backends, capacities.backends))
             }
             Write::Slots { family: _, first, service: _, backends } => {
-                arrays::write(&self.slots, *first, backends).map_err(full("write", MapKind::Slots, capacities.slots))
+                batches::write(&self.slots, *first, backends).map_err(full("write", MapKind::Slots, capacities.slots))
             }
             Write::FilterWord { family: _, filter, index, value } => {
                 let array = match filter {
@@ -500,24 +500,24 @@ impl<A: Address + Pod> FamilyMaps<A> {
 
     fn backends(&self) -> Result<Vec<(IpFamily, u32, BackendRecord)>, MapError> {
         let mut backends = Vec::new();
-        let look = |id, backend: Backend<A>| {
+        let look = |id: u32, backend: Backend<A>| {
             if backend.generation != 0 {
                 backends.push((A::FAMILY, id, record(&backend)));
             }
         };
-        arrays::for_each(&self.backends, look).map_err(kernel("read", MapKind::Backends))?;
+        batches::for_each(self.backends.map(), look).map_err(kernel("read", MapKind::Backends))?;
         Ok(backends)
     }
 
     /// What stands in every slot, used or not.
     fn all_slots(&self) -> Result<Vec<u32>, MapError> {
         let mut slots = vec![0; self.slots.len() as usize];
-        let look = |index: u32, backend| {
+        let look = |index: u32, backend: u32| {
             if let Some(slot) = slots.get_mut(index as usize) {
                 *slot = backend;
             }
         };
-        arrays::for_each(&self.slots, look).map_err(kernel("read", MapKind::Slots))?;
+        batches::for_each(self.slots.map(), look).map_err(kernel("read", MapKind::Slots))?;
         Ok(slots)
     }
 
@@ -527,7 +527,7 @@ impl<A: Address + Pod> FamilyMaps<A> {
             FilterOf::Backends => &self.egress_filter,
         };
         let mut words = Vec::new();
-        arrays::for_each(array, |index, word| words.push((A::FAMILY, of, index, word)))
+        batches::for_each(array.map(), |index, word| words.push((A::FAMILY, of, index, word)))
             .map_err(kernel("read", MapKind::Filter))?;
         Ok(words)
     }
@@ -561,10 +561,13 @@ impl<A: Address + Pod> FamilyMaps<A> {
     }
 
     fn sockets(&self) -> Result<Vec<SocketRecord>, MapError> {
+        let mut read = Vec::new();
+        let look = |key: SocketKey<A>, entry: SocketEntry<A>| read.push((key, entry));
+        batches::for_each(self.sockets.map(), look).map_err(kernel("read", MapKind::Sockets))?;
         let mut sockets = Vec::new();
-        for entry in self.sockets.iter() {
-            let (SocketKey { cookie: [low, high], address, port, protocol }, SocketEntry { backend, generation, .. }) =
-                entry.map_err(kernel("read", MapKind::Sockets))?;
+        for (SocketKey { cookie: [low, high], address, port, protocol }, SocketEntry { backend, generation, .. }) in
+            read
+        {
             let Some(protocol) = u8::try_from(protocol).ok().and_then(Protocol::from_number) else { continue };
             let held = self.backends.get(&backend, 0).map_err(kernel("read", MapKind::Backends))?;
             sockets.push(SocketRecord {

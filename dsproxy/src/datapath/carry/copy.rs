@@ -91,11 +91,24 @@ fn twin(name: &str) -> Option<&'static str> {
 }
 
 impl Pair {
-    /// What the other version's map holds, as this version has it.
+    /// What the other version's map holds, as this version has it. What was seen longest ago comes first: of what is entered so, the kernel
+    /// takes the first for the least recently used, and has it give way to others.
     pub(super) fn converted(&self) -> Result<Vec<RawEntry>, CarryError> {
-        let entries = self.from.entries().map_err(CarryError::on("read the map", &self.path))?;
-        let convert = |(key, value): RawEntry| (self.keys.convert(&key), self.values.convert(&value));
-        Ok(entries.into_iter().map(convert).collect())
+        let mut entries = Vec::new();
+        self.from
+            .for_each(|key, value| entries.push((self.keys.convert(key), self.values.convert(value))))
+            .map_err(CarryError::on("read the map", &self.path))?;
+        if let Some(reference) = entries.first().and_then(|(_, value)| self.last_seen(value)) {
+            // The clock begins anew at times.
+            let order = |time: u32| time.wrapping_sub(reference).cast_signed();
+            entries.sort_by_cached_key(|(_, value)| self.last_seen(value).map(order));
+        }
+        Ok(entries)
+    }
+
+    /// When what this value is of was last seen, of values that say so.
+    fn last_seen(&self, value: &[u8]) -> Option<u32> {
+        Some(u32::from_ne_bytes(*value.get(self.field("last_seen")?)?.first_chunk()?))
     }
 
     fn failed(&self) -> impl Fn(io::Error) -> CarryError {
@@ -123,10 +136,11 @@ impl Pair {
             self.to.set(key, value).map_err(self.failed())?;
         }
         let wanted: HashSet<&[u8]> = entries.iter().map(|(key, _)| key.as_slice()).collect();
-        for (key, _) in self.to.entries().map_err(self.failed())? {
-            if !wanted.contains(key.as_slice()) {
-                self.to.remove(&key).map_err(self.failed())?;
-            }
+        let mut unwanted = Vec::new();
+        let look = |key: &[u8], _: &[u8]| unwanted.extend((!wanted.contains(key)).then(|| key.to_vec()));
+        self.to.for_each(look).map_err(self.failed())?;
+        for key in unwanted {
+            self.to.remove(&key).map_err(self.failed())?;
         }
         Ok(entries.len())
     }
@@ -166,8 +180,9 @@ impl Pair {
     /// Adds what this version's map, which its own programs write to as well, does not know, or knows less well.
     /// Before the other's programs have ended (`serving`) what masqueraded packets are answered by stays theirs to go by.
     pub(super) fn merge(&self, serving: bool) -> Result<usize, CarryError> {
-        let last_seen = self.field("last_seen");
-        let time = |value: &[u8]| Some(u32::from_ne_bytes(*value.get(last_seen.clone()?)?.first_chunk()?));
+        let is_newer = |value: &[u8], held: &[u8]| {
+            self.last_seen(value).zip(self.last_seen(held)).is_some_and(|(theirs, ours)| is_later(theirs, ours))
+        };
         let mut merged = 0;
         for (key, mut value) in self.converted()? {
             let is_anothers = self.is_foreign(&value);
@@ -183,8 +198,7 @@ impl Pair {
                 && let Some(held) = twin.get(&key).map_err(self.failed())?
             {
                 // Of two the confirmed one is found first, though a client may have used its port again since.
-                let is_newer = time(&value).zip(time(&held)).is_some_and(|(theirs, ours)| is_later(theirs, ours));
-                if !is_newer {
+                if !is_newer(&value, &held) {
                     continue;
                 }
                 twin.remove(&key).map_err(self.failed())?;
@@ -194,10 +208,9 @@ impl Pair {
                 continue;
             }
             let Some(held) = self.to.get(&key).map_err(self.failed())? else { continue };
-            let is_newer = time(&value).zip(time(&held)).is_some_and(|(theirs, ours)| is_later(theirs, ours));
             // What has an address and port already goes before what is still to get one, and what these programs go by before what they
             // leave to others.
-            let is_better = is_newer || self.is_unsettled(&held) || (self.is_foreign(&held) && !serving);
+            let is_better = is_newer(&value, &held) || self.is_unsettled(&held) || (self.is_foreign(&held) && !serving);
             if is_better && !self.is_unsettled(&value) && !is_anothers && held != value {
                 self.to.set(&key, &value).map_err(self.failed())?;
                 merged += 1;

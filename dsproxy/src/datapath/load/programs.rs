@@ -70,8 +70,9 @@ pub fn load_programs(object: &mut Ebpf) -> Result<(), LoadError> {
 ///
 /// When the kernel refuses one of packets.
 pub fn load_rest(object: &mut Ebpf) -> Result<(), LoadError> {
+    let loaded = each_side_by_side(not_loaded(object, &PROGRAMS)?, 1, |(name, program)| load(name, program));
     without_observers(load_observers(object));
-    each_side_by_side(not_loaded(object, &PROGRAMS)?, 1, |(name, program)| load(name, program))
+    loaded
 }
 
 /// Loads the programs of packets that one of `interfaces` has need of, but for those that are loaded. Few nodes have a device without

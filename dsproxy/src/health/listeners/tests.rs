@@ -36,7 +36,12 @@ fn start(everywhere: bool) -> Running {
     let addresses = watch::Sender::new(loopback().into());
     let places = if everywhere { Places::All } else { Places::These(addresses.subscribe()) };
     let report = Arc::new(Report::default());
-    tokio::spawn(follow(Health::new(progress, SourceStatus::new()), checks.subscribe(), places, Arc::clone(&report)));
+    tokio::spawn(follow(
+        Health::new(progress, SourceStatus::new(), Arc::default()),
+        checks.subscribe(),
+        places,
+        Arc::clone(&report),
+    ));
     Running { checks, addresses, report }
 }
 
