@@ -18,7 +18,9 @@ use dsproxy_tests::{
 };
 use ipnet::IpNet;
 
-use crate::world::{Expected, Flow, PORT, Served, World, everywhere, node, on_ethernet, outsider, packet};
+use crate::world::{
+    Expected, Flow, PORT, Served, TARGET_PORT, World, endpoint, everywhere, node, on_ethernet, outsider, packet,
+};
 
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
@@ -349,6 +351,31 @@ fn nobody_gives_a_backend_a_name_that_is_none() {
         let by_pod = packet(Protocol::Tcp, flow.client, backend, flags::SYN).saying(flow.vip);
         world.send("a pod says a VIP", Hook::Ingress, &by_pod, &Expected::Passed(Reason::NotService));
         answers_by_itself(world, &flow, flags::SYN | flags::ACK, backend);
+    });
+}
+
+/// The filter of frontends keeps a bit for a day after its frontend has gone, and one bit stands for many: what looks as if it were for a
+/// frontend may be for a backend.
+#[test]
+fn a_backend_that_the_filter_takes_for_a_frontend_is_reached() {
+    everywhere(|world| {
+        allow_all(world);
+        for protocol in BOTH {
+            let mut gone = Served::new(2, protocol).resolved();
+            for family in &mut gone.families {
+                let held = &mut family.frontends[0].address;
+                (held.address, held.port) = (endpoint(family.family, 2).ip(), TARGET_PORT);
+            }
+            world.datapath.serve(&gone).expect("a frontend where the backend will be");
+            world.datapath.withdraw(&gone).expect("a frontend that can be removed");
+
+            let served = node_port(protocol).active([2]);
+            let (flow, backend) = (from_outside(world, &served), world.endpoint(2));
+            arrives(world, &flow, flags::SYN, backend, Reason::DirectArrived);
+            answers(world, &flow, flags::SYN | flags::ACK, backend);
+            world.withdraw(&served);
+            world.datapath.connections().clear().expect("a table that can be cleared");
+        }
     });
 }
 
