@@ -89,7 +89,7 @@ pub(crate) fn arrive<F: Family, C: BufferContext>(
         return None;
     }
     if !says_vip(packet.segment) {
-        direct::seen_end::<F>(packet.key, packet.segment, clock::now());
+        direct::seen_end::<F>(packet.key, packet.segment, clock::now(), settings);
         return None;
     }
     let (address, port) = F::read_vip(context.linear(), packet.l3)?;

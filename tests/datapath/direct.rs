@@ -453,6 +453,25 @@ fn a_client_that_has_ended_one_may_open_another_through_another_vip() {
     });
 }
 
+/// What has expired counts no more, also where a client ends a connection past the VIP that it has opened from the same port since.
+#[test]
+fn an_end_does_not_bring_back_what_is_over() {
+    everywhere(|world| {
+        allow_all(world);
+        let served = node_port(Protocol::Tcp).active([2]);
+        let (flow, backend) = (from_outside(world, &served), world.endpoint(2));
+        for end in [flags::FIN | flags::ACK, flags::RST] {
+            arrives(world, &flow, flags::SYN, backend, Reason::DirectArrived);
+            world.let_pass(3600);
+            let last = packet(Protocol::Tcp, flow.client, backend, end);
+            world.send("the client ends another", Hook::NodeIngress, &last, &Expected::Passed(Reason::NotService));
+            answers_by_itself(world, &flow, flags::ACK, backend);
+            world.datapath.connections().clear().expect("a table that can be cleared");
+        }
+        world.withdraw(&served);
+    });
+}
+
 /// Errors about what the backend has answered come to the VIP, and so to the node that the client came to.
 #[test]
 fn errors_find_the_backend_and_the_client() {

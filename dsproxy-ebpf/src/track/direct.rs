@@ -80,12 +80,13 @@ pub(crate) fn seen_reply<F: Family>(
     }
 }
 
-/// Records that a client ends its connection by a segment of `key`, if the backend answers it directly.
+/// Records that a client ends its connection by a segment of `key`, if the backend answers it directly. What has expired stays so: the
+/// client may have opened another past the VIP since.
 #[inline(always)]
-pub(crate) fn seen_end<F: Family>(key: &FlowKey<F::Address>, segment: Segment, now: u32) {
+pub(crate) fn seen_end<F: Family>(key: &FlowKey<F::Address>, segment: Segment, now: u32, settings: &Settings) {
     if let Some(found) = egress::<F>(&key.answer()) {
         let held = found.read();
-        if held.kind == EgressKind::DirectReply.number() {
+        if held.kind == EgressKind::DirectReply.number() && !held.age(now, settings).is_expired() {
             found.write(held.state().after_forward(segment), now);
         }
     }
