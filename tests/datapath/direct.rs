@@ -472,6 +472,24 @@ fn an_end_does_not_bring_back_what_is_over() {
     });
 }
 
+/// A backend may be a client as well, from the port that it listens at.
+#[test]
+fn a_masqueraded_connection_of_the_backends_own_is_not_taken_over() {
+    everywhere(|world| {
+        allow(world, SettingFlags::ACCEPT_DIRECT | SettingFlags::MASQUERADE_ALL);
+        let served = node_port(Protocol::Udp).active([2]);
+        let (flow, backend) = (from_outside(world, &served), world.endpoint(2));
+        let other = Served::new(2, Protocol::Udp).active([3]);
+        let own = Flow { client: backend, ..world.flow(&other, CLIENT) };
+        own.opens(world, 0, world.endpoint(3));
+        let clash = Flow { client: world.endpoint(3), ..flow };
+        arrives(world, &clash, 0, backend, Reason::ReplyClash);
+        arrives(world, &flow, 0, backend, Reason::DirectArrived);
+        world.withdraw(&served);
+        world.withdraw(&other);
+    });
+}
+
 /// Errors about what the backend has answered come to the VIP, and so to the node that the client came to.
 #[test]
 fn errors_find_the_backend_and_the_client() {

@@ -113,8 +113,9 @@ pub(crate) fn enter<F: Family>(
         let held = found.read();
         let is_same = held.port == vip.1 && held.address == vip.0 && held.client_port == Port::default();
         let is_alive = !held.may_be_followed() && !held.age(now, settings).is_expired();
-        if EgressKind::from_number(held.kind).is_of_backend() && is_alive {
-            if !is_same {
+        if is_alive {
+            // Or what the backend sends as a client, from the port that it listens at.
+            if !is_same || !EgressKind::from_number(held.kind).is_of_backend() {
                 return Err(Reason::ReplyClash);
             }
             // Sent again, or the connection came by this node before: both lead to the same.
