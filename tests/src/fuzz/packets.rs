@@ -9,7 +9,7 @@ use fastrand::Rng;
 use super::{
     journey::{Journey, Sender, Stage},
     mutate::mutate,
-    scene::{CLIENT_PORTS, Scene},
+    scene::{CLIENT_PORTS, NODE_PORT, Scene},
     step::{Change, Place, Step},
 };
 use crate::{
@@ -48,7 +48,7 @@ pub(super) struct Packets<'s> {
 
 impl<'s> Packets<'s> {
     pub(super) fn of(scene: &'s Scene, random: Rng) -> Self {
-        let frontends = scene.frontends();
+        let frontends = [scene.frontends(), scene.direct_frontends(), scene.direct_frontends()].concat();
         Self { scene, random, frontends, talks: Vec::new(), journeys: Vec::new(), under_way: None, passed: 0 }
     }
 
@@ -138,7 +138,11 @@ impl<'s> Packets<'s> {
         if self.journeys.len() < JOURNEYS && self.random.u8(..3) == 0 || self.journeys.is_empty() {
             let Some((protocol, vip)) = self.random.choice(self.frontends.clone()) else { return self.stranger() };
             let client = self.client(IpFamily::of(vip.ip()));
-            self.journeys.push(Journey::new(protocol, client, vip));
+            let journey = match self.told_by_another_node(protocol, vip) {
+                Some((backend, vip)) => Journey::direct(protocol, client, backend, vip),
+                None => Journey::new(protocol, client, vip),
+            };
+            self.journeys.push(journey);
         }
         let index = self.random.usize(..self.journeys.len());
         let journey = self.journeys[index].clone();
@@ -163,8 +167,30 @@ impl<'s> Packets<'s> {
             Stage::Leaving => Place::Tc(if is_pods { Hook::Egress } else { Hook::NodeEgress }, link),
         };
         let packet = self.packet(journey.protocol, (source, destination), journey.flags);
+        let packet = match journey.says() {
+            Some(vip) => packet.saying(vip),
+            None => packet,
+        };
         let packet = if plain && journey.sender == Sender::Client { packet } else { self.dress(packet, 6) };
         self.finished(place, packet, 12)
+    }
+
+    /// A backend here and the VIP that another node says to it: mostly `vip` and one of its backends.
+    fn told_by_another_node(&mut self, protocol: Protocol, vip: SocketAddr) -> Option<(SocketAddr, SocketAddr)> {
+        if !self.scene.rules.accepts_direct || self.random.bool() {
+            return None;
+        }
+        let family = IpFamily::of(vip.ip());
+        let backends = self.scene.backends(family, protocol, |frontend| frontend == vip);
+        let others = self.scene.backends(family, protocol, |_| true);
+        let among = if self.random.u8(..8) == 0 { others } else { backends };
+        let backend = self.random.choice(among)?;
+        let vip = match self.random.u8(..8) {
+            0 => SocketAddr::new(self.address(family), vip.port()),
+            1 => SocketAddr::new(self.scene.places[&family].outsiders[0], NODE_PORT),
+            _ => vip,
+        };
+        Some((backend, vip))
     }
 
     /// A packet of a flow that was seen, anywhere.
@@ -282,7 +308,9 @@ impl<'s> Packets<'s> {
 
     fn client(&mut self, family: IpFamily) -> SocketAddr {
         let places = &self.scene.places[&family];
-        let all = [&places.pods[..], &places.outsiders].concat();
+        // Pods' packets never go directly.
+        let is_outsider = !self.scene.rules.direct.is_empty() && self.random.u8(..4) != 0;
+        let all = if is_outsider { places.outsiders.clone() } else { [&places.pods[..], &places.outsiders].concat() };
         SocketAddr::new(all[self.random.usize(..all.len())], CLIENT_PORTS[self.random.usize(..CLIENT_PORTS.len())])
     }
 
@@ -322,7 +350,7 @@ impl<'s> Packets<'s> {
                 continue;
             }
             let id = self.random.u16(..4096);
-            packet = match self.random.u8(..9) {
+            packet = match self.random.u8(..10) {
                 0 => packet.tag(Tag::Customer(id)),
                 1 => packet.tag(Tag::Service(id)).tag(Tag::Customer(id)),
                 2 => packet.ipv4_options(&[1; 8]).tcp_options(&[1; 12]),
@@ -337,6 +365,10 @@ impl<'s> Packets<'s> {
                 7 => {
                     packet.identification(self.random.u32(..3)).fragment(8 * self.random.u16(1..3), self.random.bool())
                 }
+                8 => match self.random.choice(self.frontends.clone()) {
+                    Some((_, vip)) => packet.saying(vip),
+                    None => packet,
+                },
                 _ => packet.traffic_class(self.random.u8(..)),
             };
         }

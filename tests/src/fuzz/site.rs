@@ -140,13 +140,12 @@ impl Site {
             let device = XdpDevice { address: [0x0200u16.to_be(), 0, 0x0002u16.to_be()], flags, mtu: mtu.into() };
             self.datapath.next_hops().set_device(LOOPBACK, device)?;
         }
+        let addresses: BTreeMap<_, _> = scene.places.iter().map(|(family, places)| (*family, places.node)).collect();
         let node = Node {
             served,
             networks: scene.networks.clone(),
-            addresses: match scene.has_address {
-                Some(_) => scene.places.iter().map(|(family, places)| (*family, places.node)).collect(),
-                None => BTreeMap::new(),
-            },
+            own: if scene.has_address == Some(AddressOf::Node) { addresses.clone() } else { BTreeMap::new() },
+            addresses: if scene.has_address.is_some() { addresses } else { BTreeMap::new() },
             rules: scene.rules.clone(),
             xdp: scene.xdp.map(|mtu| (self.epoch, mtu)),
         };
@@ -170,6 +169,8 @@ impl Site {
         for port in stage.ports {
             self.datapath.withdraw(&port)?;
         }
+        // Or more and more would be taken for what it is not.
+        self.datapath.retire_filters()?;
         let mut writes: Vec<Write> =
             stage.scene.networks.iter().map(|(network, _)| Write::RemoveNetwork { network: *network }).collect();
         if let Some(of) = stage.scene.has_address {
@@ -195,6 +196,9 @@ impl Site {
                 | flag(rules.masquerade_egress, SettingFlags::MASQUERADE_EGRESS)
                 | flag(rules.reset_gone, SettingFlags::RESET_GONE)
                 | flag(rules.inside_by_network, SettingFlags::INSIDE_BY_NETWORK)
+                | flag(rules.direct.contains(&Protocol::Tcp), SettingFlags::DIRECT_TCP)
+                | flag(rules.direct.contains(&Protocol::Udp), SettingFlags::DIRECT_UDP)
+                | flag(rules.accepts_direct, SettingFlags::ACCEPT_DIRECT)
                 | flag(rules.beside_others, SettingFlags::BESIDE_OTHERS),
             snat_ports: range(&rules.snat_ports),
             offered_ports: range(&rules.offered_ports),
@@ -342,7 +346,7 @@ impl Site {
             Place::Tc(hook, _) => (Some(hook), Device::Node),
             Place::Xdp => (None, Device::Node),
         };
-        let at = Arrival { bytes, link: place.link(), device };
+        let at = Arrival { bytes, link: place.link(), device, is_aggregate: false };
         let seen = Seen { verdict: run.verdict, packet: &run.packet };
         let stage = self.stage();
         let judged = match hook {

@@ -8,6 +8,7 @@
 //! Time stands still but when it is told to pass.
 
 mod answer;
+mod direct;
 mod edit;
 mod egress;
 mod icmp_error;
@@ -54,6 +55,8 @@ pub struct Arrival<'a> {
     pub link: Link,
     /// The kind of device.
     pub device: Device,
+    /// Whether it is several packets at once.
+    pub is_aggregate: bool,
 }
 
 /// What a program was seen to do.
@@ -299,8 +302,8 @@ impl Parsed {
 /// Whether a packet that is counted under `reason` goes no further.
 fn is_drop(reason: Reason) -> bool {
     use Reason::{
-        BackendGone, NoEndpoint, NoLocalEndpoint, NoNodeAddress, NoPort, RefusalLimit, ReplyClash, RewriteFailed,
-        SnatExhausted, SourceRange, TableRefused, Unallocated, Unanswerable,
+        BackendGone, NoEndpoint, NoLocalEndpoint, NoNodeAddress, NoPort, Pretended, RefusalLimit, ReplyClash,
+        RewriteFailed, SnatExhausted, SourceRange, TableRefused, Unallocated, Unanswerable,
     };
     matches!(
         reason,
@@ -310,6 +313,7 @@ fn is_drop(reason: Reason) -> bool {
             | Unanswerable
             | NoLocalEndpoint
             | SourceRange
+            | Pretended
             | Unallocated
             | BackendGone
             | ReplyClash
