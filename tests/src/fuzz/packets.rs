@@ -15,7 +15,7 @@ use super::{
 use crate::{
     model::{Model, SIXTEENTHS, State},
     packet::{Dissection, Extension, Link, Message, Packet, Part, Tag, flags},
-    prog::{Hook, TestRun, Verdict},
+    prog::{Hook, SkBuff, TestRun, Verdict},
 };
 
 /// How many flows are kept in mind, and how many connections are under way.
@@ -74,7 +74,8 @@ impl<'s> Packets<'s> {
             90..96 => self.stranger(),
             _ => self.nonsense(),
         };
-        Step::Packet { place, bytes }
+        let buffer = SkBuff { segments: self.segments(place), ..SkBuff::default() };
+        Step::Packet { place, bytes, buffer }
     }
 
     /// What came of it.
@@ -296,6 +297,12 @@ impl<'s> Packets<'s> {
             *first = [0x45, 0x46, 0x60, 0x6f][self.random.usize(..4)];
         }
         (place, bytes)
+    }
+
+    /// How long the segments of an aggregate are, and how many: what the kernel says of it, whatever the packet is.
+    fn segments(&mut self, place: Place) -> Option<(u32, u32)> {
+        let is_aggregate = place != Place::Xdp && self.random.u8(..16) == 0;
+        is_aggregate.then(|| (self.random.u32(1..1400), self.random.u32(2..5)))
     }
 
     fn place(&mut self) -> Place {

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     model::{Arrival, Device, Fate, Model, Node, Objection, SIXTEENTHS, Seen, Served, SnatPorts, State},
     packet::{difference, show},
-    prog::{Counted, Datapath, Entry, Hook, LOOPBACK, ProgError, TestRun, repeat, repeat_frame},
+    prog::{Counted, Datapath, Entry, Hook, LOOPBACK, ProgError, SkBuff, TestRun, repeat_frame, run_once},
 };
 
 /// Far more than a scene needs, for tables of the kernel evict before they are full.
@@ -246,7 +246,7 @@ impl Site {
     /// Has `step` happen to both.
     pub(super) fn take(&mut self, step: &Step) -> Result<Outcome, ProgError> {
         match step {
-            Step::Packet { place, bytes } => self.throw(*place, bytes),
+            Step::Packet { place, bytes, buffer } => self.throw(*place, bytes, buffer),
             Step::Pass(sixteenths) => {
                 let ticks = *sixteenths as u32 * (SECOND / SIXTEENTHS as u32);
                 self.datapath.connections().grow_older(ticks)?;
@@ -330,9 +330,9 @@ impl Site {
         Ok(())
     }
 
-    fn throw(&mut self, place: Place, bytes: &[u8]) -> Result<Outcome, ProgError> {
+    fn throw(&mut self, place: Place, bytes: &[u8], buffer: &SkBuff) -> Result<Outcome, ProgError> {
         let ran = match place {
-            Place::Tc(hook, link) => repeat(self.datapath.program(hook, link)?, bytes, 1),
+            Place::Tc(hook, link) => run_once(self.datapath.program(hook, link)?, bytes, buffer),
             Place::Xdp => repeat_frame(self.datapath.xdp_program()?, bytes, 1),
         };
         let run = match ran {
@@ -346,7 +346,7 @@ impl Site {
             Place::Tc(hook, _) => (Some(hook), Device::Node),
             Place::Xdp => (None, Device::Node),
         };
-        let at = Arrival { bytes, link: place.link(), device, is_aggregate: false };
+        let at = Arrival { bytes, link: place.link(), device, is_aggregate: buffer.segments.is_some() };
         let seen = Seen { verdict: run.verdict, packet: &run.packet };
         let stage = self.stage();
         let judged = match hook {

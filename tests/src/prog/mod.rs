@@ -405,6 +405,15 @@ pub fn repeat(program: &ProgramFd, packet: &[u8], repeat: u32) -> Result<TestRun
     run::test_run(program, packet, Input::Buffer(SkBuff::default()), repeat).map_err(ProgError::Run)
 }
 
+/// Runs `program` on `packet` in a buffer with these properties.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn run_once(program: &ProgramFd, packet: &[u8], buffer: &SkBuff) -> Result<TestRun, ProgError> {
+    run::test_run(program, packet, Input::Buffer(*buffer), 1).map_err(ProgError::Run)
+}
+
 /// The release of the running kernel.
 ///
 /// # Errors
