@@ -22,6 +22,7 @@ fn mutated_packets_become_what_the_model_says() {
             for reason in [Reason::SentDirect, Reason::DirectArrived] {
                 assert!(count(reason) > PACKETS / 200, "{reason:?}: {report}");
             }
+            assert!(report.past_stack > PACKETS / 400, "{report}");
         }
         Err(error) => panic!("{error}"),
     }

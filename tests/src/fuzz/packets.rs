@@ -7,6 +7,7 @@ use dsproxy_common::{IpFamily, Protocol};
 use fastrand::Rng;
 
 use super::{
+    ground::PODS,
     journey::{Journey, Sender, Stage},
     mutate::mutate,
     scene::{CLIENT_PORTS, NODE_PORT, Scene},
@@ -67,21 +68,22 @@ impl<'s> Packets<'s> {
             _ => {}
         }
         let (place, bytes) = match self.random.u8(..100) {
-            0..50 => self.advance(),
-            50..75 => self.talk(),
+            0..58 => self.advance(),
+            58..75 => self.talk(),
             75..85 => self.error(),
             85..90 => self.echo(),
             90..96 => self.stranger(),
             _ => self.nonsense(),
         };
-        let buffer = SkBuff { segments: self.segments(place), ..SkBuff::default() };
+        let buffer = SkBuff { segments: self.segments(place), device: self.device(place), ..SkBuff::default() };
         Step::Packet { place, bytes, buffer }
     }
 
     /// What came of it.
     pub(super) fn saw(&mut self, step: &Step, seen: Option<&TestRun>) {
-        let (Step::Packet { place, .. }, Some(seen)) = (step, seen) else { return };
-        let went = matches!(seen.verdict, Verdict::Pass | Verdict::Transmit)
+        let (Step::Packet { place, buffer, .. }, Some(seen)) = (step, seen) else { return };
+        let is_past_stack = seen.verdict == Verdict::Redirect && buffer.device != 0;
+        let went = (is_past_stack || matches!(seen.verdict, Verdict::Pass | Verdict::Transmit))
             .then(|| talk_of(place.link(), &seen.packet))
             .flatten();
         if let Some(talk) = went {
@@ -305,6 +307,13 @@ impl<'s> Packets<'s> {
         is_aggregate.then(|| (self.random.u32(1..1400), self.random.u32(2..5)))
     }
 
+    /// The device that a packet comes by, where that counts.
+    fn device(&mut self, place: Place) -> u32 {
+        let is_pods = matches!(place, Place::Tc(Hook::Ingress, _)) && self.scene.has_shortcut;
+        // Most addresses are behind the second.
+        if is_pods && self.random.u8(..8) != 0 { PODS[usize::from(self.random.u8(..4) == 0)] } else { 0 }
+    }
+
     fn place(&mut self) -> Place {
         let link = if self.random.u8(..4) == 0 { Link::None } else { Link::Ethernet };
         match self.random.u8(..10) {
@@ -317,7 +326,12 @@ impl<'s> Packets<'s> {
         let places = &self.scene.places[&family];
         // Pods' packets never go directly.
         let is_outsider = !self.scene.rules.direct.is_empty() && self.random.u8(..4) != 0;
-        let all = if is_outsider { places.outsiders.clone() } else { [&places.pods[..], &places.outsiders].concat() };
+        let is_pod = self.scene.has_shortcut && self.random.bool();
+        let all = match (is_outsider, is_pod) {
+            (_, true) => places.pods.clone(),
+            (true, false) => places.outsiders.clone(),
+            (false, false) => [&places.pods[..], &places.outsiders].concat(),
+        };
         SocketAddr::new(all[self.random.usize(..all.len())], CLIENT_PORTS[self.random.usize(..CLIENT_PORTS.len())])
     }
 

@@ -27,6 +27,8 @@ pub(super) struct Scene {
     pub(super) has_address: Option<AddressOf>,
     /// The longest packet that XDP sends on; none without XDP.
     pub(super) xdp: Option<u16>,
+    /// Whether packets go from pod to pod past the stack.
+    pub(super) has_shortcut: bool,
     /// Whether somebody listens to what becomes of packets.
     pub(super) is_observed: bool,
 }
@@ -105,7 +107,8 @@ impl Scene {
             _ => Some(1500),
         };
         let is_observed = random.u8(..4) == 0;
-        Self { places, ports, networks, rules, has_address, xdp, is_observed }
+        let has_shortcut = random.bool();
+        Self { places, ports, networks, rules, has_address, xdp, has_shortcut, is_observed }
     }
 
     /// Whether `address` is on this node.

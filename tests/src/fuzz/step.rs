@@ -73,6 +73,9 @@ impl fmt::Display for Step {
                     Place::Xdp => "node_xdp",
                 };
                 write!(f, "{name} ")?;
+                if buffer.device != 0 {
+                    write!(f, "by device {} ", buffer.device)?;
+                }
                 if let Some((size, count)) = buffer.segments {
                     write!(f, "{count} segments of {size} ")?;
                 }

@@ -54,20 +54,7 @@ fn may_be_first(parsed: &Parsed) -> bool {
 
 /// Whether there is a place for a VIP: fragments have none, nor has what is followed by other options.
 fn has_place(parsed: &Parsed) -> bool {
-    parsed.network.piece == Piece::Whole && !has_options(&parsed.network)
-}
-
-/// Whether anything stands between the IP header and what it carries.
-fn has_options(network: &Network) -> bool {
-    network.l4 - network.l3 != header(network.family)
-}
-
-/// How long an IP header is without that.
-fn header(family: IpFamily) -> usize {
-    match family {
-        IpFamily::V4 => 20,
-        IpFamily::V6 => 40,
-    }
+    parsed.network.piece == Piece::Whole && !parsed.has_options()
 }
 
 impl Model {
@@ -170,7 +157,7 @@ impl Model {
     /// The client's packets are not followed here, but for those that end its connection; and those that are looked at as closely, because
     /// they have options.
     fn client_is_heard(&mut self, parsed: &Parsed, reply: &Flow, held: Option<Egress>) {
-        let is_heard = has_options(&parsed.network) || finishes(parsed.flags()) || resets(parsed.flags());
+        let is_heard = parsed.has_options() || finishes(parsed.flags()) || resets(parsed.flags());
         if let Some(held) = held.filter(|held| held.kind == Kind::DirectReply && is_heard)
             && !self.is_over(held.state, held.seen)
         {
@@ -194,7 +181,7 @@ impl Model {
 /// Puts the VIP behind the IP header.
 fn say(draft: &mut Draft, network: &Network, vip: SocketAddr) {
     let (l3, family) = (network.l3, network.family);
-    let header = header(family);
+    let header = parse::header(family);
     let before = draft.bytes[l3..l3 + header].to_vec();
     let mut option = vec![];
     match vip {

@@ -28,6 +28,11 @@ impl Model {
     ///
     /// When what was `seen` may not be.
     pub fn ingress(&mut self, at: &Arrival<'_>, seen: &Seen<'_>) -> Result<Fate, Objection> {
+        let fate = self.translated(at, seen)?;
+        Ok(self.past_the_stack(at, fate))
+    }
+
+    fn translated(&mut self, at: &Arrival<'_>, seen: &Seen<'_>) -> Result<Fate, Objection> {
         let parsed = match self.parse(at) {
             Ok(parsed) => parsed,
             Err((reason, family)) => return Ok(self.fate(at, family, Ruling::Left(reason))),

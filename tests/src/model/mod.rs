@@ -15,6 +15,7 @@ mod icmp_error;
 mod ingress;
 mod node;
 mod parse;
+mod shortcut;
 mod sum;
 mod tables;
 mod xdp;
@@ -33,6 +34,7 @@ use self::{
 };
 pub use self::{
     node::{Node, Rules, Served},
+    shortcut::{Route, Shortcut},
     tables::State,
 };
 use crate::{packet::Link, prog::Verdict};
@@ -55,6 +57,8 @@ pub struct Arrival<'a> {
     pub link: Link,
     /// The kind of device.
     pub device: Device,
+    /// The index of the device, if it is a pod's that packets may go on from past the stack.
+    pub index: u32,
     /// Whether it is several packets at once.
     pub is_aggregate: bool,
 }

@@ -9,7 +9,7 @@ use dsproxy::resolve::{Reach, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend
 use dsproxy_common::{IpFamily, Protocol, count::Reason, settings::NetworkFlags};
 use ipnet::IpNet;
 
-use super::{SnatPorts, tables::Backend};
+use super::{Shortcut, SnatPorts, tables::Backend};
 
 /// A service port as it is to be served now.
 #[derive(Clone, Debug)]
@@ -60,6 +60,8 @@ pub struct Node {
     pub own: BTreeMap<IpFamily, IpAddr>,
     /// What holds for all.
     pub rules: Rules,
+    /// Where packets go past the stack from pod to pod; none where all go through it.
+    pub shortcut: Option<Shortcut>,
     /// What its one device has for XDP: the count of changes of routing and the longest packet; none without XDP.
     pub xdp: Option<(u32, u16)>,
 }
