@@ -89,7 +89,7 @@ pub(crate) fn arrive<F: Family, C: BufferContext>(
         return None;
     }
     if !says_vip(packet.segment) {
-        direct::seen_end::<F>(packet.key, packet.segment, clock::now());
+        direct::seen_end::<F>(packet.key, packet.segment, clock::now(), settings);
         return None;
     }
     let (address, port) = F::read_vip(context.linear(), packet.l3)?;
@@ -104,7 +104,7 @@ pub(crate) fn is_of_interest<F: Family, C: BufferContext>(context: &C, packet: &
     packet.has_options::<F>(context.length()) || packet.segment.resets() || packet.segment.finishes()
 }
 
-/// Whether a client's packet to a frontend says a VIP. Only nodes do that, and towards backends: it would go on with the packet, and the
+/// Whether a packet says a VIP, which a client's to a frontend may not. Only nodes do that, and towards backends: it would go on with the packet, and the
 /// backend's node believe it.
 #[inline(always)]
 pub(crate) fn pretends<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {

@@ -18,7 +18,9 @@ use dsproxy_tests::{
 };
 use ipnet::IpNet;
 
-use crate::world::{Expected, Flow, PORT, Served, World, everywhere, node, on_ethernet, outsider, packet};
+use crate::world::{
+    Expected, Flow, PORT, Served, TARGET_PORT, World, endpoint, everywhere, node, on_ethernet, outsider, packet,
+};
 
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
@@ -352,6 +354,31 @@ fn nobody_gives_a_backend_a_name_that_is_none() {
     });
 }
 
+/// The filter of frontends keeps a bit for a day after its frontend has gone, and one bit stands for many: what looks as if it were for a
+/// frontend may be for a backend.
+#[test]
+fn a_backend_that_the_filter_takes_for_a_frontend_is_reached() {
+    everywhere(|world| {
+        allow_all(world);
+        for protocol in BOTH {
+            let mut gone = Served::new(2, protocol).resolved();
+            for family in &mut gone.families {
+                let held = &mut family.frontends[0].address;
+                (held.address, held.port) = (endpoint(family.family, 2).ip(), TARGET_PORT);
+            }
+            world.datapath.serve(&gone).expect("a frontend where the backend will be");
+            world.datapath.withdraw(&gone).expect("a frontend that can be removed");
+
+            let served = node_port(protocol).active([2]);
+            let (flow, backend) = (from_outside(world, &served), world.endpoint(2));
+            arrives(world, &flow, flags::SYN, backend, Reason::DirectArrived);
+            answers(world, &flow, flags::SYN | flags::ACK, backend);
+            world.withdraw(&served);
+            world.datapath.connections().clear().expect("a table that can be cleared");
+        }
+    });
+}
+
 #[test]
 fn two_vips_of_one_client_port_and_backend_do_not_mix() {
     everywhere(|world| {
@@ -423,6 +450,43 @@ fn a_client_that_has_ended_one_may_open_another_through_another_vip() {
             answers(world, &second, flags::SYN | flags::ACK, backend);
             world.datapath.connections().clear().expect("a table that can be cleared");
         }
+    });
+}
+
+/// What has expired counts no more, also where a client ends a connection past the VIP that it has opened from the same port since.
+#[test]
+fn an_end_does_not_bring_back_what_is_over() {
+    everywhere(|world| {
+        allow_all(world);
+        let served = node_port(Protocol::Tcp).active([2]);
+        let (flow, backend) = (from_outside(world, &served), world.endpoint(2));
+        for end in [flags::FIN | flags::ACK, flags::RST] {
+            arrives(world, &flow, flags::SYN, backend, Reason::DirectArrived);
+            world.let_pass(3600);
+            let last = packet(Protocol::Tcp, flow.client, backend, end);
+            world.send("the client ends another", Hook::NodeIngress, &last, &Expected::Passed(Reason::NotService));
+            answers_by_itself(world, &flow, flags::ACK, backend);
+            world.datapath.connections().clear().expect("a table that can be cleared");
+        }
+        world.withdraw(&served);
+    });
+}
+
+/// A backend may be a client as well, from the port that it listens at.
+#[test]
+fn a_masqueraded_connection_of_the_backends_own_is_not_taken_over() {
+    everywhere(|world| {
+        allow(world, SettingFlags::ACCEPT_DIRECT | SettingFlags::MASQUERADE_ALL);
+        let served = node_port(Protocol::Udp).active([2]);
+        let (flow, backend) = (from_outside(world, &served), world.endpoint(2));
+        let other = Served::new(2, Protocol::Udp).active([3]);
+        let own = Flow { client: backend, ..world.flow(&other, CLIENT) };
+        own.opens(world, 0, world.endpoint(3));
+        let clash = Flow { client: world.endpoint(3), ..flow };
+        arrives(world, &clash, 0, backend, Reason::ReplyClash);
+        arrives(world, &flow, 0, backend, Reason::DirectArrived);
+        world.withdraw(&served);
+        world.withdraw(&other);
     });
 }
 

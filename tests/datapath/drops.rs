@@ -71,17 +71,21 @@ fn what_all_cpus_have_dropped_is_one_count() {
     });
 }
 
-/// The filter keeps a frontend's bit when it has gone, so such a packet is still looked at.
+/// The filter keeps a frontend's bit when it has gone, so such a packet is still looked at; but only a connection through it makes it a
+/// client's.
 #[test]
-fn where_the_service_has_gone_a_drop_is_nobodys() {
+fn where_the_service_has_gone_its_connections_alone_pretend() {
     everywhere(|world| {
         let served = Served::new(1, Protocol::Tcp).active([1]);
         let flow = world.flow(&served, 40_000);
         let input = packet(flow.protocol, flow.client, flow.vip, flags::SYN).saying(world.vip(2));
-        let dropped = |service| Expected::Dropped(service, Reason::Pretended);
-        world.send("it says a VIP", Hook::Ingress, &input, &dropped(Some(flow.service)));
+        let dropped = Expected::Dropped(Some(flow.service), Reason::Pretended);
+        world.send("it says a VIP", Hook::Ingress, &input, &dropped);
+        flow.opens(world, flags::SYN, world.endpoint(1));
         world.withdraw(&served);
-        world.send("it says one still", Hook::Ingress, &input, &dropped(None));
+        world.send("it says one still", Hook::Ingress, &input, &dropped);
+        world.datapath.connections().clear().expect("a table that can be cleared");
+        world.send("it is nobody's", Hook::Ingress, &input, &Expected::Passed(Reason::NotService));
     });
 }
 

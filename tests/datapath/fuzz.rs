@@ -15,12 +15,14 @@ fn mutated_packets_become_what_the_model_says() {
         Ok(report) => {
             println!("{report}");
             // Were most of them nobody's, little would be tested.
-            let translated: u64 =
-                [Reason::Opened, Reason::Forwarded, Reason::Replied, Reason::Masqueraded, Reason::Unmasqueraded]
-                    .iter()
-                    .map(|reason| report.reasons.get(reason).copied().unwrap_or_default())
-                    .sum();
-            assert!(translated > PACKETS / 10, "{report}");
+            let count = |reason| report.reasons.get(&reason).copied().unwrap_or_default();
+            let translated =
+                [Reason::Opened, Reason::Forwarded, Reason::Replied, Reason::Masqueraded, Reason::Unmasqueraded];
+            assert!(translated.map(count).iter().sum::<u64>() > PACKETS / 10, "{report}");
+            for reason in [Reason::SentDirect, Reason::DirectArrived] {
+                assert!(count(reason) > PACKETS / 200, "{reason:?}: {report}");
+            }
+            assert!(report.past_stack > PACKETS / 400, "{report}");
         }
         Err(error) => panic!("{error}"),
     }

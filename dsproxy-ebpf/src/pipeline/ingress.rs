@@ -70,30 +70,49 @@ fn translate<F: Family, C: BufferContext>(
         cold_path();
         return Err(lookup::without_frontend::<F>(packet.key, settings, Reason::OtherProtocol).into());
     }
-    if !lookup::may_be_frontend::<F>(packet.key) {
-        return Err(bypass::<F, C>(context, packet, side, settings));
+    if lookup::may_be_frontend::<F>(packet.key)
+        && let Some(outcome) = to_frontend::<F, C>(context, packet, side, settings)
+    {
+        return outcome;
     }
+    Err(bypass::<F, C>(context, packet, side, settings))
+}
+
+/// What becomes of a packet that the filter takes for one to a frontend; none if it is for none.
+#[inline(always)]
+fn to_frontend<F: Family, C: BufferContext>(
+    context: &C,
+    packet: &Packet<'_, F::Address>,
+    side: Side,
+    settings: &Settings,
+) -> Option<Result<Reason, Untranslated>> {
     if direct::pretends::<F, C>(context, packet) {
         cold_path();
-        return Err(Untranslated::of(lookup::service::<F>(packet.key))(Reason::Pretended));
+        // Who is neither at a frontend nor behind one may be the backend that another node tells the VIP.
+        let service = service::<F>(packet.key)?;
+        return Some(Err(Untranslated::of(service)(Reason::Pretended)));
     }
     let now = clock::now();
     if let Some(found) = track::forward::<F>(packet.key) {
         if let Some(outcome) = follow::<F, C>(context, packet, found, now, settings) {
-            return outcome;
+            return Some(outcome);
         }
         track::give_way::<F>(packet.key, found);
     }
     if settings.flags & SettingFlags::BESIDE_OTHERS != 0 && packet.segment.goes_on() {
         cold_path();
-        return Err(Reason::NotService.into());
+        return Some(Err(Reason::NotService.into()));
     }
-    match lookup::frontend::<F>(packet.key) {
-        Some(frontend) => {
-            open::<F, C>(context, packet, &frontend, side, now, settings).map_err(Untranslated::of(frontend.service))
-        }
-        None => Err(bypass::<F, C>(context, packet, side, settings)),
-    }
+    let frontend = lookup::frontend::<F>(packet.key)?;
+    let opened = open::<F, C>(context, packet, &frontend, side, now, settings);
+    Some(opened.map_err(Untranslated::of(frontend.service)))
+}
+
+/// The service port that packets of `key` are for, or a connection is through whose frontend has gone.
+#[inline(always)]
+fn service<F: Family>(key: &FlowKey<F::Address>) -> Option<u32> {
+    let of_connection = || track::forward::<F>(key).map(|found| found.read().service);
+    lookup::frontend::<F>(key).map(|frontend| frontend.service).or_else(of_connection)
 }
 
 /// What becomes of a packet for no frontend.

@@ -82,12 +82,13 @@ pub(crate) fn seen_reply<F: Family>(
     }
 }
 
-/// Records that a client ends its connection by a segment of `key`, if the backend answers it directly.
+/// Records that a client ends its connection by a segment of `key`, if the backend answers it directly. What has expired stays so: the
+/// client may have opened another past the VIP since.
 #[inline(always)]
-pub(crate) fn seen_end<F: Family>(key: &FlowKey<F::Address>, segment: Segment, now: u32) {
+pub(crate) fn seen_end<F: Family>(key: &FlowKey<F::Address>, segment: Segment, now: u32, settings: &Settings) {
     if let Some(found) = egress::<F>(&key.answer()) {
         let held = found.read();
-        if held.kind == EgressKind::DirectReply.number() {
+        if held.kind == EgressKind::DirectReply.number() && !held.age(now, settings).is_expired() {
             found.write(held.state().after_forward(segment), now);
         }
     }
@@ -114,8 +115,9 @@ pub(crate) fn enter<F: Family>(
         let held = found.read();
         let is_same = held.port == vip.1 && held.address == vip.0 && held.client_port == Port::default();
         let is_alive = !held.may_be_followed() && !held.age(now, settings).is_expired();
-        if EgressKind::from_number(held.kind).is_of_backend() && is_alive {
-            if !is_same {
+        if is_alive {
+            // Or what the backend sends as a client, from the port that it listens at.
+            if !is_same || !EgressKind::from_number(held.kind).is_of_backend() {
                 return Err(Reason::ReplyClash);
             }
             // Sent again, or the connection came by this node before: both lead to the same.

@@ -36,7 +36,7 @@ impl Failure {
         least.shrink()?;
         let Least { steps, why, .. } = least;
         let packet = match steps.last() {
-            Some(Step::Packet { place, bytes }) => shown(*place, bytes),
+            Some(Step::Packet { place, bytes, .. }) => shown(*place, bytes),
             Some(Step::Evict { .. } | Step::Pass(_) | Step::Change(_)) | None => String::new(),
         };
         Ok(Self { seed, why, scene: format!("{scene:?}"), steps: steps.iter().map(Step::to_string).collect(), packet })

@@ -55,6 +55,8 @@ pub(super) struct Journey {
     pub(super) stage: Stage,
     pub(super) sender: Sender,
     pub(super) flags: u8,
+    /// Another node sends the client's packets, and those that open say this VIP.
+    says: Option<SocketAddr>,
     /// The ends that the packet has now.
     pub(super) ends: (SocketAddr, SocketAddr),
     /// What the client sends to the VIP, and what came of it behind everything.
@@ -70,11 +72,24 @@ impl Journey {
             stage: Stage::Arriving,
             sender: Sender::Client,
             flags: SYN,
+            says: None,
             ends: (client, vip),
             client: (client, vip),
             backend: None,
             turn: 0,
         }
+    }
+
+    /// To a backend, which is to answer by `vip`.
+    pub(super) fn direct(protocol: Protocol, client: SocketAddr, backend: SocketAddr, vip: SocketAddr) -> Self {
+        Self { says: Some(vip), ..Self::new(protocol, client, backend) }
+    }
+
+    /// The VIP that the packet says.
+    pub(super) fn says(&self) -> Option<SocketAddr> {
+        let opens = self.protocol != Protocol::Tcp || self.flags == SYN;
+        let is_from_node = self.sender == Sender::Client && self.stage != Stage::Leaving;
+        self.says.filter(|_| opens && is_from_node)
     }
 
     /// The packet has gone on with these ends. False when the connection is over.

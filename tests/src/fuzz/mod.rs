@@ -6,6 +6,7 @@
 //! one packet after the other, until no more can be left out.
 
 mod failure;
+mod ground;
 mod journey;
 mod mutate;
 mod packets;
@@ -13,7 +14,7 @@ mod scene;
 mod site;
 mod step;
 
-use std::{collections::BTreeMap, fmt, time::Instant};
+use std::{collections::BTreeMap, fmt, io, panic::resume_unwind, thread, time::Instant};
 
 use dsproxy_common::count::Reason;
 use thiserror::Error;
@@ -38,6 +39,8 @@ pub struct Report {
     pub not_taken: u64,
     /// What became of how many packets; of none that XDP left alone.
     pub reasons: BTreeMap<Reason, u64>,
+    /// How many went from pod to pod past the stack.
+    pub past_stack: u64,
     /// How many frames XDP left alone.
     pub left_by_xdp: u64,
     /// How long it took, in seconds.
@@ -50,6 +53,9 @@ pub enum FuzzError {
     /// A program did what it should not.
     #[error("{0}")]
     Wrong(Box<Failure>),
+    /// There was no network namespace to run them in.
+    #[error("make a network namespace; needs root")]
+    Ground(#[source] io::Error),
     /// The programs could not be run.
     #[error(transparent)]
     Prog(#[from] ProgError),
@@ -61,6 +67,13 @@ pub enum FuzzError {
 ///
 /// At the first that does not become what the model says.
 pub fn packets(count: u64, seed: u64) -> Result<Report, FuzzError> {
+    // Only a thread that ends there is to be in the namespace.
+    let thrown = thread::scope(|scope| scope.spawn(|| throw(count, seed)).join());
+    thrown.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+fn throw(count: u64, seed: u64) -> Result<Report, FuzzError> {
+    ground::enter().map_err(FuzzError::Ground)?;
     let started = Instant::now();
     let mut report = Report::default();
     let mut site = Site::load()?;
@@ -107,6 +120,7 @@ fn scene(site: &mut Site, seed: u64, steps: u64, report: &mut Report) -> Result<
         return Err(FuzzError::Wrong(Box::new(Failure::found(site, &scene, seed, taken, why)?)));
     }
     report.left_by_xdp += site.left_by_xdp();
+    report.past_stack += site.past_stack();
     for (reason, count) in site.reasons() {
         *report.reasons.entry(reason).or_default() += count;
     }
@@ -115,11 +129,12 @@ fn scene(site: &mut Site, seed: u64, steps: u64, report: &mut Report) -> Result<
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { packets, scenes, given_up, not_taken, reasons, left_by_xdp, seconds } = self;
+        let Self { packets, scenes, given_up, not_taken, reasons, past_stack, left_by_xdp, seconds } = self;
         writeln!(f, "{packets} packets in {scenes} scenes, each as the model says ({seconds:.0} s)")?;
         for (reason, count) in reasons {
             writeln!(f, "{count:>10}  {}", reason.name())?;
         }
+        writeln!(f, "{past_stack:>10}  of these past the stack from pod to pod")?;
         writeln!(f, "{left_by_xdp:>10}  left alone by XDP")?;
         writeln!(f, "{not_taken:>10}  too short for the kernel's test")?;
         write!(f, "{given_up:>10}  scenes given up, for a choice could not be seen")

@@ -7,15 +7,16 @@ use dsproxy_common::{IpFamily, Protocol};
 use fastrand::Rng;
 
 use super::{
+    ground::PODS,
     journey::{Journey, Sender, Stage},
     mutate::mutate,
-    scene::{CLIENT_PORTS, Scene},
+    scene::{CLIENT_PORTS, NODE_PORT, Scene},
     step::{Change, Place, Step},
 };
 use crate::{
     model::{Model, SIXTEENTHS, State},
     packet::{Dissection, Extension, Link, Message, Packet, Part, Tag, flags},
-    prog::{Hook, TestRun, Verdict},
+    prog::{Hook, SkBuff, TestRun, Verdict},
 };
 
 /// How many flows are kept in mind, and how many connections are under way.
@@ -48,7 +49,7 @@ pub(super) struct Packets<'s> {
 
 impl<'s> Packets<'s> {
     pub(super) fn of(scene: &'s Scene, random: Rng) -> Self {
-        let frontends = scene.frontends();
+        let frontends = [scene.frontends(), scene.direct_frontends(), scene.direct_frontends()].concat();
         Self { scene, random, frontends, talks: Vec::new(), journeys: Vec::new(), under_way: None, passed: 0 }
     }
 
@@ -67,20 +68,22 @@ impl<'s> Packets<'s> {
             _ => {}
         }
         let (place, bytes) = match self.random.u8(..100) {
-            0..50 => self.advance(),
-            50..75 => self.talk(),
+            0..58 => self.advance(),
+            58..75 => self.talk(),
             75..85 => self.error(),
             85..90 => self.echo(),
             90..96 => self.stranger(),
             _ => self.nonsense(),
         };
-        Step::Packet { place, bytes }
+        let buffer = SkBuff { segments: self.segments(place), device: self.device(place), ..SkBuff::default() };
+        Step::Packet { place, bytes, buffer }
     }
 
     /// What came of it.
     pub(super) fn saw(&mut self, step: &Step, seen: Option<&TestRun>) {
-        let (Step::Packet { place, .. }, Some(seen)) = (step, seen) else { return };
-        let went = matches!(seen.verdict, Verdict::Pass | Verdict::Transmit)
+        let (Step::Packet { place, buffer, .. }, Some(seen)) = (step, seen) else { return };
+        let is_past_stack = seen.verdict == Verdict::Redirect && buffer.device != 0;
+        let went = (is_past_stack || matches!(seen.verdict, Verdict::Pass | Verdict::Transmit))
             .then(|| talk_of(place.link(), &seen.packet))
             .flatten();
         if let Some(talk) = went {
@@ -138,7 +141,11 @@ impl<'s> Packets<'s> {
         if self.journeys.len() < JOURNEYS && self.random.u8(..3) == 0 || self.journeys.is_empty() {
             let Some((protocol, vip)) = self.random.choice(self.frontends.clone()) else { return self.stranger() };
             let client = self.client(IpFamily::of(vip.ip()));
-            self.journeys.push(Journey::new(protocol, client, vip));
+            let journey = match self.told_by_another_node(protocol, vip) {
+                Some((backend, vip)) => Journey::direct(protocol, client, backend, vip),
+                None => Journey::new(protocol, client, vip),
+            };
+            self.journeys.push(journey);
         }
         let index = self.random.usize(..self.journeys.len());
         let journey = self.journeys[index].clone();
@@ -163,8 +170,30 @@ impl<'s> Packets<'s> {
             Stage::Leaving => Place::Tc(if is_pods { Hook::Egress } else { Hook::NodeEgress }, link),
         };
         let packet = self.packet(journey.protocol, (source, destination), journey.flags);
+        let packet = match journey.says() {
+            Some(vip) => packet.saying(vip),
+            None => packet,
+        };
         let packet = if plain && journey.sender == Sender::Client { packet } else { self.dress(packet, 6) };
         self.finished(place, packet, 12)
+    }
+
+    /// A backend here and the VIP that another node says to it: mostly `vip` and one of its backends.
+    fn told_by_another_node(&mut self, protocol: Protocol, vip: SocketAddr) -> Option<(SocketAddr, SocketAddr)> {
+        if !self.scene.rules.accepts_direct || self.random.bool() {
+            return None;
+        }
+        let family = IpFamily::of(vip.ip());
+        let backends = self.scene.backends(family, protocol, |frontend| frontend == vip);
+        let others = self.scene.backends(family, protocol, |_| true);
+        let among = if self.random.u8(..8) == 0 { others } else { backends };
+        let backend = self.random.choice(among)?;
+        let vip = match self.random.u8(..8) {
+            0 => SocketAddr::new(self.address(family), vip.port()),
+            1 => SocketAddr::new(self.scene.places[&family].outsiders[0], NODE_PORT),
+            _ => vip,
+        };
+        Some((backend, vip))
     }
 
     /// A packet of a flow that was seen, anywhere.
@@ -272,6 +301,19 @@ impl<'s> Packets<'s> {
         (place, bytes)
     }
 
+    /// How long the segments of an aggregate are, and how many: what the kernel says of it, whatever the packet is.
+    fn segments(&mut self, place: Place) -> Option<(u32, u32)> {
+        let is_aggregate = place != Place::Xdp && self.random.u8(..16) == 0;
+        is_aggregate.then(|| (self.random.u32(1..1400), self.random.u32(2..5)))
+    }
+
+    /// The device that a packet comes by, where that counts.
+    fn device(&mut self, place: Place) -> u32 {
+        let is_pods = matches!(place, Place::Tc(Hook::Ingress, _)) && self.scene.has_shortcut;
+        // Most addresses are behind the second.
+        if is_pods && self.random.u8(..8) != 0 { PODS[usize::from(self.random.u8(..4) == 0)] } else { 0 }
+    }
+
     fn place(&mut self) -> Place {
         let link = if self.random.u8(..4) == 0 { Link::None } else { Link::Ethernet };
         match self.random.u8(..10) {
@@ -282,7 +324,14 @@ impl<'s> Packets<'s> {
 
     fn client(&mut self, family: IpFamily) -> SocketAddr {
         let places = &self.scene.places[&family];
-        let all = [&places.pods[..], &places.outsiders].concat();
+        // Pods' packets never go directly.
+        let is_outsider = !self.scene.rules.direct.is_empty() && self.random.u8(..4) != 0;
+        let is_pod = self.scene.has_shortcut && self.random.bool();
+        let all = match (is_outsider, is_pod) {
+            (_, true) => places.pods.clone(),
+            (true, false) => places.outsiders.clone(),
+            (false, false) => [&places.pods[..], &places.outsiders].concat(),
+        };
         SocketAddr::new(all[self.random.usize(..all.len())], CLIENT_PORTS[self.random.usize(..CLIENT_PORTS.len())])
     }
 
@@ -322,7 +371,7 @@ impl<'s> Packets<'s> {
                 continue;
             }
             let id = self.random.u16(..4096);
-            packet = match self.random.u8(..9) {
+            packet = match self.random.u8(..10) {
                 0 => packet.tag(Tag::Customer(id)),
                 1 => packet.tag(Tag::Service(id)).tag(Tag::Customer(id)),
                 2 => packet.ipv4_options(&[1; 8]).tcp_options(&[1; 12]),
@@ -337,6 +386,10 @@ impl<'s> Packets<'s> {
                 7 => {
                     packet.identification(self.random.u32(..3)).fragment(8 * self.random.u16(1..3), self.random.bool())
                 }
+                8 => match self.random.choice(self.frontends.clone()) {
+                    Some((_, vip)) => packet.saying(vip),
+                    None => packet,
+                },
                 _ => packet.traffic_class(self.random.u8(..)),
             };
         }

@@ -27,6 +27,8 @@ pub(super) struct Scene {
     pub(super) has_address: Option<AddressOf>,
     /// The longest packet that XDP sends on; none without XDP.
     pub(super) xdp: Option<u16>,
+    /// Whether packets go from pod to pod past the stack.
+    pub(super) has_shortcut: bool,
     /// Whether somebody listens to what becomes of packets.
     pub(super) is_observed: bool,
 }
@@ -53,8 +55,11 @@ pub(super) struct Places {
 /// Ports that clients send from: some also those that others listen at, some in the range of masqueraded packets.
 pub(super) const CLIENT_PORTS: [u16; 6] = [40_000, 40_001, 50_000, 60_001, 8080, 53];
 
+/// What goes directly with `--lb-mode dsr`.
+const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+
 const PORTS: [u16; 3] = [80, 53, 8080];
-const NODE_PORT: u16 = 30_080;
+pub(super) const NODE_PORT: u16 = 30_080;
 
 impl Scene {
     pub(super) fn random(random: &mut Rng) -> Self {
@@ -85,6 +90,8 @@ impl Scene {
             reset_gone: random.bool(),
             inside_by_network: random.bool(),
             answers: random.u8(..8) != 0,
+            direct: [&[][..], &[Protocol::Tcp], &BOTH, &BOTH][random.usize(..4)].to_vec(),
+            accepts_direct: random.bool(),
             offered_ports: first_offered..=last,
             snat_ports,
             beside_others,
@@ -100,7 +107,8 @@ impl Scene {
             _ => Some(1500),
         };
         let is_observed = random.u8(..4) == 0;
-        Self { places, ports, networks, rules, has_address, xdp, is_observed }
+        let has_shortcut = random.bool();
+        Self { places, ports, networks, rules, has_address, xdp, has_shortcut, is_observed }
     }
 
     /// Whether `address` is on this node.
@@ -112,6 +120,39 @@ impl Scene {
     pub(super) fn frontends(&self) -> Vec<(Protocol, SocketAddr)> {
         let frontends = self.ports.iter().flat_map(ResolvedPort::frontends);
         frontends.map(|frontend| (frontend.protocol, SocketAddr::new(frontend.address, frontend.port))).collect()
+    }
+
+    /// Those of them whose connections may go on directly.
+    pub(super) fn direct_frontends(&self) -> Vec<(Protocol, SocketAddr)> {
+        let goes_directly = |port: &&ResolvedPort| self.rules.direct.contains(&port.name.protocol);
+        let families = self.ports.iter().filter(goes_directly).flat_map(|port| {
+            let has_other_node = |family: &&ResolvedFamily| family.endpoints.iter().any(|endpoint| !endpoint.is_local);
+            port.families.iter().filter(has_other_node)
+        });
+        families
+            .flat_map(|family| &family.frontends)
+            .filter(|frontend| frontend.kind != FrontendKind::ClusterIp)
+            .map(|ResolvedFrontend { address: held, .. }| (held.protocol, SocketAddr::new(held.address, held.port)))
+            .collect()
+    }
+
+    /// The endpoints of those ports that have a frontend as wanted.
+    pub(super) fn backends(
+        &self,
+        family: IpFamily,
+        protocol: Protocol,
+        is_wanted: impl Fn(SocketAddr) -> bool,
+    ) -> Vec<SocketAddr> {
+        let of_protocol = self.ports.iter().filter(|port| port.name.protocol == protocol);
+        of_protocol
+            .flat_map(|port| &port.families)
+            .filter(|held| {
+                let mut frontends = held.frontends.iter().map(|frontend| frontend.address);
+                held.family == family && frontends.any(|held| is_wanted(SocketAddr::new(held.address, held.port)))
+            })
+            .flat_map(|held| &held.endpoints)
+            .map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port))
+            .collect()
     }
 
     /// The endpoints on this node.
@@ -210,7 +251,7 @@ fn endpoints(port: u16, places: &Places, random: &mut Rng) -> Vec<ResolvedEndpoi
             address,
             port,
             is_local,
-            is_on_node: true,
+            is_on_node: is_local || random.u8(..8) != 0,
             in_cluster_list: takes_new && random.u8(..8) != 0,
             in_local_list: takes_new && is_local,
         })

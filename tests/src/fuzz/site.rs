@@ -18,13 +18,14 @@ use dsproxy_common::{
 use ipnet::IpNet;
 
 use super::{
+    ground,
     scene::{AddressOf, Scene},
     step::{Change, Place, Step},
 };
 use crate::{
     model::{Arrival, Device, Fate, Model, Node, Objection, SIXTEENTHS, Seen, Served, SnatPorts, State},
     packet::{difference, show},
-    prog::{Counted, Datapath, Entry, Hook, LOOPBACK, ProgError, TestRun, repeat, repeat_frame},
+    prog::{Counted, Datapath, Entry, Hook, LOOPBACK, ProgError, SkBuff, TestRun, Verdict, repeat_frame, run_once},
 };
 
 /// Far more than a scene needs, for tables of the kernel evict before they are full.
@@ -66,6 +67,7 @@ struct Stage {
     pending: u32,
     reasons: BTreeMap<Reason, u64>,
     left_by_xdp: u64,
+    past_stack: u64,
 }
 
 /// What came of a step.
@@ -84,6 +86,7 @@ impl Site {
     pub(super) fn load() -> Result<Self, ProgError> {
         let mut datapath = Datapath::load(&CAPACITIES)?;
         datapath.listen()?;
+        datapath.shorten()?.hold(&ground::held())?;
         let told = datapath.maps().settings()?;
         let hertz = told.jiffies_per_second;
         Ok(Self { datapath, hertz, told, stage: None, epoch: 0, batch: BATCH })
@@ -104,6 +107,10 @@ impl Site {
 
     pub(super) fn left_by_xdp(&self) -> u64 {
         self.stage.as_ref().map_or(0, |stage| stage.left_by_xdp)
+    }
+
+    pub(super) fn past_stack(&self) -> u64 {
+        self.stage.as_ref().map_or(0, |stage| stage.past_stack)
     }
 
     /// Takes down what stands, and puts `scene` up.
@@ -140,14 +147,14 @@ impl Site {
             let device = XdpDevice { address: [0x0200u16.to_be(), 0, 0x0002u16.to_be()], flags, mtu: mtu.into() };
             self.datapath.next_hops().set_device(LOOPBACK, device)?;
         }
+        let addresses: BTreeMap<_, _> = scene.places.iter().map(|(family, places)| (*family, places.node)).collect();
         let node = Node {
             served,
             networks: scene.networks.clone(),
-            addresses: match scene.has_address {
-                Some(_) => scene.places.iter().map(|(family, places)| (*family, places.node)).collect(),
-                None => BTreeMap::new(),
-            },
+            own: if scene.has_address == Some(AddressOf::Node) { addresses.clone() } else { BTreeMap::new() },
+            addresses: if scene.has_address.is_some() { addresses } else { BTreeMap::new() },
             rules: scene.rules.clone(),
+            shortcut: scene.has_shortcut.then(ground::shortcut),
             xdp: scene.xdp.map(|mtu| (self.epoch, mtu)),
         };
         self.stage = Some(Stage {
@@ -159,6 +166,7 @@ impl Site {
             pending: 0,
             reasons: BTreeMap::new(),
             left_by_xdp: 0,
+            past_stack: 0,
         });
         Ok(())
     }
@@ -170,6 +178,8 @@ impl Site {
         for port in stage.ports {
             self.datapath.withdraw(&port)?;
         }
+        // Or more and more would be taken for what it is not.
+        self.datapath.retire_filters()?;
         let mut writes: Vec<Write> =
             stage.scene.networks.iter().map(|(network, _)| Write::RemoveNetwork { network: *network }).collect();
         if let Some(of) = stage.scene.has_address {
@@ -195,6 +205,10 @@ impl Site {
                 | flag(rules.masquerade_egress, SettingFlags::MASQUERADE_EGRESS)
                 | flag(rules.reset_gone, SettingFlags::RESET_GONE)
                 | flag(rules.inside_by_network, SettingFlags::INSIDE_BY_NETWORK)
+                | flag(rules.direct.contains(&Protocol::Tcp), SettingFlags::DIRECT_TCP)
+                | flag(rules.direct.contains(&Protocol::Udp), SettingFlags::DIRECT_UDP)
+                | flag(rules.accepts_direct, SettingFlags::ACCEPT_DIRECT)
+                | flag(scene.has_shortcut, SettingFlags::POD_SHORTCUT)
                 | flag(rules.beside_others, SettingFlags::BESIDE_OTHERS),
             snat_ports: range(&rules.snat_ports),
             offered_ports: range(&rules.offered_ports),
@@ -242,7 +256,7 @@ impl Site {
     /// Has `step` happen to both.
     pub(super) fn take(&mut self, step: &Step) -> Result<Outcome, ProgError> {
         match step {
-            Step::Packet { place, bytes } => self.throw(*place, bytes),
+            Step::Packet { place, bytes, buffer } => self.throw(*place, bytes, buffer),
             Step::Pass(sixteenths) => {
                 let ticks = *sixteenths as u32 * (SECOND / SIXTEENTHS as u32);
                 self.datapath.connections().grow_older(ticks)?;
@@ -326,9 +340,9 @@ impl Site {
         Ok(())
     }
 
-    fn throw(&mut self, place: Place, bytes: &[u8]) -> Result<Outcome, ProgError> {
+    fn throw(&mut self, place: Place, bytes: &[u8], buffer: &SkBuff) -> Result<Outcome, ProgError> {
         let ran = match place {
-            Place::Tc(hook, link) => repeat(self.datapath.program(hook, link)?, bytes, 1),
+            Place::Tc(hook, link) => run_once(self.datapath.program(hook, link)?, bytes, buffer),
             Place::Xdp => repeat_frame(self.datapath.xdp_program()?, bytes, 1),
         };
         let run = match ran {
@@ -342,7 +356,8 @@ impl Site {
             Place::Tc(hook, _) => (Some(hook), Device::Node),
             Place::Xdp => (None, Device::Node),
         };
-        let at = Arrival { bytes, link: place.link(), device };
+        let SkBuff { segments, device: index, .. } = *buffer;
+        let at = Arrival { bytes, link: place.link(), device, index, is_aggregate: segments.is_some() };
         let seen = Seen { verdict: run.verdict, packet: &run.packet };
         let stage = self.stage();
         let judged = match hook {
@@ -394,6 +409,8 @@ impl Site {
 impl Stage {
     fn expect(&mut self, fate: &Fate) {
         self.pending += 1;
+        let is_answer = fate.reason.is_some_and(|(reason, _)| reason.is_answer());
+        self.past_stack += u64::from(fate.verdict == Verdict::Redirect && !is_answer);
         let expected = std::mem::replace(&mut self.expected, Counted::nothing());
         let expected = match fate.reason {
             Some((reason, family)) => {

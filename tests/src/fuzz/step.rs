@@ -6,7 +6,7 @@ use dsproxy_common::IpFamily;
 
 use crate::{
     packet::Link,
-    prog::{Hook, program_name},
+    prog::{Hook, SkBuff, program_name},
 };
 
 /// Where a packet meets a program.
@@ -49,6 +49,8 @@ pub(super) enum Step {
     Packet {
         place: Place,
         bytes: Vec<u8>,
+        /// At a tc hook, the buffer it stands in.
+        buffer: SkBuff,
     },
     /// So many sixteenths of a second pass.
     Pass(u64),
@@ -65,12 +67,18 @@ pub(super) enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Packet { place, bytes } => {
+            Self::Packet { place, bytes, buffer } => {
                 let name = match place {
                     Place::Tc(hook, link) => program_name(*hook, *link),
                     Place::Xdp => "node_xdp",
                 };
                 write!(f, "{name} ")?;
+                if buffer.device != 0 {
+                    write!(f, "by device {} ", buffer.device)?;
+                }
+                if let Some((size, count)) = buffer.segments {
+                    write!(f, "{count} segments of {size} ")?;
+                }
                 bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
             }
             Self::Evict { leaves, protocol, source, destination } => {

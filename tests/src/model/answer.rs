@@ -44,7 +44,7 @@ fn was_sent_to_many(at: &Arrival<'_>) -> bool {
 }
 
 /// Whether one host has the address.
-fn is_host(address: IpAddr) -> bool {
+pub(super) fn is_host(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !matches!(address.octets()[0], 0 | 127 | 224..),
         IpAddr::V6(address) => !(address.is_unspecified() || address.is_loopback() || address.is_multicast()),

@@ -72,10 +72,12 @@ impl Model {
         };
         let held = self.note_next_hop(at, parsed, held);
         match (held.kind, held.end) {
-            (Kind::Reply, Some(vip)) => Ok(self.named_vip(at, parsed, held, vip)),
+            (Kind::Reply | Kind::DirectReply, Some(vip)) => Ok(self.named_vip(at, parsed, held, vip)),
             (Kind::Masquerade, Some(node)) if self.masqueraded_was_seen(parsed, held, node) => {
                 Ok(masqueraded(at, parsed, node))
             }
+            (Kind::Direct, Some(vip)) if at.device == Device::Node => Ok(self.goes_directly(at, parsed, held, vip)),
+            (Kind::Direct, _) => Ok(Ruling::Left(Reason::NotReply)),
             (_, _) => self.settle(at, parsed, held.service, seen),
         }
     }
@@ -101,11 +103,18 @@ impl Model {
             self.tables.egress.remove(&flow);
             return Ruling::Left(Reason::NotReply);
         }
-        let next = held.state.backend_sends(parsed.flags());
+        let is_direct = held.kind == Kind::DirectReply;
+        let next = if is_direct {
+            held.state.direct_backend_sends(parsed.flags())
+        } else {
+            held.state.backend_sends(parsed.flags())
+        };
         if next != held.state || self.is_stale(held.seen) {
             let seen = self.now;
-            self.tables.egress.insert(flow, Egress { state: next, seen, ..held });
-            if let Some(forward) = self.tables.forward.get_mut(&client_of(&flow, &held))
+            let is_confirmed = held.is_confirmed || is_direct && next == State::Established;
+            self.tables.egress.insert(flow, Egress { state: next, seen, is_confirmed, ..held });
+            if !is_direct
+                && let Some(forward) = self.tables.forward.get_mut(&client_of(&flow, &held))
                 && forward.backend.address == flow.source
             {
                 (forward.state, forward.seen) = (next, seen);

@@ -68,7 +68,8 @@ impl Model {
 
     fn receiver(&self, flow: &Flow) -> Option<Name> {
         let held = self.tables.egress.get(flow)?;
-        let is_alive = held.kind != Kind::Unsettled && !self.is_over(held.state, held.seen);
+        let is_replaced = !matches!(held.kind, Kind::Unsettled | Kind::Direct);
+        let is_alive = is_replaced && !self.is_over(held.state, held.seen);
         is_alive.then_some(Name { end: held.end?, other_port: held.client_port })
     }
 }

@@ -6,11 +6,11 @@ use dsproxy::resolve::{Distribution, Reach};
 use dsproxy_common::{
     count::{Reason, ServiceCounters},
     service::FrontendKind,
-    settings::NetworkFlags,
+    settings::{NetworkFlags, Passage},
 };
 
 use super::{
-    Arrival, Device, Fate, Judged, Model, Objection, Ruling, Seen, answer,
+    Arrival, Device, Fate, Judged, Model, Objection, Ruling, Seen, answer, direct,
     edit::{Draft, End},
     node::{Node, Standing},
     parse::{Content, Parsed},
@@ -28,6 +28,11 @@ impl Model {
     ///
     /// When what was `seen` may not be.
     pub fn ingress(&mut self, at: &Arrival<'_>, seen: &Seen<'_>) -> Result<Fate, Objection> {
+        let fate = self.translated(at, seen)?;
+        Ok(self.past_the_stack(at, fate))
+    }
+
+    fn translated(&mut self, at: &Arrival<'_>, seen: &Seen<'_>) -> Result<Fate, Objection> {
         let parsed = match self.parse(at) {
             Ok(parsed) => parsed,
             Err((reason, family)) => return Ok(self.fate(at, family, Ruling::Left(reason))),
@@ -63,7 +68,15 @@ impl Model {
         if parsed.content == Content::Echo {
             return Ok(nowhere(self, Reason::OtherProtocol));
         }
-        if let Some(held) = self.tables.forward.get(&flow).copied() {
+        let held = self.tables.forward.get(&flow).copied();
+        let frontends = self.node.frontend(flow.destination, flow.protocol).map(|(service, _, _)| service);
+        // Only nodes say VIPs, and they to backends.
+        if let Some(service) = frontends.or(held.map(|held| held.backend.service))
+            && direct::said(at.bytes, &parsed.network).is_some()
+        {
+            return Ok(Ruling::Dropped(Reason::Pretended, Some(service)));
+        }
+        if let Some(held) = held {
             if let Some(ruling) = self.go_on(at, parsed, held) {
                 return Ok(ruling);
             }
@@ -72,13 +85,18 @@ impl Model {
                 self.tables.forward.remove(&flow);
             }
         }
-        let is_frontends = self.node.frontend(flow.destination, flow.protocol).is_some();
+        if at.device == Device::Node
+            && frontends.is_none()
+            && let Some(arrived) = self.arrives_directly(at, parsed)
+        {
+            return Ok(arrived);
+        }
         let is_left_to_others = self.node.rules.beside_others && flow.protocol == number::TCP && !opens(parsed.flags());
         // What is for no frontend may look as if it were, by a frontend that has gone.
-        if is_left_to_others && (is_frontends || seen.verdict == Verdict::Pass) {
+        if is_left_to_others && (frontends.is_some() || seen.verdict == Verdict::Pass) {
             return Ok(Ruling::Left(Reason::NotService));
         }
-        if is_frontends {
+        if frontends.is_some() {
             return self.open(at, parsed, seen);
         }
         if at.device == Device::Pod && parsed.flags().is_none() {
@@ -236,19 +254,36 @@ impl Model {
         if affinity.is_some() {
             self.tables.affinity.insert((client, service), (backend, self.now));
         }
-        // Where the answer would not come back by itself, and where it is wanted.
-        let passes_by = at.device == Device::Node && !self.node.is_local(&backend);
-        let is_wanted = self.node.rules.masquerade_all && kind == FrontendKind::ClusterIp;
+        let passage = self.passage(at, parsed, (kind, &backend));
         // What a pod sends to itself from the port that it listens at looks like its own answer, and comes from the VIP, unless
         // it breaks off what it opens.
         let is_its_own_answer = reply == reply.reversed() && !state.is_over();
-        if (passes_by || address.ip() == client || is_wanted) && !is_its_own_answer {
-            self.request_masquerade(reply.reversed(), service, state);
+        match passage {
+            // The client would not know an answer to a port that is not its own.
+            Passage::Direct if other_port.is_none() => self.request_direct(&flow, reply.reversed(), service, state),
+            Passage::Masqueraded | Passage::Direct if !is_its_own_answer => {
+                self.request_masquerade(reply.reversed(), service, state);
+            }
+            Passage::Plain | Passage::Masqueraded | Passage::Direct => {}
         }
         let bytes = at.bytes.len() as u64;
         let counters = ServiceCounters { connections: 1, packets: 1, bytes, ..ServiceCounters::default() };
         let draft = to_backend(at, parsed, address, other_port);
         Ok(Ruling::Rewritten(Reason::Opened, draft, Some((service, counters))))
+    }
+
+    /// How a new connection leaves: masqueraded where the answer would not come back by itself, and where that is wanted.
+    fn passage(&self, at: &Arrival<'_>, parsed: &Parsed, (kind, backend): (FrontendKind, &Backend)) -> Passage {
+        let is_cluster_ip = kind == FrontendKind::ClusterIp;
+        if backend.address.ip() == parsed.network.source || self.node.rules.masquerade_all && is_cluster_ip {
+            Passage::Masqueraded
+        } else if at.device == Device::Pod || self.node.is_local(backend) {
+            Passage::Plain
+        } else if !is_cluster_ip && self.node.is_on_node(backend) && self.may_go_directly(at, parsed) {
+            Passage::Direct
+        } else {
+            Passage::Masqueraded
+        }
     }
 
     /// What becomes of what the backend answers to `flow`.
@@ -272,15 +307,12 @@ impl Model {
         self.tables
             .egress
             .get(&reply_to(&flow, address, other_port))
-            .is_some_and(|held| !held.is_same(&wanted) && !held.state.is_over() && !self.is_over(held.state, held.seen))
+            .is_some_and(|held| !held.is_same(&wanted) && self.is_living(held))
     }
 
     /// Notes that packets of `leaving` are to leave with an address of the node.
     fn request_masquerade(&mut self, leaving: Flow, service: usize, state: State) {
-        if let Some(held) = self.tables.egress.get(&leaving)
-            && !held.state.is_over()
-            && !self.is_over(held.state, held.seen)
-        {
+        if self.tables.egress.get(&leaving).is_some_and(|held| self.is_living(held)) {
             // It was masqueraded before, and goes on so.
             return;
         }
@@ -300,7 +332,7 @@ impl Model {
     /// A pod sends straight to a backend of another flow of its own through a VIP: that flow is over, for what comes back is not
     /// to be taken for its answer.
     fn notice_bypass(&mut self, flow: &Flow) {
-        let is_reply = |held: &&Egress| held.kind == Kind::Reply;
+        let is_reply = |held: &&Egress| held.kind.is_of_backend();
         // Unless it is itself an answer to what the other sent through a VIP.
         let own = self.tables.egress.get(flow).filter(is_reply);
         if own.is_some_and(|held| !self.is_over(held.state, held.seen)) {

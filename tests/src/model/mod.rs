@@ -8,12 +8,14 @@
 //! Time stands still but when it is told to pass.
 
 mod answer;
+mod direct;
 mod edit;
 mod egress;
 mod icmp_error;
 mod ingress;
 mod node;
 mod parse;
+mod shortcut;
 mod sum;
 mod tables;
 mod xdp;
@@ -32,6 +34,7 @@ use self::{
 };
 pub use self::{
     node::{Node, Rules, Served},
+    shortcut::{Route, Shortcut},
     tables::State,
 };
 use crate::{packet::Link, prog::Verdict};
@@ -54,6 +57,10 @@ pub struct Arrival<'a> {
     pub link: Link,
     /// The kind of device.
     pub device: Device,
+    /// The index of the device, if it is a pod's that packets may go on from past the stack.
+    pub index: u32,
+    /// Whether it is several packets at once.
+    pub is_aggregate: bool,
 }
 
 /// What a program was seen to do.
@@ -299,8 +306,8 @@ impl Parsed {
 /// Whether a packet that is counted under `reason` goes no further.
 fn is_drop(reason: Reason) -> bool {
     use Reason::{
-        BackendGone, NoEndpoint, NoLocalEndpoint, NoNodeAddress, NoPort, RefusalLimit, ReplyClash, RewriteFailed,
-        SnatExhausted, SourceRange, TableRefused, Unallocated, Unanswerable,
+        BackendGone, NoEndpoint, NoLocalEndpoint, NoNodeAddress, NoPort, Pretended, RefusalLimit, ReplyClash,
+        RewriteFailed, SnatExhausted, SourceRange, TableRefused, Unallocated, Unanswerable,
     };
     matches!(
         reason,
@@ -310,6 +317,7 @@ fn is_drop(reason: Reason) -> bool {
             | Unanswerable
             | NoLocalEndpoint
             | SourceRange
+            | Pretended
             | Unallocated
             | BackendGone
             | ReplyClash

@@ -6,10 +6,10 @@ use std::{
 };
 
 use dsproxy::resolve::{Reach, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend, ResolvedPort};
-use dsproxy_common::{IpFamily, count::Reason, settings::NetworkFlags};
+use dsproxy_common::{IpFamily, Protocol, count::Reason, settings::NetworkFlags};
 use ipnet::IpNet;
 
-use super::{SnatPorts, tables::Backend};
+use super::{Shortcut, SnatPorts, tables::Backend};
 
 /// A service port as it is to be served now.
 #[derive(Clone, Debug)]
@@ -39,6 +39,10 @@ pub struct Rules {
     pub snat_ports: SnatPorts,
     /// Those of them that new connections get.
     pub offered_ports: SnatPorts,
+    /// Of these protocols backends on other nodes answer clients outside by themselves.
+    pub direct: Vec<Protocol>,
+    /// Backends here do so where another node says for which VIP.
+    pub accepts_direct: bool,
     /// Programs of another layout may know TCP connections that these do not.
     pub beside_others: bool,
 }
@@ -52,8 +56,12 @@ pub struct Node {
     pub networks: Vec<(IpNet, u32)>,
     /// The addresses that packets are masqueraded with.
     pub addresses: BTreeMap<IpFamily, IpAddr>,
+    /// The node's own, whatever the device: its NodePorts are those of other nodes as well.
+    pub own: BTreeMap<IpFamily, IpAddr>,
     /// What holds for all.
     pub rules: Rules,
+    /// Where packets go past the stack from pod to pod; none where all go through it.
+    pub shortcut: Option<Shortcut>,
     /// What its one device has for XDP: the count of changes of routing and the longest packet; none without XDP.
     pub xdp: Option<(u32, u16)>,
 }
@@ -102,6 +110,11 @@ impl Node {
 
     pub(super) fn is_local(&self, backend: &Backend) -> bool {
         self.served[backend.service].local.contains(&backend.address)
+    }
+
+    /// Whether its node can be told a VIP. No endpoint that has gone is asked for.
+    pub(super) fn is_on_node(&self, backend: &Backend) -> bool {
+        self.endpoint(backend).is_some_and(|endpoint| endpoint.is_on_node)
     }
 
     /// The endpoints that a new connection may go to.

@@ -68,6 +68,21 @@ pub(super) struct Parsed {
     pub(super) ports: (u16, u16),
 }
 
+impl Parsed {
+    /// Whether anything stands between the IP header and what it carries.
+    pub(super) fn has_options(&self) -> bool {
+        self.network.l4 - self.network.l3 != header(self.network.family)
+    }
+}
+
+/// How long an IP header is without options or extensions.
+pub(super) fn header(family: IpFamily) -> usize {
+    match family {
+        IpFamily::V4 => 20,
+        IpFamily::V6 => 40,
+    }
+}
+
 /// Where the IP header stands, and of which family it is.
 pub(super) fn link(bytes: &[u8], link: Link) -> Option<(IpFamily, usize)> {
     if link == Link::None {

@@ -52,12 +52,23 @@ pub(super) enum Kind {
     Unsettled,
     /// A client's: they come from the node.
     Masquerade,
+    /// A client's, whose backend on another node answers by itself: they keep their source, and those that open say the VIP.
+    Direct,
+    /// A backend's, whose client's packets come from another node and say the VIP: they come from that.
+    DirectReply,
+}
+
+impl Kind {
+    /// Whether they come from the VIP.
+    pub(super) fn is_of_backend(self) -> bool {
+        matches!(self, Self::Reply | Self::DirectReply)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Egress {
     pub(super) kind: Kind,
-    /// What the source becomes.
+    /// What the source becomes; of what goes directly, the VIP that is said.
     pub(super) end: Option<SocketAddr>,
     /// What the destination port becomes.
     pub(super) client_port: Option<u16>,
@@ -72,7 +83,17 @@ pub(super) struct Egress {
 impl Egress {
     /// Whether both say the same of their packets.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        (self.kind, self.end, self.client_port) == (other.kind, other.end, other.client_port)
+        self.kind.is_of_backend() == other.kind.is_of_backend()
+            && (self.end, self.client_port) == (other.end, other.client_port)
+    }
+
+    /// Whether another connection may have its packets, as far as its state says. Of what is answered directly neither node sees all, so
+    /// one end is enough.
+    pub(super) fn gives_way(&self) -> bool {
+        match self.kind {
+            Kind::Direct | Kind::DirectReply => self.state.may_be_over(),
+            Kind::Reply | Kind::Unsettled | Kind::Masquerade => self.state.is_over(),
+        }
     }
 }
 
@@ -224,6 +245,15 @@ impl State {
             (Self::Opening, false) => Self::Answered,
             (Self::Reset, false) if !accepts(flags) => Self::Established,
             _ => self,
+        }
+    }
+
+    /// After one more packet of a backend whose client is not listened to. What it sends once it has accepted shows that the client has
+    /// acknowledged that.
+    pub(super) fn direct_backend_sends(self, flags: Flags) -> Self {
+        match self {
+            Self::Opening | Self::Answered if is_plain(flags) => Self::Established,
+            _ => self.backend_sends(flags),
         }
     }
 

@@ -117,7 +117,7 @@ impl Model {
             && let Some(held) = self.tables.snat.get(&flow)
         {
             let inner = Flow { source: flow.source, destination: held.client, protocol: flow.protocol };
-            let exit = self.exit(&inner, Kind::Reply, epoch, arrival)?;
+            let exit = self.exit(&inner, epoch, arrival).filter(|exit| exit.kind == Kind::Reply)?;
             self.settled(held.state, held.seen)?;
             let client = SocketAddr::new(held.client.ip(), exit.client_port.unwrap_or(held.client.port()));
             return Some(Remembered {
@@ -141,11 +141,17 @@ impl Model {
             destination: held.backend.address,
             protocol: flow.protocol,
         };
-        let exit = self.exit(&inner, Kind::Masquerade, epoch, arrival)?;
+        let exit = self.exit(&inner, epoch, arrival)?;
+        let source = match exit.kind {
+            Kind::Masquerade => exit.end?,
+            // Each datagram has to say the VIP.
+            Kind::Direct if parsed.flags().is_some() => inner.source,
+            Kind::Direct | Kind::DirectReply | Kind::Reply | Kind::Unsettled => return None,
+        };
         self.settled(held.state, held.seen)?;
         Some(Remembered {
             next_hop: exit.next_hop?,
-            source: exit.end?,
+            source,
             destination: held.backend.address,
             service: Some(held.backend.service),
             backend: Some(held.backend),
@@ -154,8 +160,8 @@ impl Model {
     }
 
     /// How packets of `flow` leave, if the stack has lately sent one on, and they would come to the device's own address.
-    fn exit(&self, flow: &Flow, kind: Kind, epoch: u32, arrival: Mac) -> Option<&Egress> {
-        let exit = self.tables.egress.get(flow).filter(|exit| exit.kind == kind)?;
+    fn exit(&self, flow: &Flow, epoch: u32, arrival: Mac) -> Option<&Egress> {
+        let exit = self.tables.egress.get(flow)?;
         self.settled(exit.state, exit.seen)?;
         exit.next_hop.filter(|next| next.epoch == epoch && next.from == arrival).map(|_| exit)
     }

@@ -6,7 +6,7 @@ use aya::{maps::MapError as AyaMapError, programs::ProgramError};
 use dsproxy::{
     datapath::load::LoadError,
     diff::PlanError,
-    maps::{FrontendAddress, MapError},
+    maps::{FrontendAddress, MapError, pod_devices::PodDeviceError},
 };
 use thiserror::Error;
 
@@ -22,6 +22,9 @@ pub enum ProgError {
     /// A map could not be read or written.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// The map of pods' devices could not be written.
+    #[error(transparent)]
+    PodDevice(#[from] PodDeviceError),
     /// The object lacks a program.
     #[error("the object has no program {name}")]
     NoProgram {

@@ -10,7 +10,10 @@ mod error;
 mod programs;
 mod run;
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use aya::programs::{ProgramFd, ProgramInfo};
 use bytes::Bytes;
@@ -74,6 +77,8 @@ pub enum Side {
     /// Elsewhere.
     Outside,
 }
+
+const TWO_DAYS: Duration = Duration::from_secs(2 * 86_400);
 
 /// What became of one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,6 +176,16 @@ impl Datapath {
     /// When a write fails.
     pub fn withdraw(&mut self, port: &ResolvedPort) -> Result<(), ProgError> {
         let writes = self.known.plan_removal(&port.name.to_string());
+        self.write(&writes)
+    }
+
+    /// Takes the bits out of the filters that frontends and backends have left there, which they keep for a day.
+    ///
+    /// # Errors
+    ///
+    /// When a write fails.
+    pub fn retire_filters(&mut self) -> Result<(), ProgError> {
+        let writes = self.known.plan_filter_retirement(Instant::now() + TWO_DAYS);
         self.write(&writes)
     }
 
@@ -388,6 +403,15 @@ pub fn repeat_frame(program: &ProgramFd, packet: &[u8], repeat: u32) -> Result<T
 /// When the kernel refuses.
 pub fn repeat(program: &ProgramFd, packet: &[u8], repeat: u32) -> Result<TestRun, ProgError> {
     run::test_run(program, packet, Input::Buffer(SkBuff::default()), repeat).map_err(ProgError::Run)
+}
+
+/// Runs `program` on `packet` in a buffer with these properties.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn run_once(program: &ProgramFd, packet: &[u8], buffer: &SkBuff) -> Result<TestRun, ProgError> {
+    run::test_run(program, packet, Input::Buffer(*buffer), 1).map_err(ProgError::Run)
 }
 
 /// The release of the running kernel.
