@@ -36,7 +36,7 @@ pub(crate) fn may_be_frontend<F: Family>(key: &FlowKey<F::Address>) -> bool {
 pub(crate) fn may_leave_rewritten<F: Family>(key: &FlowKey<F::Address>, settings: &Settings) -> bool {
     may_be_from_backend::<F>(key)
         || F::maps().leaving_filter.get(filter::cell(&frontend_key(key))).is_some_and(|cell| *cell != 0)
-        // What is carried over from them is marked when they are gone.
+        // What is carried over from them is marked before they go.
         || (settings.flags & SettingFlags::BESIDE_OTHERS != 0 && may_be_for_backend::<F>(key))
 }
 

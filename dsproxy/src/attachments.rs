@@ -53,9 +53,12 @@ impl Report {
 
     fn set(&self, attachments: Vec<Attachment>, failing: usize, failures: u64) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.attachments = attachments;
-        state.failing = failing;
         state.failures += failures;
+        // It may have been taken away meanwhile.
+        if !state.is_taken_away {
+            state.attachments = attachments;
+            state.failing = failing;
+        }
     }
 
     /// Whether what was pinned is gone, so that what the daemon writes leads to nothing.

@@ -1,10 +1,15 @@
 //! The end of the daemon, whenever it is told to.
 //!
-//! It may come at any moment, as SIGKILL may: nothing has to be put right before, for the data path goes on as it is, and the kernel
-//! takes back the daemon's charge of it with the process. So nobody has to be waited for either: not for a pass over large maps, nor for
+//! It may come at any moment, as SIGKILL may: the data path goes on as it is, and the kernel takes back the daemon's charge of it with
+//! the process. What was about to change (`SettingFlags::ATTACHING`, an upgrade half-way) is put right by the next start. So nobody has to be waited for either: not for a pass over large maps, nor for
 //! a program that the kernel's verifier is at.
 
-use std::{process, thread};
+use std::{
+    io,
+    os::unix::process::CommandExt as _,
+    process::{self, Command},
+    thread,
+};
 
 use anyhow::Context as _;
 use nix::sys::signal::{SigSet, Signal};
@@ -12,6 +17,7 @@ use tracing::{error, info};
 
 /// Has the process end when SIGTERM or SIGINT comes. No other thread hears of these any more: a signal would have the kernel give up a
 /// program that it is verifying (`bpf_prog_load` says EAGAIN), which is then begun again. So there must be no other thread yet.
+/// Processes that are started inherit that, and have to undo it (`hears_signals`).
 ///
 /// # Errors
 ///
@@ -29,4 +35,10 @@ pub(crate) fn when_told() -> anyhow::Result<()> {
     };
     thread::Builder::new().name("end".to_owned()).spawn(wait).context("start the thread that waits for SIGTERM")?;
     Ok(())
+}
+
+/// Has what `command` starts hear the signals that are kept from the threads of this process.
+pub(crate) fn hears_signals(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only async-signal-safe functions may be called, and setting the signal mask is one.
+    unsafe { command.pre_exec(|| SigSet::empty().thread_set_mask().map_err(io::Error::from)) }
 }

@@ -89,7 +89,7 @@ fn to_frontend<F: Family, C: BufferContext>(
     if direct::pretends::<F, C>(context, packet) {
         cold_path();
         // Who is neither at a frontend nor behind one may be the backend that another node tells the VIP.
-        let service = service::<F>(packet.key)?;
+        let service = service::<F>(packet.key, settings)?;
         return Some(Err(Untranslated::of(service)(Reason::Pretended)));
     }
     let now = clock::now();
@@ -110,8 +110,11 @@ fn to_frontend<F: Family, C: BufferContext>(
 
 /// The service port that packets of `key` are for, or a connection is through whose frontend has gone.
 #[inline(always)]
-fn service<F: Family>(key: &FlowKey<F::Address>) -> Option<u32> {
-    let of_connection = || track::forward::<F>(key).map(|found| found.read().service);
+fn service<F: Family>(key: &FlowKey<F::Address>, settings: &Settings) -> Option<u32> {
+    let of_connection = || {
+        let held = track::forward::<F>(key)?.read();
+        (!held.age(clock::now(), settings).is_expired()).then_some(held.service)
+    };
     lookup::frontend::<F>(key).map(|frontend| frontend.service).or_else(of_connection)
 }
 

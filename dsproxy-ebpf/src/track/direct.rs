@@ -10,7 +10,7 @@
 use dsproxy_common::{
     Port,
     count::Reason,
-    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, Segment},
+    flow::{Age, EgressEntry, EgressKind, FlowKey, FlowState, NO_SERVICE, Segment},
     settings::Settings,
 };
 
@@ -33,6 +33,8 @@ pub(crate) fn request<F: Family>(
         entered.write(state, now);
     }
     let key = &connection.leaving;
+    // Before anybody may look for it.
+    lookup::mark_leaving::<F>(key);
     if let Some(found) = egress::<F>(key) {
         let held = found.read();
         // As it was settled, so it goes on, unless the client has begun anew.
@@ -41,8 +43,6 @@ pub(crate) fn request<F: Family>(
         }
         give_way_egress::<F>(key, found);
     }
-    // Before anybody may look for it.
-    lookup::mark_leaving::<F>(key);
     let new = NewEntry {
         kind: EgressKind::Direct,
         end: (connection.forward.destination, connection.forward.destination_port),
@@ -114,8 +114,10 @@ pub(crate) fn enter<F: Family>(
     if let Some(found) = egress::<F>(&reply) {
         let held = found.read();
         let is_same = held.port == vip.1 && held.address == vip.0 && held.client_port == Port::default();
+        // What it sends without having been asked is taken for a client's where all that leaves the cluster is masqueraded.
+        let is_guess = held.service == NO_SERVICE && segment == Segment::NOT_TCP;
         let is_alive = !held.may_be_followed() && !held.age(now, settings).is_expired();
-        if is_alive {
+        if is_alive && !is_guess {
             // Or what the backend sends as a client, from the port that it listens at.
             if !is_same || !EgressKind::from_number(held.kind).is_of_backend() {
                 return Err(Reason::ReplyClash);

@@ -71,6 +71,8 @@ pub(crate) fn request<F: Family>(
     now: u32,
     settings: &Settings,
 ) -> Result<(), Reason> {
+    // Before anybody may look for it.
+    lookup::mark_leaving::<F>(key);
     if let Some(found) = egress::<F>(key) {
         let held = found.read();
         // Masqueraded before, and its backend has not forgotten: it goes on with the port it has.
@@ -79,8 +81,6 @@ pub(crate) fn request<F: Family>(
         }
         give_way_egress::<F>(key, found);
     }
-    // Before anybody may look for it.
-    lookup::mark_leaving::<F>(key);
     let nowhere = (F::Address::default(), Port::default());
     enter_egress::<F>(key, &first_entry::<F>(EgressKind::Unsettled, nowhere, service, segment, now))
 }

@@ -11,7 +11,7 @@ use super::{
     Backend, Leftover, LeftoverError,
     chains::{TABLES, is_kube_proxys},
 };
-use crate::model::IpFamily;
+use crate::{end, model::IpFamily};
 
 /// What belongs to a family.
 struct Programs {
@@ -81,7 +81,7 @@ fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<String,
     let failed = |source| LeftoverError::Run { program, source };
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(failed)?;
+    let mut child = end::hears_signals(&mut command).spawn().map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A program that ends early says why itself.
         let _ = stdin.write_all(input.as_bytes());

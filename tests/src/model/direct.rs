@@ -144,7 +144,9 @@ impl Model {
             is_confirmed: false,
             next_hop: None,
         };
-        let entry = match held.filter(|held| self.is_living(held)) {
+        // A datagram that it sends unasked looks like a client's where all that leaves the cluster is masqueraded.
+        let is_guess = |held: &Egress| held.service.is_none() && parsed.flags().is_none();
+        let entry = match held.filter(|held| self.is_living(held) && !is_guess(held)) {
             Some(held) if !held.is_same(&new) => return Some(Ruling::Dropped(Reason::ReplyClash, service)),
             // Sent again, or the connection came by this node itself before.
             Some(held) if held.kind == Kind::Reply || held.state == state => Egress { seen: self.now, ..held },

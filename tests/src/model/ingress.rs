@@ -71,7 +71,8 @@ impl Model {
         let held = self.tables.forward.get(&flow).copied();
         let frontends = self.node.frontend(flow.destination, flow.protocol).map(|(service, _, _)| service);
         // Only nodes say VIPs, and they to backends.
-        if let Some(service) = frontends.or(held.map(|held| held.backend.service))
+        if let Some(service) =
+            frontends.or(held.filter(|held| !self.is_over(held.state, held.seen)).map(|held| held.backend.service))
             && direct::said(at.bytes, &parsed.network).is_some()
         {
             return Ok(Ruling::Dropped(Reason::Pretended, Some(service)));

@@ -1,10 +1,11 @@
 //! The filter of backends towards which packets are rewritten as they leave: it follows from the connections that were carried over,
-//! whatever layout they are from.
+//! whatever layout they are from. As the programs do, it leaves out what pods send to those that are no backends.
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path};
+use std::{collections::BTreeSet, io, net::IpAddr, path::Path};
 
 use dsproxy_common::{
-    Addr4, Addr6, Address, IpFamily, Port, filter,
+    Addr4, Addr6, Address, IpFamily, Port,
+    filter::{self, FilterBit},
     flow::{EgressEntry, EgressKind, FlowKey},
     layout::family_maps,
     record::Record,
@@ -26,25 +27,35 @@ where
     EgressEntry<A>: Record,
 {
     let names = family_maps(A::FAMILY);
-    let mut cells = BTreeSet::new();
-    for name in [names.egress, names.egress_brief] {
+    let open = |name| {
         let path = maps.join(name);
-        let failed = CarryError::on("read the map", &path);
-        if let Some(map) = RawMap::pinned(&path).map_err(&failed)? {
-            map.for_each(|key, value| cells.extend(cell::<A>(key, value))).map_err(&failed)?;
-        }
+        let failed = CarryError::on("open the map", &path);
+        RawMap::pinned(&path).and_then(|map| map.ok_or_else(|| io::ErrorKind::NotFound.into())).map_err(failed)
+    };
+    let (backends, filter) = (open(names.egress_filter)?, open(names.leaving_filter)?);
+    let mut destinations = BTreeSet::new();
+    // What is confirmed meanwhile moves from the one to the other: what is read first must be what it leaves.
+    for name in [names.egress_brief, names.egress] {
+        let look = |key: &[u8], value: &[u8]| destinations.extend(towards::<A>(key, value));
+        open(name)?.for_each(look).map_err(CarryError::on("read the map", Path::new(name)))?;
     }
-    let path = maps.join(names.leaving_filter);
-    let failed = CarryError::on("write the filter", &path);
-    let Some(filter) = RawMap::pinned(&path).map_err(&failed)? else { return Ok(()) };
+    let failed = CarryError::on("read the filter", Path::new(names.egress_filter));
+    let mut cells = BTreeSet::new();
+    for (bit, cell) in destinations {
+        let word = backends.get(&bit.word().to_ne_bytes()).map_err(&failed)?;
+        let word = word.and_then(|word| Some(u64::from_ne_bytes(*word.first_chunk()?)));
+        cells.extend(word.is_some_and(|word| word & bit.mask() != 0).then_some(cell));
+    }
+    let failed = CarryError::on("write the filter", Path::new(names.leaving_filter));
     for cell in cells {
         filter.set(&cell.to_ne_bytes(), &1u32.to_ne_bytes()).map_err(&failed)?;
     }
     Ok(())
 }
 
-/// The cell of the backend towards which packets of `key` are rewritten, if that is what their entry says.
-fn cell<A: Address>(key: &[u8], value: &[u8]) -> Option<u32>
+/// Where packets of `key` are rewritten towards, if that is what their entry says: as the filters of backends and of what leaves towards
+/// them have it.
+fn towards<A: Address>(key: &[u8], value: &[u8]) -> Option<(FilterBit, u32)>
 where
     FlowKey<A>: Record,
     EgressEntry<A>: Record,
@@ -60,7 +71,8 @@ where
     };
     let port = u16::from_be_bytes(field::<FlowKey<A>>(key, "destination_port")?.try_into().ok()?);
     let protocol = u32::from_ne_bytes(field::<FlowKey<A>>(key, "protocol")?.try_into().ok()?);
-    Some(filter::cell(&FrontendKey::new(A::from_ip(address)?, Port::new(port), protocol as u8)))
+    let destination = FrontendKey::new(A::from_ip(address)?, Port::new(port), protocol as u8);
+    Some((FilterBit::of(&destination), filter::cell(&destination)))
 }
 
 /// The bytes of the field `name` of a record.
@@ -96,7 +108,8 @@ mod tests {
             ("destination_port", port.as_slice()),
             ("protocol", protocol.as_slice()),
         ]);
-        cell::<A>(&key, &record::<EgressEntry<A>>(&[("kind", [kind.number()].as_slice())]))
+        let found = towards::<A>(&key, &record::<EgressEntry<A>>(&[("kind", [kind.number()].as_slice())]));
+        found.map(|(_, cell)| cell)
     }
 
     #[test]
