@@ -10,7 +10,11 @@ use std::{
 };
 
 use serde_json::Value;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+    task::JoinHandle,
+};
 use tokio_rustls::TlsAcceptor;
 
 mod answer;
@@ -44,6 +48,9 @@ const TOKEN: &str = "the-token-of-the-tests";
 pub struct ApiServer {
     shared: Arc<Shared>,
     address: SocketAddr,
+    /// Bound to that address, and never listening: while the server is gone, clients are refused, and none gets its port for its own end of
+    /// a connection.
+    _claim: TcpSocket,
     listening: Option<Listening>,
 }
 
@@ -88,6 +95,14 @@ impl ApiServer {
 
     /// A server without objects but its own, on some port of this address.
     pub async fn start_on(address: IpAddr) -> Self {
+        let claim = match address {
+            IpAddr::V4(_) => TcpSocket::new_v4(),
+            IpAddr::V6(_) => TcpSocket::new_v6(),
+        }
+        .expect("a socket");
+        claim.set_reuseaddr(true).expect("room for a listener beside it");
+        claim.bind(SocketAddr::new(address, 0)).expect("a port");
+        let address = claim.local_addr().expect("the address of the port");
         let mut server = Self {
             shared: Arc::new(Shared {
                 store: Mutex::new(Store::new(1000)),
@@ -100,7 +115,8 @@ impl ApiServer {
                 bewildering: Mutex::default(),
                 progress: watch::Sender::new(0),
             }),
-            address: SocketAddr::new(address, 0),
+            address,
+            _claim: claim,
             listening: None,
         };
         server.restart().await;
@@ -154,7 +170,6 @@ impl ApiServer {
     pub async fn restart(&mut self) {
         self.stop().await;
         let listener = TcpListener::bind(self.address).await.expect("listen");
-        self.address = listener.local_addr().expect("the address of the listener");
         let (reset, _) = watch::channel(false);
         let accept = tokio::spawn(connection::accept(listener, Arc::clone(&self.shared), reset.clone()));
         self.listening = Some(Listening { accept, reset });
