@@ -104,8 +104,8 @@ pub(crate) fn is_of_interest<F: Family, C: BufferContext>(context: &C, packet: &
     packet.has_options::<F>(context.length()) || packet.segment.resets() || packet.segment.finishes()
 }
 
-/// Whether a packet says a VIP, which a client's to a frontend may not. Only nodes do that, and towards backends: it would go on with the packet, and the
-/// backend's node believe it.
+/// Whether a packet says a VIP, which a client's to a frontend may not. Only nodes do that, and towards backends: it would go on with the
+/// packet, and the backend's node believe it.
 #[inline(always)]
 pub(crate) fn pretends<F: Family, C: BufferContext>(context: &C, packet: &Packet<'_, F::Address>) -> bool {
     packet.has_options::<F>(context.length()) && F::read_vip(context.linear(), packet.l3).is_some()

@@ -1,8 +1,8 @@
 //! The end of the daemon, whenever it is told to.
 //!
 //! It may come at any moment, as SIGKILL may: the data path goes on as it is, and the kernel takes back the daemon's charge of it with
-//! the process. What was about to change (`SettingFlags::ATTACHING`, an upgrade half-way) is put right by the next start. So nobody has to be waited for either: not for a pass over large maps, nor for
-//! a program that the kernel's verifier is at.
+//! the process. What was about to change (`SettingFlags::ATTACHING`, an upgrade half-way) is put right by the next start. So nobody has to
+//! be waited for either: not for a pass over large maps, nor for a program that the kernel's verifier is at.
 
 use std::{
     io,

@@ -29,7 +29,7 @@ pub(crate) fn for_each<K: Pod, V: Pod>(map: &MapData, mut look: impl FnMut(K, V)
 }
 
 /// What `bytes` are, if they are as many as the type has.
-fn record<T: Pod>(bytes: &[u8]) -> Option<T> {
+pub(super) fn record<T: Pod>(bytes: &[u8]) -> Option<T> {
     // SAFETY: as many bytes as the type has, of which any are valid (`Pod`).
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }

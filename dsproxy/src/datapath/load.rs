@@ -21,7 +21,6 @@ use dsproxy_common::{
 use thiserror::Error;
 use tracing::warn;
 
-pub(super) use self::settings::settings_of;
 use self::settings::{namespace_cookie, settings};
 pub use self::{
     programs::{

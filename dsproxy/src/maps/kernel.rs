@@ -1,4 +1,6 @@
-//! The maps in the kernel, through aya. Only this file and `next_hops` know aya's maps.
+//! The maps in the kernel, through aya. Only this module and `next_hops` know aya's maps.
+
+mod leaving;
 
 use std::{
     collections::BTreeMap,
@@ -46,6 +48,7 @@ struct FamilyMaps<A: Address + Pod> {
     frontends: HashMap<MapData, FrontendKey<A>, Frontend>,
     filter: Array<MapData, u64>,
     egress_filter: Array<MapData, u64>,
+    leaving_filter: Array<MapData, u32>,
     slots: Array<MapData, u32>,
     backends: Array<MapData, Backend<A>>,
     forward: HashMap<MapData, FlowKey<A>, ForwardEntry>,
@@ -408,6 +411,7 @@ impl<A: Address + Pod> FamilyMaps<A> {
             frontends: typed(take, names.frontends)?,
             filter: typed(take, names.filter)?,
             egress_filter: typed(take, names.egress_filter)?,
+            leaving_filter: typed(take, names.leaving_filter)?,
             slots: typed(take, names.slots)?,
             backends: typed(take, names.backends)?,
             forward: typed(take, names.forward)?,

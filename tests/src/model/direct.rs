@@ -77,24 +77,13 @@ impl Model {
     pub(super) fn request_direct(&mut self, flow: &Flow, leaving: Flow, service: usize, first: State) {
         // No answer will be seen.
         let state = if first == State::Opening { State::Answered } else { first };
-        let seen = self.now;
         if let Some(Forward { state: held, .. }) = self.tables.forward.get_mut(flow) {
             *held = state;
         }
         if self.tables.egress.get(&leaving).is_some_and(|held| self.is_living(held)) {
             return;
         }
-        let (end, service) = (Some(flow.destination), Some(service));
-        let entry = Egress {
-            kind: Kind::Direct,
-            end,
-            client_port: None,
-            service,
-            state,
-            seen,
-            is_confirmed: false,
-            next_hop: None,
-        };
+        let entry = Egress::new(Kind::Direct, Some(flow.destination), Some(service), state, self.now);
         self.tables.egress.insert(leaving, entry);
     }
 
@@ -134,16 +123,7 @@ impl Model {
         let vip = said(at.bytes, &parsed.network)?;
         let service = Some(self.reached_at(vip, flow.protocol)?);
         let state = State::first(parsed.flags());
-        let new = Egress {
-            kind: Kind::DirectReply,
-            end: Some(vip),
-            client_port: None,
-            service,
-            state,
-            seen: self.now,
-            is_confirmed: false,
-            next_hop: None,
-        };
+        let new = Egress::new(Kind::DirectReply, Some(vip), service, state, self.now);
         // A datagram that it sends unasked looks like a client's where all that leaves the cluster is masqueraded.
         let is_guess = |held: &Egress| held.service.is_none() && parsed.flags().is_none();
         let entry = match held.filter(|held| self.is_living(held) && !is_guess(held)) {

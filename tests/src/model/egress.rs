@@ -196,16 +196,7 @@ impl Model {
         let state = State::first(parsed.flags());
         self.tables.snat.insert(answer_at(port), Snat { client: flow.source, state, seen: self.now });
         let node = SocketAddr::new(address, port);
-        let entry = Egress {
-            kind: Kind::Masquerade,
-            end: Some(node),
-            client_port: None,
-            service,
-            state,
-            seen: self.now,
-            is_confirmed: false,
-            next_hop: None,
-        };
+        let entry = Egress::new(Kind::Masquerade, Some(node), service, state, self.now);
         self.tables.egress.insert(flow, entry);
         Ok(masqueraded(at, parsed, node))
     }

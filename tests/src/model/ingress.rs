@@ -289,16 +289,9 @@ impl Model {
 
     /// What becomes of what the backend answers to `flow`.
     fn reply_entry(&self, flow: &Flow, service: usize, other_port: Option<u16>, state: State) -> Egress {
-        Egress {
-            kind: Kind::Reply,
-            end: Some(flow.destination),
-            client_port: other_port.map(|_| flow.source.port()),
-            service: Some(service),
-            state,
-            seen: self.now,
-            is_confirmed: false,
-            next_hop: None,
-        }
+        let client_port = other_port.map(|_| flow.source.port());
+        let entry = Egress::new(Kind::Reply, Some(flow.destination), Some(service), state, self.now);
+        Egress { client_port, ..entry }
     }
 
     /// Whether what `address` answers belongs to another living connection.
@@ -317,16 +310,7 @@ impl Model {
             // It was masqueraded before, and goes on so.
             return;
         }
-        let entry = Egress {
-            kind: Kind::Unsettled,
-            end: None,
-            client_port: None,
-            service: Some(service),
-            state,
-            seen: self.now,
-            is_confirmed: false,
-            next_hop: None,
-        };
+        let entry = Egress::new(Kind::Unsettled, None, Some(service), state, self.now);
         self.tables.egress.insert(leaving, entry);
     }
 

@@ -81,6 +81,17 @@ pub(super) struct Egress {
 }
 
 impl Egress {
+    /// Of a connection that begins at `seen`.
+    pub(super) fn new(
+        kind: Kind,
+        end: Option<SocketAddr>,
+        service: Option<usize>,
+        state: State,
+        seen: Instant,
+    ) -> Self {
+        Self { kind, end, client_port: None, service, state, seen, is_confirmed: false, next_hop: None }
+    }
+
     /// Whether both say the same of their packets.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.kind.is_of_backend() == other.kind.is_of_backend()

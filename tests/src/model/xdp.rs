@@ -209,10 +209,7 @@ impl Model {
 /// A frame with TCP or UDP, whole, behind headers without tags, options or extensions.
 fn plain(bytes: &[u8]) -> Option<Parsed> {
     let (family, l3) = parse::link(bytes, Link::Ethernet).filter(|(_, l3)| *l3 == 14)?;
-    let header = match family {
-        IpFamily::V4 => 20,
-        IpFamily::V6 => 40,
-    };
+    let header = parse::header(family);
     // A length of zero, which stands for any, is as good as too short a one.
     let network = parse::network(bytes, l3, family).ok().filter(|network| {
         network.l4 == l3 + header && network.piece == Piece::Whole && network.end.is_some_and(|end| end <= bytes.len())

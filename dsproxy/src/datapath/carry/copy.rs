@@ -98,17 +98,19 @@ impl Pair {
         self.from
             .for_each(|key, value| entries.push((self.keys.convert(key), self.values.convert(value))))
             .map_err(CarryError::on("read the map", &self.path))?;
-        if let Some(reference) = entries.first().and_then(|(_, value)| self.last_seen(value)) {
+        let last_seen = self.last_seen();
+        if let Some(reference) = entries.first().and_then(|(_, value)| last_seen(value)) {
             // The clock begins anew at times.
             let order = |time: u32| time.wrapping_sub(reference).cast_signed();
-            entries.sort_by_cached_key(|(_, value)| self.last_seen(value).map(order));
+            entries.sort_by_cached_key(|(_, value)| last_seen(value).map(order));
         }
         Ok(entries)
     }
 
-    /// When what this value is of was last seen, of values that say so.
-    fn last_seen(&self, value: &[u8]) -> Option<u32> {
-        Some(u32::from_ne_bytes(*value.get(self.field("last_seen")?)?.first_chunk()?))
+    /// Tells when what a value is of was last seen, of values that say so.
+    fn last_seen(&self) -> impl Fn(&[u8]) -> Option<u32> + use<> {
+        let field = self.field("last_seen");
+        move |value| Some(u32::from_ne_bytes(*value.get(field.clone()?)?.first_chunk()?))
     }
 
     fn failed(&self) -> impl Fn(io::Error) -> CarryError {
@@ -180,8 +182,9 @@ impl Pair {
     /// Adds what this version's map, which its own programs write to as well, does not know, or knows less well.
     /// Before the other's programs have ended (`serving`) what masqueraded packets are answered by stays theirs to go by.
     pub(super) fn merge(&self, serving: bool) -> Result<usize, CarryError> {
+        let last_seen = self.last_seen();
         let is_newer = |value: &[u8], held: &[u8]| {
-            self.last_seen(value).zip(self.last_seen(held)).is_some_and(|(theirs, ours)| is_later(theirs, ours))
+            last_seen(value).zip(last_seen(held)).is_some_and(|(theirs, ours)| is_later(theirs, ours))
         };
         let mut merged = 0;
         for (key, mut value) in self.converted()? {

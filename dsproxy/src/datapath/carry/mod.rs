@@ -23,7 +23,6 @@ mod convert;
 mod copy;
 mod description;
 mod layouts;
-mod leaving;
 mod ports;
 
 use std::{
@@ -47,6 +46,7 @@ use self::{
 };
 use super::{
     attach::{self, AttachError},
+    batches,
     bpffs::Bpffs,
     load::{self, DatapathSettings, LoadError, Loaded, Place},
 };
@@ -315,7 +315,7 @@ impl Takeover {
         for pairs in all.iter().rev() {
             merged += merge(pairs)?;
         }
-        leaving::mark(&own)?;
+        maps.mark_leaving()?;
         let mut detached = 0;
         for leaving in std::mem::take(&mut self.leaving) {
             detached += attach::retire(&links_of(&leaving))?;
@@ -391,7 +391,7 @@ fn has_served(pairs: &[Pair]) -> Result<bool, CarryError> {
 fn told(pairs: &[Pair]) -> Result<Vec<Settings>, CarryError> {
     let mut told = Vec::new();
     for pair in pairs.iter().filter(|pair| pair.held.name == layout::SETTINGS) {
-        told.extend(pair.converted()?.iter().filter_map(|(_, bytes)| load::settings_of(bytes)));
+        told.extend(pair.converted()?.iter().filter_map(|(_, bytes)| batches::record::<Settings>(bytes)));
     }
     Ok(told)
 }

@@ -118,12 +118,6 @@ pub(super) fn settings(
     settings.with_port_waits(cached_flows > 1)
 }
 
-/// The settings that a map of this layout holds as these bytes.
-pub(in crate::datapath) fn settings_of(bytes: &[u8]) -> Option<Settings> {
-    // SAFETY: as many bytes as the type has, which is made of integers only (`dsproxy_common::record`).
-    (bytes.len() == size_of::<Settings>()).then(|| unsafe { bytes.as_ptr().cast::<Settings>().read_unaligned() })
-}
-
 /// The cookie of the network namespace that this process is in (`SO_NETNS_COOKIE`, since Linux 5.14).
 pub(super) fn namespace_cookie() -> io::Result<u64> {
     let socket =
