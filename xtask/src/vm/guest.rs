@@ -6,7 +6,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
@@ -73,20 +73,44 @@ pub(super) struct Lines {
 pub(super) const OUTPUT: &str = "/dev/ttyS2";
 
 /// Boots `kernel` with the file system at `root`, and returns how each of `jobs` ended.
+///
+/// A kernel that stops before its first program is booted once more: the emulator now and then trips over code that a booting kernel
+/// patches, long before anything of ours. One that stops later has failed.
 pub(super) fn run(kernel: &Kernel, root: &Path, jobs: &[Job], lines: &Lines) -> anyhow::Result<Vec<Outcome>> {
-    let limit = BOOT + jobs.iter().map(|job| job.patience).sum();
+    let (ended, report) = boot(kernel, root, jobs, lines)?;
+    if ended.is_some() && !report.is_ready {
+        println!(
+            "vm: the guest's kernel stopped before its first program; its last words are above. Booting it once more"
+        );
+        let (ended, report) = boot(kernel, root, jobs, lines)?;
+        return judge(ended, report, jobs);
+    }
+    judge(ended, report, jobs)
+}
+
+/// One boot: how the emulator ended, unless it had to be ended, and what the guest has reported.
+fn boot(kernel: &Kernel, root: &Path, jobs: &[Job], lines: &Lines) -> anyhow::Result<(Option<ExitStatus>, Report)> {
     let Lines { report, output } = lines;
     // What an earlier run has left must not be read as this one's.
     for file in [report, output] {
         fs::write(file, b"").with_context(|| format!("write {}", file.display()))?;
     }
-    let mut machine = machine(kernel, root, lines);
-    let ended = run::status_within(&mut machine, limit)?;
+    let ended = run::status_within(&mut machine(kernel, root, lines), limit(jobs))?;
     let text = fs::read_to_string(report).with_context(|| format!("read {}", report.display()))?;
-    let (outcomes, is_whole) = parse(&text)?;
+    Ok((ended, parse(&text)?))
+}
+
+/// How long a guest may run.
+fn limit(jobs: &[Job]) -> Duration {
+    BOOT + jobs.iter().map(|job| job.patience).sum()
+}
+
+/// The outcomes of a run that came to its end.
+fn judge(ended: Option<ExitStatus>, report: Report, jobs: &[Job]) -> anyhow::Result<Vec<Outcome>> {
+    let Report { is_ready: _, outcomes, is_whole } = report;
     let unfinished = || jobs.get(outcomes.len()).map_or("its end", |job| job.name.as_str());
     match ended {
-        None => bail!("the guest ran for more than {} s and was ended in {}", limit.as_secs(), unfinished()),
+        None => bail!("the guest ran for more than {} s and was ended in {}", limit(jobs).as_secs(), unfinished()),
         Some(status) if !status.success() => bail!("the emulator failed with {status} in {}", unfinished()),
         Some(_) if !is_whole => bail!("the guest's kernel stopped in {}; its last words are above", unfinished()),
         Some(_) if outcomes.len() != jobs.len() => {
@@ -117,20 +141,37 @@ fn machine(kernel: &Kernel, root: &Path, lines: &Lines) -> Command {
     command
 }
 
-/// The outcomes, and whether the guest has said its last word.
-fn parse(report: &str) -> anyhow::Result<(Vec<Outcome>, bool)> {
-    let mut outcomes = Vec::new();
-    for line in report.lines().map(str::trim) {
-        if line == "end" {
-            return Ok((outcomes, true));
+/// What a guest says of its run.
+#[derive(Debug, Default)]
+struct Report {
+    /// Whether it has come to its first job.
+    is_ready: bool,
+    outcomes: Vec<Outcome>,
+    /// Whether it has said its last word.
+    is_whole: bool,
+}
+
+fn parse(text: &str) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    for line in text.lines().map(str::trim) {
+        match line {
+            "ready" => {
+                report.is_ready = true;
+                continue;
+            }
+            "end" => {
+                report.is_whole = true;
+                break;
+            }
+            _ => {}
         }
         let mut words = line.splitn(3, ' ');
         let (Some(name), Some(status)) = (words.next(), words.next().and_then(|status| status.parse().ok())) else {
             bail!("the guest reported {line:?}, which means nothing");
         };
-        outcomes.push(Outcome { name: name.to_owned(), status, tests: words.next().and_then(parse_tests) });
+        report.outcomes.push(Outcome { name: name.to_owned(), status, tests: words.next().and_then(parse_tests) });
     }
-    Ok((outcomes, false))
+    Ok(report)
 }
 
 /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
@@ -148,12 +189,13 @@ mod tests {
 
     #[test]
     fn a_report_tells_how_each_program_ended() {
-        let report = "datapath 0 test result: ok. 110 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\r\n\
+        let report = "ready\r\n\
+                      datapath 0 test result: ok. 110 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\r\n\
                       lab 101 test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 63 filtered out\r\n\
                       bench 0 \r\nend\r\n";
-        let (outcomes, is_whole) = parse(report).expect("a report");
-        assert!(is_whole);
-        let [datapath, lab, bench] = &outcomes[..] else { panic!("{outcomes:?}") };
+        let report = parse(report).expect("a report");
+        assert!(report.is_ready && report.is_whole);
+        let [datapath, lab, bench] = &report.outcomes[..] else { panic!("{report:?}") };
         assert_eq!(datapath.tests, Some(Tests { passed: 110, failed: 0, ignored: 1 }));
         assert_eq!((lab.status, lab.tests), (101, Some(Tests { passed: 3, failed: 2, ignored: 0 })));
         assert_eq!((bench.name.as_str(), bench.status, bench.tests), ("bench", 0, None));
@@ -161,8 +203,16 @@ mod tests {
 
     #[test]
     fn a_report_without_its_end_is_not_whole() {
-        let (outcomes, is_whole) = parse("datapath 137 \r\n").expect("a report");
-        assert_eq!((outcomes.len(), is_whole), (1, false));
+        let report = parse("ready\r\ndatapath 137 \r\n").expect("a report");
+        assert_eq!((report.is_ready, report.outcomes.len(), report.is_whole), (true, 1, false));
+        let stopped = judge(Some(ExitStatus::default()), report, &[]).expect_err("it stopped").to_string();
+        assert!(stopped.contains("stopped"), "{stopped}");
         assert!(parse("nonsense\r\n").is_err());
+    }
+
+    #[test]
+    fn a_guest_that_stops_in_its_boot_says_nothing() {
+        let report = parse("").expect("a report");
+        assert!(!report.is_ready && !report.is_whole);
     }
 }

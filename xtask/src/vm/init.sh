@@ -28,6 +28,7 @@ export RUST_BACKTRACE=1
 # Of what tests can do without where a kernel lacks it, this one has all.
 export DSPROXY_KERNEL_HAS=sctp
 
+echo ready >&3
 # Each line: a name, the seconds it may take, and a command.
 while read -r name patience command; do
     echo "--- $name: $command"
