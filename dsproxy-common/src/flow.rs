@@ -392,6 +392,12 @@ impl Segment {
         self.0 & (Self::SYN | Self::ACK) == Self::SYN | Self::ACK
     }
 
+    /// Opens a connection, or accepts one: SYN.
+    #[inline(always)]
+    pub const fn synchronizes(self) -> bool {
+        self.0 & Self::SYN != 0
+    }
+
     /// Ends one direction: FIN.
     #[inline(always)]
     pub const fn finishes(self) -> bool {

@@ -56,7 +56,7 @@ fn translate<F: Family, C: BufferContext>(
     }
     let now = clock::now();
     let mut unsettled = None;
-    if let Some(found) = track::egress::<F>(packet.key) {
+    if let Some(found) = track::egress_beside::<F>(packet.key, packet.segment.synchronizes()) {
         // Before the entry may move. What leaves by a pod's device is nothing that XDP could send on.
         if side == Side::Node {
             forward::note(context, packet.l3, found);

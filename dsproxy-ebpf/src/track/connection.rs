@@ -15,7 +15,10 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::{Entry as _, Found, NewEntry, egress, forget_egress, forward, give_way_egress, new_entry, to_write};
+use super::{
+    Entry as _, Found, NewEntry, egress, egress_beside, enter_egress_unless, forget_egress, forward, forward_beside,
+    is_over, new_entry, to_write,
+};
 use crate::family::Family;
 
 /// A connection: what its packets look like on both sides of the translation.
@@ -101,17 +104,12 @@ pub(crate) fn open<F: Family>(
     now: u32,
     settings: &Settings,
 ) -> Result<(), Reason> {
-    let maps = F::maps();
     let state = FlowState::first(segment);
     let reply = new_entry::<F>(&connection.egress_entry(state, now)).ok_or(Reason::TableRefused)?;
-    if let Some(found) = egress::<F>(&connection.reply) {
-        let held = found.read();
-        if !may_be_taken_over(&held, reply, now, settings) {
-            return Err(Reason::ReplyClash);
-        }
-        give_way_egress::<F>(&connection.reply, found);
+    let stays = |held: &EgressEntry<F::Address>| !may_be_taken_over(held, reply, now, settings);
+    if !enter_egress_unless::<F>(&connection.reply, reply, stays)? {
+        return Err(Reason::ReplyClash);
     }
-    maps.egress_brief.insert(&connection.reply, reply, BPF_ANY.into()).map_err(|_| Reason::TableRefused)?;
     let entry = ForwardEntry {
         backend,
         generation,
@@ -120,7 +118,7 @@ pub(crate) fn open<F: Family>(
         state: state.number(),
         source_port: connection.source_port,
     };
-    maps.forward_brief.insert(&connection.forward, &entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
+    F::maps().forward_brief.insert(&connection.forward, &entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
 }
 
 /// Whether the entry `held` may give way to `wanted`: it is the same connection's, or over.
@@ -131,7 +129,7 @@ fn may_be_taken_over<A: Eq + Copy>(
     now: u32,
     settings: &Settings,
 ) -> bool {
-    is_same(held, wanted) || held.may_be_followed() || held.age(now, settings).is_expired()
+    is_same(held, wanted) || is_over(held, now, settings)
 }
 
 /// Whether two entries for the same packets say the same.
@@ -163,17 +161,21 @@ pub(crate) fn seen_forward<F: Family>(
     connection.set_backend(key, address, port, held.source_port, held.service);
     let Some(wanted) = new_entry::<F>(&connection.egress_entry(next, now)) else { return };
     let maps = F::maps();
-    let reply = egress::<F>(&connection.reply);
+    let reply = egress_beside::<F>(&connection.reply, found.is_brief);
     // Another connection may have taken the backend's packets over.
     if reply.is_some_and(|reply| !is_same(&reply.read(), wanted)) {
         return;
     }
     if found.is_brief && matches!(next, FlowState::Established) {
-        let moved = maps.egress.insert(&connection.reply, wanted, BPF_ANY.into()).is_ok()
-            && maps.forward.insert(&connection.forward, found.value(), BPF_ANY.into()).is_ok();
-        if moved {
+        if maps.egress.insert(&connection.reply, wanted, BPF_ANY.into()).is_err() {
+            return;
+        }
+        // Both, or none: no key stands in two tables.
+        if maps.forward.insert(&connection.forward, found.value(), BPF_ANY.into()).is_ok() {
             let _ = maps.egress_brief.remove(&connection.reply);
             let _ = maps.forward_brief.remove(&connection.forward);
+        } else {
+            let _ = maps.egress.remove(&connection.reply);
         }
         return;
     }
@@ -204,7 +206,7 @@ pub(crate) fn seen_reply<F: Family>(
     found.write(next, now);
     // A stream that flows only from the backend keeps its client's entry alive too.
     let client = forward_key(key, held);
-    if let Some(forward) = forward::<F>(&client)
+    if let Some(forward) = forward_beside::<F>(&client, found.is_brief)
         && leads_to::<F>(&forward.read(), key.source, key.source_port)
     {
         forward.write(next, now);

@@ -15,8 +15,8 @@ use dsproxy_common::{
 };
 
 use super::{
-    Entry as _, Found, NewEntry, connection::Connection, egress, enter_egress, forward, give_way_egress, to_write,
-    write_egress,
+    Entry as _, Found, NewEntry, connection::Connection, egress, enter_egress, enter_egress_unless, forward,
+    give_way_egress, is_over, new_entry, to_write, write_egress,
 };
 use crate::{family::Family, lookup};
 
@@ -35,14 +35,6 @@ pub(crate) fn request<F: Family>(
     let key = &connection.leaving;
     // Before anybody may look for it.
     lookup::mark_leaving::<F>(key);
-    if let Some(found) = egress::<F>(key) {
-        let held = found.read();
-        // As it was settled, so it goes on, unless the client has begun anew.
-        if !held.may_be_followed() && !held.age(now, settings).is_expired() {
-            return Ok(());
-        }
-        give_way_egress::<F>(key, found);
-    }
     let new = NewEntry {
         kind: EgressKind::Direct,
         end: (connection.forward.destination, connection.forward.destination_port),
@@ -51,7 +43,9 @@ pub(crate) fn request<F: Family>(
         state,
         now,
     };
-    enter_egress::<F>(key, &new)
+    let entry = new_entry::<F>(&new).ok_or(Reason::TableRefused)?;
+    // As it was settled, so it goes on, unless the client has begun anew.
+    enter_egress_unless::<F>(key, entry, |held| !is_over(held, now, settings)).map(|_| ())
 }
 
 /// Records that the connection of a packet of `key` that leaves is alive, as `connection::seen_forward` does.
@@ -116,8 +110,7 @@ pub(crate) fn enter<F: Family>(
         let is_same = held.port == vip.1 && held.address == vip.0 && held.client_port == Port::default();
         // What it sends without having been asked is taken for a client's where all that leaves the cluster is masqueraded.
         let is_guess = held.service == NO_SERVICE && segment == Segment::NOT_TCP;
-        let is_alive = !held.may_be_followed() && !held.age(now, settings).is_expired();
-        if is_alive && !is_guess {
+        if !is_over(&held, now, settings) && !is_guess {
             // Or what the backend sends as a client, from the port that it listens at.
             if !is_same || !EgressKind::from_number(held.kind).is_of_backend() {
                 return Err(Reason::ReplyClash);

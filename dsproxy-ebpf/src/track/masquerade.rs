@@ -21,7 +21,10 @@ use dsproxy_common::{
     settings::Settings,
 };
 
-use super::{Entry as _, Found, NewEntry, egress, enter_egress, give_way_egress, snat, to_write, write_egress};
+use super::{
+    Entry as _, Found, NewEntry, egress, enter_egress, enter_egress_unless, is_over, new_entry, snat, to_write,
+    write_egress,
+};
 use crate::{family::Family, lookup};
 
 /// How many ports are tried. With three quarters of the range in use by connections to one backend, all of them are taken one
@@ -73,16 +76,11 @@ pub(crate) fn request<F: Family>(
 ) -> Result<(), Reason> {
     // Before anybody may look for it.
     lookup::mark_leaving::<F>(key);
-    if let Some(found) = egress::<F>(key) {
-        let held = found.read();
-        // Masqueraded before, and its backend has not forgotten: it goes on with the port it has.
-        if !held.may_be_followed() && !held.age(now, settings).is_expired() {
-            return Ok(());
-        }
-        give_way_egress::<F>(key, found);
-    }
     let nowhere = (F::Address::default(), Port::default());
-    enter_egress::<F>(key, &first_entry::<F>(EgressKind::Unsettled, nowhere, service, segment, now))
+    let new = first_entry::<F>(EgressKind::Unsettled, nowhere, service, segment, now);
+    let entry = new_entry::<F>(&new).ok_or(Reason::TableRefused)?;
+    // Masqueraded before, and its backend has not forgotten: it goes on with the port it has.
+    enter_egress_unless::<F>(key, entry, |held| !is_over(held, now, settings)).map(|_| ())
 }
 
 /// Finds an address and port of the node for packets of `key` that leave by `device`, and enters both directions.

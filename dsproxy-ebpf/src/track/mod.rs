@@ -22,7 +22,9 @@ pub(crate) mod connection;
 pub(crate) mod direct;
 pub(crate) mod masquerade;
 
-use aya_ebpf::bindings::BPF_ANY;
+use core::hint::cold_path;
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use dsproxy_common::{
     Port, Protocol,
     count::Reason,
@@ -190,6 +192,37 @@ fn enter_egress<F: Family>(key: &FlowKey<F::Address>, new: &NewEntry<F::Address>
     F::maps().egress_brief.insert(key, entry, BPF_ANY.into()).map_err(|_| Reason::TableRefused)
 }
 
+/// Enters `entry` for packets of `key` that leave, unless there is one that `stays`. Whether it was entered.
+#[inline(always)]
+fn enter_egress_unless<F: Family>(
+    key: &FlowKey<F::Address>,
+    entry: &EgressEntry<F::Address>,
+    stays: impl Fn(&EgressEntry<F::Address>) -> bool,
+) -> Result<bool, Reason> {
+    let brief = F::maps().egress_brief;
+    if let Some(found) = confirmed_egress::<F>(key) {
+        if stays(&found.read()) {
+            return Ok(false);
+        }
+        give_way_egress::<F>(key, found);
+    }
+    // Nearly always there is none, which this finds as well as a lookup.
+    if brief.insert(key, entry, BPF_NOEXIST.into()).is_ok() {
+        return Ok(true);
+    }
+    cold_path();
+    if brief_egress::<F>(key).is_some_and(|found| stays(&found.read())) {
+        return Ok(false);
+    }
+    brief.insert(key, entry, BPF_ANY.into()).map(|()| true).map_err(|_| Reason::TableRefused)
+}
+
+/// Whether the connection of an egress entry may be over, so that another may follow it.
+#[inline(always)]
+fn is_over<A: Copy>(held: &EgressEntry<A>, now: u32, settings: &Settings) -> bool {
+    held.may_be_followed() || held.age(now, settings).is_expired()
+}
+
 /// Sets state and time of `found`, the entry of packets of `key` that leave; once it is confirmed it moves to the main table.
 #[inline(always)]
 fn write_egress<F: Family>(
@@ -213,14 +246,28 @@ fn is_tcp<A>(key: &FlowKey<A>) -> bool {
     key.protocol == Protocol::Tcp as u32
 }
 
-/// The forward entry of a packet that enters.
+/// The forward entry of a packet that enters. No key stands in both tables, but while it moves and where carried over.
 #[inline(always)]
 pub(crate) fn forward<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<ForwardEntry>> {
-    if is_tcp(key)
-        && let Some(entry) = F::maps().forward.get_ptr_mut(key)
-    {
-        return Some(Found { entry, is_brief: false });
+    confirmed_forward::<F>(key).or_else(|| brief_forward::<F>(key))
+}
+
+/// As `forward`, where the connection's other entry is known to be brief or not: this one will be as well.
+#[inline(always)]
+fn forward_beside<F: Family>(key: &FlowKey<F::Address>, is_brief: bool) -> Option<Found<ForwardEntry>> {
+    if is_brief { brief_forward::<F>(key).or_else(|| confirmed_forward::<F>(key)) } else { forward::<F>(key) }
+}
+
+#[inline(always)]
+fn confirmed_forward<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<ForwardEntry>> {
+    if !is_tcp(key) {
+        return None;
     }
+    F::maps().forward.get_ptr_mut(key).map(|entry| Found { entry, is_brief: false })
+}
+
+#[inline(always)]
+fn brief_forward<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<ForwardEntry>> {
     F::maps().forward_brief.get_ptr_mut(key).map(|entry| Found { entry, is_brief: true })
 }
 
@@ -247,14 +294,31 @@ pub(crate) fn forget_egress<F: Family>(key: &FlowKey<F::Address>, found: Found<E
     let _ = if found.is_brief { F::maps().egress_brief.remove(key) } else { F::maps().egress.remove(key) };
 }
 
-/// The egress entry of a packet that leaves.
+/// The egress entry of a packet that leaves; see `forward`.
 #[inline(always)]
 pub(crate) fn egress<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<EgressEntry<F::Address>>> {
-    if is_tcp(key)
-        && let Some(entry) = F::maps().egress.get_ptr_mut(key)
-    {
-        return Some(Found { entry, is_brief: false });
+    confirmed_egress::<F>(key).or_else(|| brief_egress::<F>(key))
+}
+
+/// As `egress`, where the entry is likely to be brief or not: because the connection's other one is, or by what the packet says.
+#[inline(always)]
+pub(crate) fn egress_beside<F: Family>(
+    key: &FlowKey<F::Address>,
+    is_brief: bool,
+) -> Option<Found<EgressEntry<F::Address>>> {
+    if is_brief { brief_egress::<F>(key).or_else(|| confirmed_egress::<F>(key)) } else { egress::<F>(key) }
+}
+
+#[inline(always)]
+fn confirmed_egress<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<EgressEntry<F::Address>>> {
+    if !is_tcp(key) {
+        return None;
     }
+    F::maps().egress.get_ptr_mut(key).map(|entry| Found { entry, is_brief: false })
+}
+
+#[inline(always)]
+fn brief_egress<F: Family>(key: &FlowKey<F::Address>) -> Option<Found<EgressEntry<F::Address>>> {
     F::maps().egress_brief.get_ptr_mut(key).map(|entry| Found { entry, is_brief: true })
 }
 
