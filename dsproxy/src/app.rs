@@ -188,8 +188,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     let Ready { attacher, object, pod_devices } = programs.ready(&hooks, &interfaces.current())?;
     // Where another layout was left, its filters are replaced now, beside which there are ours already (`attach/clsact.rs`).
     settings_map.set_attaching(true)?;
-    let for_xdp = host_settings::for_xdp(&config);
-    let attachments = Attachments::follow(attacher, object, interfaces, for_xdp, pod_devices, in_charge);
+    let attachments = Attachments::follow(attacher, object, interfaces, pod_devices, in_charge);
     settings_map.set_attaching(false)?;
     let attachments = attachments?;
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
@@ -19,7 +18,6 @@ use crate::{
         charge::InCharge,
         load,
     },
-    host_settings::{self, Setting},
     interfaces::{Interfaces, Watch},
     maps::pod_devices::PodDevices,
 };
@@ -86,9 +84,8 @@ pub struct Attachments {
 
 impl Attachments {
     /// Attaches to the interfaces of `watch` now, and follows them from here on. Those programs of `object` that none of them needs are
-    /// loaded when they have theirs. While XDP serves, the host is kept set `for_xdp`. The programs are told in `pod_devices`, if packets
-    /// may pass the stack by, where pods are. Once the data path is taken away under the daemon that is `in_charge` of it, nothing is
-    /// attached any more.
+    /// loaded when they have theirs. The programs are told in `pod_devices`, if packets may pass the stack by, where pods are. Once the
+    /// data path is taken away under the daemon that is `in_charge` of it, nothing is attached any more.
     ///
     /// # Errors
     ///
@@ -97,7 +94,6 @@ impl Attachments {
         mut attacher: Attacher,
         object: Box<Ebpf>,
         mut watch: Watch,
-        for_xdp: Vec<Setting>,
         mut pod_devices: Option<PodDevices>,
         in_charge: Arc<InCharge>,
     ) -> Result<Self, AttachError> {
@@ -106,7 +102,7 @@ impl Attachments {
         let shared = Arc::clone(&report);
         let interfaces = watch.current();
         let are_told = tell(pod_devices.as_mut(), &interfaces);
-        let mut failures = sync(&mut attacher, &interfaces, &shared, &for_xdp);
+        let mut failures = sync(&mut attacher, &interfaces, &shared);
         if let Some(hopeless) = failures.iter().position(|failure| failure.error.is_hopeless()) {
             return Err(failures.swap_remove(hopeless).error);
         }
@@ -136,7 +132,7 @@ impl Attachments {
                     std::future::pending::<()>().await;
                 }
                 let are_told = tell(pod_devices.as_mut(), &interfaces);
-                failing = !sync(&mut attacher, &interfaces, &shared, &for_xdp).is_empty() || !are_told;
+                failing = !sync(&mut attacher, &interfaces, &shared).is_empty() || !are_told;
             }
         });
         Ok(Self { report, task })
@@ -198,7 +194,7 @@ fn tell(devices: Option<&mut PodDevices>, interfaces: &Interfaces) -> bool {
 }
 
 /// Returns what is to be tried again.
-fn sync(attacher: &mut Attacher, interfaces: &Interfaces, report: &Report, for_xdp: &[Setting]) -> Vec<Failure> {
+fn sync(attacher: &mut Attacher, interfaces: &Interfaces, report: &Report) -> Vec<Failure> {
     // It waits for the kernel's answers, which the other tasks of this thread should not.
     let outcome = tokio::task::block_in_place(|| attacher.sync(interfaces));
     if outcome.attached > 0 || outcome.detached > 0 {
@@ -210,11 +206,6 @@ fn sync(attacher: &mut Attacher, interfaces: &Interfaces, report: &Report, for_x
             "programs of others at interfaces were left unexamined: without CAP_SYS_ADMIN those of a dsproxy that had another \
              --bpffs look the same; if there was one on this node, run `dsproxy cleanup` with that --bpffs as root"
         );
-    }
-    if attacher.has_xdp() {
-        for failure in host_settings::apply(for_xdp, Path::new("/")) {
-            warn!("{failure}");
-        }
     }
     let failing = outcome.failures.iter().map(|failure| &failure.interface).collect::<BTreeSet<_>>().len();
     report.set(attacher.attachments(), failing, outcome.failures.len() as u64);

@@ -1,6 +1,8 @@
 //! The programs loaded, and those of sockets attached: all that has to be there before interfaces can be followed. What may be missing
 //! is told, and gone without.
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use aya::Ebpf;
 use tracing::{info, warn};
@@ -15,6 +17,7 @@ use crate::{
         bpffs::Bpffs,
         load,
     },
+    host_settings,
     interfaces::Interfaces,
     maps::pod_devices::PodDevices,
     routing,
@@ -69,7 +72,8 @@ impl Hooks<'_> {
         let word = routing::Word::new(load::open_pinned_next_hops(bpffs)?, cached_flows).context("speak to XDP")?;
         match (config.xdp.devices(), load_xdp(&mut object, config.xdp)?) {
             (Some(devices), true) => {
-                attacher = attacher.with_xdp(&object, devices, load::open_pinned_next_hops(bpffs)?, word.clone())?;
+                let maps = load::open_pinned_next_hops(bpffs)?;
+                attacher = attacher.with_xdp(&object, devices, maps, word.clone(), make_ready_for_xdp(config))?;
                 tokio::spawn(routing::tell(word));
             }
             _ => word.withdraw().context("turn XDP off")?,
@@ -104,6 +108,15 @@ fn load_xdp(object: &mut aya::Ebpf, wanted: Xdp) -> anyhow::Result<bool> {
         }
         (_, Some(Err(error))) => Err(error.into()),
     }
+}
+
+/// Sets on the host what XDP asks of it.
+fn make_ready_for_xdp(config: &Config) -> attach::MakeReady {
+    let settings = host_settings::for_xdp(config.conntrack.tcp_established);
+    Box::new(move || {
+        let failures = host_settings::apply(&settings, Path::new("/"));
+        failures.first().map_or(Ok(()), |failure| Err(failure.to_string()))
+    })
 }
 
 /// Loads the programs that send packets past the stack; the map in which they are told where pods are. None, and packets go through

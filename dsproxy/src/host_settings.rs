@@ -120,24 +120,36 @@ fn of_host(config: &Config, cpus: u64) -> Vec<Setting> {
 pub fn ahead(config: &Config, cpus: u64) -> Vec<Setting> {
     let mut settings = of_host(config, cpus);
     if config.xdp.devices().is_some() {
-        settings.extend(for_xdp(config));
+        settings.extend(for_xdp(config.conntrack.tcp_established));
     }
     settings
 }
 
 /// What XDP asks of the host. The kernel's own connection table sees a packet of a connection now and then: it must not take it for
 /// somebody else's, nor a reset that it ends with, nor wait impatiently for the answer to what it saw
-/// (Documentation/networking/nf_conntrack-sysctl.rst).
-pub fn for_xdp(config: &Config) -> Vec<Setting> {
+/// (Documentation/networking/nf_conntrack-sysctl.rst). An established connection may be silent for `established` seconds.
+pub fn for_xdp(established: Option<u64>) -> Vec<Setting> {
     /// The kernel's default, in seconds.
     const ESTABLISHED: u64 = 432_000;
     let setting = |name: &str, wanted| Setting { path: format!("{CONNTRACK}_{name}"), wanted };
-    let established = config.conntrack.tcp_established.unwrap_or(ESTABLISHED);
+    let established = established.unwrap_or(ESTABLISHED);
     vec![
         setting("tcp_be_liberal", Wanted::Exactly(1)),
         setting("tcp_ignore_invalid_rst", Wanted::Exactly(1)),
         setting("tcp_timeout_unacknowledged", Wanted::AtLeast(established.min(i32::MAX as u64))),
     ]
+}
+
+/// The first of what XDP asks of the host, below `root`, that it does not have; nothing is set.
+pub fn in_the_way_of_xdp(root: &Path) -> Option<String> {
+    let established = read_whole(&root.join(format!("{CONNTRACK}_tcp_timeout_established"))).ok();
+    let established = established.and_then(|present| present.trim().parse().ok());
+    for_xdp(established).into_iter().find_map(|Setting { path, wanted }| {
+        let present = read_whole(&root.join(&path)).ok()?;
+        let present = present.trim();
+        let least = if matches!(wanted, Wanted::AtLeast(_)) { "at least " } else { "" };
+        wanted.instead_of(present).map(|_| format!("/{path} is {present}, and has to be {least}{wanted}"))
+    })
 }
 
 /// Brings the files below `root` to what is wanted, and says what could not be done. A host without a connection table has
@@ -297,6 +309,30 @@ mod tests {
             let one = unacknowledged.map(|_| Wanted::Exactly(1));
             assert_eq!((unknown_reset, liberal), (one.clone(), one), "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_xdp_is_the_first_that_is_not_as_wanted() {
+        let root = tempfile::tempdir().expect("a directory");
+        assert_eq!(in_the_way_of_xdp(root.path()), None, "nothing tracks connections");
+        let directory = root.path().join("proc/sys/net/netfilter");
+        fs::create_dir_all(&directory).expect("made");
+        let set = |name: &str, value: &str| {
+            fs::write(directory.join(format!("nf_conntrack_tcp_{name}")), format!("{value}\n")).expect("written");
+        };
+        set("timeout_established", "86400");
+        set("timeout_unacknowledged", "300");
+        set("ignore_invalid_rst", "1");
+        set("be_liberal", "0");
+        let expected = ["be_liberal is 0, and has to be 1", "unacknowledged is 300, and has to be at least 86400"];
+        for (expected, (name, value)) in
+            expected.into_iter().zip([("be_liberal", "1"), ("timeout_unacknowledged", "86400")])
+        {
+            let found = in_the_way_of_xdp(root.path());
+            assert!(found.as_ref().is_some_and(|found| found.ends_with(expected)), "{found:?} for {expected}");
+            set(name, value);
+        }
+        assert_eq!(in_the_way_of_xdp(root.path()), None);
     }
 
     #[test]

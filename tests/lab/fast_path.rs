@@ -1,7 +1,7 @@
 //! XDP between a client outside and a backend on the other node: it is XDP that serves, it follows what changes, and a restart is
 //! not noticed.
 
-use std::{net::SocketAddr, process::Command, thread, time::Duration};
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, process::Command, thread, time::Duration};
 
 use dsproxy_common::{IpFamily, count::Reason};
 use dsproxy_tests::lab::{Bulk, Daemon, Outside, Side, TcpSession, UdpSession, attachments, eventually, like_hardware};
@@ -30,6 +30,15 @@ impl Site {
             like_hardware(namespace, device).expect("the device obeys");
         }
         Self { cluster, outside }
+    }
+
+    /// Has node A's kernel track connections, and forward no others.
+    fn track_connections(&self) {
+        const RULES: &str = "table inet strict { chain forward { type filter hook forward priority filter; policy drop; \
+                             ct state invalid drop; ct state { established, related, new } accept; }; }";
+        let node = self.cluster.lab.node(Side::A).namespace();
+        let loaded = node.run(|| Command::new("nft").arg(RULES).output()).expect("entered").expect("nft runs");
+        assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
     }
 
     fn target(&self, family: IpFamily) -> SocketAddr {
@@ -204,16 +213,55 @@ fn a_veth_is_left_to_tc_unless_it_is_wanted_and_off_takes_the_programs_away() {
     assert_eq!(xdp_of_node(), 0, "after cleanup");
 }
 
-/// The connection table of the host's own rules has seen some packets of a connection alone, and has to know it all the same.
+/// In a container that is not privileged `/proc/sys` is read-only, and what XDP asks for may be set by others too late or never.
 #[test]
-fn rules_that_track_connections_let_the_rest_through_when_xdp_ends() {
-    const RULES: &str = "table inet strict { chain forward { type filter hook forward priority filter; policy drop; \
-                         ct state invalid drop; ct state { established, related, new } accept; }; }";
+fn what_xdp_asks_of_the_host_and_does_not_get_leaves_the_device_to_tc() {
+    const LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
 
     let site = Site::build();
     let node = site.cluster.lab.node(Side::A).namespace();
-    let loaded = node.run(|| Command::new("nft").arg(RULES).output()).expect("entered").expect("nft runs");
-    assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
+    let set_liberal = |value: &str| node.run(|| fs::write(LIBERAL, value)).expect("entered").expect("set");
+    site.track_connections();
+    let mut daemon = site.serve(&["--xdp", "native"]);
+    assert_eq!(served_devices(&daemon), DEVICES);
+    let mut sessions = site.connect();
+    use_all(&mut sessions, "by XDP");
+
+    daemon.kill().expect("it runs");
+    set_liberal("0");
+    let confined = site.cluster.lab.directory().join("confined");
+    let script = format!(
+        "#!/bin/sh\nexec unshare --mount sh -c 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
+         exec \"$0\" \"$@\"' {} \"$@\"\n",
+        daemon.binary().display()
+    );
+    fs::write(&confined, script).expect("written");
+    fs::set_permissions(&confined, fs::Permissions::from_mode(0o755)).expect("made a program");
+    daemon.set_binary(confined);
+    daemon.start_again().expect("it starts");
+    assert_eq!(served_devices(&daemon), Vec::<String>::new());
+    let status = daemon.json(&["status"]).expect("a status");
+    for device in DEVICES {
+        let mut without = status["withoutXdp"].as_array().expect("a list").iter();
+        let row = without.find(|row| row["interface"] == device).unwrap_or_else(|| panic!("{device}: {status}"));
+        assert!(row["reason"].as_str().is_some_and(|reason| reason.contains("be_liberal is 0")), "{row}");
+    }
+    // Those from before are what conntrack now minds.
+    let mut sessions = site.connect();
+    use_all(&mut sessions, "by tc");
+
+    daemon.kill().expect("it runs");
+    set_liberal("1");
+    daemon.start_again().expect("it starts");
+    assert_eq!(served_devices(&daemon), DEVICES);
+    use_all(&mut sessions, "by XDP again");
+}
+
+/// The connection table of the host's own rules has seen some packets of a connection alone, and has to know it all the same.
+#[test]
+fn rules_that_track_connections_let_the_rest_through_when_xdp_ends() {
+    let site = Site::build();
+    site.track_connections();
     let mut daemon = site.serve(&["--xdp", "native"]);
     let mut sessions = site.connect();
     for _ in 0..50 {

@@ -42,7 +42,7 @@ pub(super) use retire::{retire, retire_sockets_that_lead, take_xdp};
 use stray::Strays;
 pub use tcx::is_known as kernel_has_tcx;
 use xdp::Xdp;
-pub use xdp::{WhyNot, XdpDevices, without as without_xdp};
+pub use xdp::{MakeReady, WhyNot, XdpDevices, without as without_xdp};
 
 use crate::{
     interfaces::{Interface, Interfaces, Role},
@@ -245,15 +245,16 @@ impl Attacher {
     }
 
     /// With XDP on those node devices that can have it, by the program of `object`, which has to be loaded. It is told of devices
-    /// in `maps`, and by `word` that they have changed.
+    /// in `maps`, and by `word` that they have changed. Where `make_ready` fails, none has it.
     pub fn with_xdp(
         self,
         object: &aya::Ebpf,
         which: XdpDevices,
         maps: NextHopMaps,
         word: Word,
+        make_ready: MakeReady,
     ) -> Result<Self, AttachError> {
-        Ok(Self { xdp: Some(Xdp::new(Program::of_xdp(object)?, which, maps, word)), ..self })
+        Ok(Self { xdp: Some(Xdp::new(Program::of_xdp(object)?, which, maps, word, make_ready)), ..self })
     }
 
     /// Goes on with these programs, among which there are all those it had.
@@ -304,11 +305,6 @@ impl Attacher {
     /// Whether XDP is used on devices that can have it.
     pub fn may_use_xdp(&self) -> bool {
         self.xdp.is_some()
-    }
-
-    /// Whether XDP serves anywhere.
-    pub fn has_xdp(&self) -> bool {
-        self.xdp.as_ref().is_some_and(|xdp| xdp.attachments().next().is_some())
     }
 
     fn attach(

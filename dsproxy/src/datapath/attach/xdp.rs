@@ -64,7 +64,13 @@ pub enum WhyNot {
     /// The driver does not want to, for all that it could.
     #[error("the driver refused: {0}; an MTU that is too large for it is the usual reason")]
     Refused(String),
+    /// The host could not be made ready for it.
+    #[error("the kernel's own connection table would take what XDP sends on for another's: {0}")]
+    Host(String),
 }
+
+/// Makes the host ready for XDP, or says what is in the way. Called whenever devices are looked at of which one could have it.
+pub type MakeReady = Box<dyn FnMut() -> Result<(), String> + Send>;
 
 /// What became of a device.
 type Verdict = Result<Attachment, WhyNot>;
@@ -78,12 +84,19 @@ pub(super) struct Xdp {
     which: XdpDevices,
     maps: NextHopMaps,
     word: Word,
+    make_ready: MakeReady,
     verdicts: BTreeMap<u32, Verdict>,
 }
 
 impl Xdp {
-    pub(super) fn new(program: Program, which: XdpDevices, maps: NextHopMaps, word: Word) -> Self {
-        Self { program, which, maps, word, verdicts: BTreeMap::new() }
+    pub(super) fn new(
+        program: Program,
+        which: XdpDevices,
+        maps: NextHopMaps,
+        word: Word,
+        make_ready: MakeReady,
+    ) -> Self {
+        Self { program, which, maps, word, make_ready, verdicts: BTreeMap::new() }
     }
 
     /// What is attached.
@@ -105,10 +118,11 @@ impl Xdp {
                 return;
             }
         };
+        let mut readiness = None;
         for interface in wanted.values().filter(|interface| interface.role == Role::NodeDevice) {
             // One that is gone tells of itself.
             let Some(device) = devices.get(interface.index) else { continue };
-            match self.serve(interface, device, pins) {
+            match self.serve(interface, device, pins, &mut readiness) {
                 Ok((verdict, outcome)) => {
                     report.attached += usize::from(outcome != Outcome::Unchanged);
                     self.tell(interface, verdict, outcome);
@@ -156,9 +170,12 @@ impl Xdp {
         interface: &Interface,
         device: &Device,
         pins: &Path,
+        readiness: &mut Option<Result<(), WhyNot>>,
     ) -> Result<(Verdict, Outcome), AttachError> {
         let link = self.adopt(interface, device, pins)?;
-        if let Err(why) = fitness(interface, device, self.which, link.is_some()) {
+        let fitness = fitness(interface, device, self.which, link.is_some());
+        let mut is_ready = || readiness.get_or_insert_with(|| (self.make_ready)().map_err(WhyNot::Host)).clone();
+        if let Err(why) = fitness.and_then(|()| is_ready()) {
             if link.is_some() {
                 self.leave(interface.index)?;
             }
@@ -242,15 +259,19 @@ impl Xdp {
     }
 }
 
-/// Why node devices without XDP are so, as far as the kernel tells.
+/// Why node devices without XDP are so, as far as the kernel tells, and the host, of which `in_the_way` is said to be.
 ///
 /// # Errors
 ///
 /// When it does not.
-pub fn without(interfaces: &Interfaces) -> Result<Vec<(String, WhyNot)>, AttachError> {
+pub fn without(interfaces: &Interfaces, in_the_way: Option<&str>) -> Result<Vec<(String, WhyNot)>, AttachError> {
     let devices = Devices::read().map_err(cannot_ask)?;
     let without = |interface: &Interface| {
-        let why = fitness(interface, devices.get(interface.index)?, XdpDevices::Auto, false).err()?;
+        let device = devices.get(interface.index)?;
+        let never = fitness(interface, device, XdpDevices::Native, false).err();
+        let now = || in_the_way.map(|what| WhyNot::Host(what.to_owned()));
+        let unasked = || fitness(interface, device, XdpDevices::Auto, false).err();
+        let why = never.or_else(now).or_else(unasked)?;
         Some((interface.name.clone(), why))
     };
     let node_devices = interfaces.values().filter(|interface| interface.role == Role::NodeDevice);

@@ -1,5 +1,7 @@
 //! Whether a daemon keeps the maps up to date, what is attached where, how full the maps are, and what became of packets.
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use dsproxy_common::layout::LAYOUT_VERSION;
 use nix::sys::utsname::uname;
@@ -15,6 +17,7 @@ use crate::{
         load,
         probe::{Feature, features},
     },
+    host_settings,
     inspect::{
         Live, View,
         columns::Columns,
@@ -92,13 +95,15 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
     let interfaces = runtime.block_on(interfaces::read(&Overrides::new(&[], &[])?))?;
     let hooks = attach::list(&live.bpffs.links(), &interfaces)?;
     let is_served = |name: &str| hooks.iter().any(|hook| hook.kind == AttachKind::Xdp && hook.interface == name);
-    let without_xdp = attach::without_xdp(&interfaces)?
+    let routing = followed_routing(&live.bpffs)?;
+    // Nobody follows it where XDP is off.
+    let in_the_way = routing.seconds_left.and_then(|_| host_settings::in_the_way_of_xdp(Path::new("/")));
+    let without_xdp = attach::without_xdp(&interfaces, in_the_way.as_deref())?
         .into_iter()
         .filter(|(interface, _)| !is_served(interface))
         .map(|(interface, why)| WithoutXdp { interface, reason: why.to_string() })
         .collect();
     let has_xdp = hooks.iter().any(|hook| hook.kind == AttachKind::Xdp);
-    let routing = has_xdp.then(|| followed_routing(&live.bpffs)).transpose()?;
     let socket_hooks = cgroup::list(&live.bpffs.links())?;
     let programs = hooks.iter().map(|hook| hook.program_id).chain(socket_hooks.iter().map(|hook| hook.program_id));
     let maps = fill(live, &programs.collect())?;
@@ -127,7 +132,7 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
             })
             .collect(),
         without_xdp,
-        routing,
+        routing: has_xdp.then_some(routing),
         socket_hooks,
         maps,
         packets: packets.collect(),
