@@ -4,7 +4,7 @@ use crate::IpFamily;
 
 /// The version of the map layout; it is part of the pin path. A change to a key, a value or the meaning of a map
 /// takes a new number.
-pub const LAYOUT_VERSION: u32 = 8 + cfg!(feature = "next-layout") as u32;
+pub const LAYOUT_VERSION: u32 = 9 + cfg!(feature = "next-layout") as u32;
 
 /// The name of the map of settings.
 pub const SETTINGS: &str = "SETTINGS";
@@ -75,8 +75,10 @@ pub struct FamilyMapNames {
     pub masquerade: &'static str,
     /// `FragmentKey` -> `Fragment`.
     pub fragments: &'static str,
-    /// `SocketKey` -> `SocketEntry`.
+    /// `SocketKey` -> `SocketEntry`, of all but TCP.
     pub sockets: &'static str,
+    /// Likewise, of TCP.
+    pub tcp_sockets: &'static str,
 }
 
 /// The name of the map of flows that each CPU remembers, which is nobody's but the loaded program's.
@@ -89,7 +91,7 @@ pub const fn cached_flows(family: IpFamily) -> &'static str {
 
 impl FamilyMapNames {
     /// All of them.
-    pub const fn all(&self) -> [&'static str; 17] {
+    pub const fn all(&self) -> [&'static str; 18] {
         let Self {
             frontends,
             filter,
@@ -108,6 +110,7 @@ impl FamilyMapNames {
             masquerade,
             fragments,
             sockets,
+            tcp_sockets,
         } = *self;
         [
             frontends,
@@ -127,6 +130,7 @@ impl FamilyMapNames {
             masquerade,
             fragments,
             sockets,
+            tcp_sockets,
         ]
     }
 }
@@ -152,6 +156,7 @@ pub const fn family_maps(family: IpFamily) -> FamilyMapNames {
             masquerade: "MASQUERADE_V4",
             fragments: "FRAGMENTS_V4",
             sockets: "SOCKETS_V4",
+            tcp_sockets: "TCP_SOCKETS_V4",
         },
         IpFamily::V6 => FamilyMapNames {
             frontends: "FRONTENDS_V6",
@@ -171,6 +176,7 @@ pub const fn family_maps(family: IpFamily) -> FamilyMapNames {
             masquerade: "MASQUERADE_V6",
             fragments: "FRAGMENTS_V6",
             sockets: "SOCKETS_V6",
+            tcp_sockets: "TCP_SOCKETS_V6",
         },
     }
 }
@@ -205,6 +211,6 @@ pub mod capacity {
     pub const CACHED_FLOWS: u32 = 16_384;
     /// Packets in fragments that are under way.
     pub const FRAGMENTS: u32 = 8192;
-    /// Sockets that were translated.
+    /// Sockets that were translated: of TCP, and of all else.
     pub const SOCKETS: u32 = 65_536;
 }

@@ -153,6 +153,8 @@ pub(crate) static FRAGMENTS_V4: Fragments<Addr4> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS_V4: Sockets<Addr4> = LruHashMap::new();
 #[btf_map]
+pub(crate) static TCP_SOCKETS_V4: Sockets<Addr4> = LruHashMap::new();
+#[btf_map]
 pub(crate) static FLOWS_V4: Flows<Addr4> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static NEW_ENTRY_V4: NewEntry<Addr4> = PerCpuArray::new();
@@ -193,6 +195,8 @@ pub(crate) static MASQUERADE_V6: NodeAddresses<Addr6> = HashMap::new();
 pub(crate) static FRAGMENTS_V6: Fragments<Addr6> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SOCKETS_V6: Sockets<Addr6> = LruHashMap::new();
+#[btf_map]
+pub(crate) static TCP_SOCKETS_V6: Sockets<Addr6> = LruHashMap::new();
 #[btf_map]
 pub(crate) static FLOWS_V6: Flows<Addr6> = PerCpuArray::new();
 #[btf_map]

@@ -173,7 +173,7 @@ pub(crate) fn call<S: Place>(context: SocketContext, reason: Reason) {
     let key = socket::key::<S::Family>(context.cookie(), after.destination, after.destination_port, protocol);
     let mut before = after;
     // SAFETY: copied at once. An entry of a socket is written by that socket's own calls alone.
-    if let Some(held) = unsafe { <S::Family as Family>::maps().sockets.get(key) } {
+    if let Some(held) = unsafe { socket::table::<S::Family>(key.protocol).get(key) } {
         (before.destination, before.destination_port) = (held.vip, held.vip_port);
         event.service = held.service;
     } else {
@@ -193,7 +193,7 @@ pub(crate) fn heard<S: Place>(context: SocketContext, sender: &FlowKey<<S::Famil
     let Some(protocol) = context.protocol() else { return };
     let key = socket::key::<S::Family>(context.cookie(), sender.source, sender.source_port, protocol);
     // SAFETY: as in `call`.
-    if let Some(held) = unsafe { <S::Family as Family>::maps().sockets.get(key) } {
+    if let Some(held) = unsafe { socket::table::<S::Family>(key.protocol).get(key) } {
         event.service = held.service;
     }
     let mut after = *sender;

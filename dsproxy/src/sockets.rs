@@ -27,6 +27,9 @@ use crate::{
 /// Backends go in groups; they are taken together.
 const TOGETHER: Duration = Duration::from_millis(50);
 
+/// When it is tried again to end those that could not be.
+const AGAIN: Duration = Duration::from_secs(10);
+
 /// Requests (include/uapi/linux/sock_diag.h).
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
@@ -110,11 +113,10 @@ fn left_behind(sockets: &[SocketRecord]) -> HashSet<(u64, SocketAddr)> {
         .collect()
 }
 
-/// Ends sockets whenever `gone` says that a UDP backend has gone. Returns only when the kernel cannot do it.
+/// Ends sockets whenever `gone` says that a UDP backend has gone, and those that an earlier run has left. Returns only when the kernel
+/// cannot do it.
 pub async fn end_those_left_behind(maps: KernelMaps, gone: Arc<Notify>) {
     loop {
-        gone.notified().await;
-        time::sleep(TOGETHER).await;
         // Maps and sockets are read by system calls, which the other tasks of this thread should not wait for.
         match tokio::task::block_in_place(|| pass(&maps)) {
             Ok(0) => debug!("no connected socket was left behind"),
@@ -127,8 +129,14 @@ pub async fn end_those_left_behind(maps: KernelMaps, gone: Arc<Notify>) {
                 );
                 return;
             }
-            Err(error) => warn!(%error, "connected UDP sockets may be left with a backend that has gone"),
+            Err(error) => {
+                warn!(%error, again_in = ?AGAIN, "connected UDP sockets may be left with a backend that has gone");
+                time::sleep(AGAIN).await;
+                continue;
+            }
         }
+        gone.notified().await;
+        time::sleep(TOGETHER).await;
     }
 }
 
@@ -154,16 +162,17 @@ fn pass(maps: &KernelMaps) -> Result<usize, SocketsError> {
             })
             .map_err(failed("list UDP sockets"))?;
     }
-    let mut ended = 0;
+    let (mut ended, mut failure) = (0, None);
     for socket in found {
         match netlink.exchange(Request::change(SOCK_DESTROY, 0, &socket.request()), |_| {}) {
             Ok(()) => ended += 1,
             // Closed or connected elsewhere meanwhile.
             Err(error) if error.errno() == Some(libc::ENOENT) => {}
-            Err(source) => return Err(failed("end a UDP socket")(source)),
+            // The others can be ended all the same.
+            Err(source) => failure = failure.or(Some(failed("end a UDP socket")(source))),
         }
     }
-    Ok(ended)
+    failure.map_or(Ok(ended), Err)
 }
 
 #[cfg(test)]

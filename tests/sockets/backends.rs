@@ -1,12 +1,13 @@
 //! Backends go while sockets hold on to them.
 
-use std::{io, net::UdpSocket, time::Duration};
+use std::{io, net::UdpSocket};
 
 use dsproxy_common::IpFamily;
 use dsproxy_tests::lab::{DualStack, TcpSession, UdpSession};
 
 use crate::{
     ask::connected_to,
+    connected::{heard, patient},
     host::{Host, PORT, TARGET, mapped},
 };
 
@@ -64,7 +65,7 @@ fn a_service_made_anew_has_its_sockets_ended_too() {
 
 /// `socket`, once it has been answered.
 fn asked(socket: UdpSocket) -> UdpSocket {
-    socket.set_read_timeout(Some(Duration::from_secs(3))).expect("a time limit");
+    let socket = patient(socket);
     assert_eq!(ask(&socket).expect("an answer"), "local");
     socket
 }
@@ -82,8 +83,5 @@ fn ends(socket: &UdpSocket) {
 /// Sends something over a connected socket; who answers.
 fn ask(socket: &UdpSocket) -> io::Result<String> {
     socket.send(b"who")?;
-    let mut buffer = [0; 64];
-    let length = socket.recv(&mut buffer)?;
-    let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
-    Ok(answer.lines().next().unwrap_or_default().to_owned())
+    heard(socket)
 }

@@ -4,6 +4,7 @@
 
 mod ask;
 mod backends;
+mod connected;
 mod host;
 mod life;
 mod load;

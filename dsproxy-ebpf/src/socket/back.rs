@@ -5,7 +5,7 @@ use dsproxy_common::{count::Reason, flow::FlowKey, socket::SocketEntry};
 use super::{
     Verdict,
     context::{Place, SocketContext},
-    key,
+    key, table,
 };
 use crate::{count, family::Family, lookup, observe};
 
@@ -40,7 +40,7 @@ pub(super) fn peer<S: Place>(context: SocketContext) -> Verdict {
 fn to_vip<S: Place>(context: SocketContext, address: <S::Family as Family>::Address) -> Option<()> {
     let key = key::<S::Family>(context.cookie(), address, context.port(), context.protocol()?);
     // SAFETY: copied at once. An entry of a socket is written by that socket's own calls alone.
-    let SocketEntry { vip, vip_port, .. } = *unsafe { <S::Family as Family>::maps().sockets.get(key) }?;
+    let SocketEntry { vip, vip_port, .. } = *unsafe { table::<S::Family>(key.protocol).get(key) }?;
     context.replace::<S>(&vip, vip_port);
     Some(())
 }

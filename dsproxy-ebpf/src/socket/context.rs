@@ -85,6 +85,13 @@ impl SocketContext {
         unsafe { u32::load::<{ offset_of!(bpf_sock, state) }>(self.socket()) == BPF_TCP_ESTABLISHED }
     }
 
+    /// The port that the socket is connected to.
+    #[inline(always)]
+    pub(crate) fn peer_port(self) -> Port {
+        // SAFETY: a field of the kernel's socket, of two bytes.
+        Port::from_wire(unsafe { u16::load::<{ offset_of!(bpf_sock, dst_port) }>(self.socket()) })
+    }
+
     #[inline(always)]
     fn socket(self) -> *const u8 {
         // SAFETY: the context that the kernel gave us, and the kernel's own pointer to a socket that is there while we run.
@@ -120,6 +127,9 @@ pub(crate) trait Place {
 
     /// The address that the socket is bound to; unspecified when it is to none.
     fn read_source(context: SocketContext, address: &mut <Self::Family as Family>::Address);
+
+    /// The address that the socket is connected to.
+    fn read_peer(context: SocketContext, address: &mut <Self::Family as Family>::Address);
 }
 
 /// An IPv4 address.
@@ -149,6 +159,12 @@ impl Place for InV4 {
         // SAFETY: a field of the kernel's socket.
         address.words_mut()[0] = unsafe { u32::load::<{ offset_of!(bpf_sock, src_ip4) }>(context.socket()) };
     }
+
+    #[inline(always)]
+    fn read_peer(context: SocketContext, address: &mut Addr4) {
+        // SAFETY: a field of the kernel's socket, which an IPv6 one that is connected to an IPv4 address has as well.
+        address.words_mut()[0] = unsafe { u32::load::<{ offset_of!(bpf_sock, dst_ip4) }>(context.socket()) };
+    }
 }
 
 impl Place for Mapped {
@@ -167,6 +183,11 @@ impl Place for Mapped {
     #[inline(always)]
     fn read_source(context: SocketContext, address: &mut Addr4) {
         InV4::read_source(context, address);
+    }
+
+    #[inline(always)]
+    fn read_peer(context: SocketContext, address: &mut Addr4) {
+        InV4::read_peer(context, address);
     }
 }
 
@@ -200,6 +221,18 @@ impl Place for InV6 {
             words[1] = u32::load::<{ offset_of!(bpf_sock, src_ip6) + 4 }>(socket);
             words[2] = u32::load::<{ offset_of!(bpf_sock, src_ip6) + 8 }>(socket);
             words[3] = u32::load::<{ offset_of!(bpf_sock, src_ip6) + 12 }>(socket);
+        }
+    }
+
+    #[inline(always)]
+    fn read_peer(context: SocketContext, address: &mut Addr6) {
+        let (words, socket) = (address.words_mut(), context.socket());
+        // SAFETY: fields of the kernel's socket.
+        unsafe {
+            words[0] = u32::load::<{ offset_of!(bpf_sock, dst_ip6) }>(socket);
+            words[1] = u32::load::<{ offset_of!(bpf_sock, dst_ip6) + 4 }>(socket);
+            words[2] = u32::load::<{ offset_of!(bpf_sock, dst_ip6) + 8 }>(socket);
+            words[3] = u32::load::<{ offset_of!(bpf_sock, dst_ip6) + 12 }>(socket);
         }
     }
 }

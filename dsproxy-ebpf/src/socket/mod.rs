@@ -13,7 +13,7 @@ use aya_ebpf::bindings::bpf_sock_addr;
 use dsproxy_common::{Port, Protocol, socket::SocketKey};
 
 use self::context::{InV4, InV6, Mapped, SocketContext};
-use crate::family::Family;
+use crate::{family::Family, maps};
 
 /// What the kernel does next.
 #[derive(Clone, Copy)]
@@ -87,6 +87,13 @@ pub(crate) fn getpeername4(raw: *mut bpf_sock_addr) -> Verdict {
 pub(crate) fn getpeername6(raw: *mut bpf_sock_addr) -> Verdict {
     let context = SocketContext::new(raw);
     if context.is_mapped() { back::peer::<Mapped>(context) } else { back::peer::<InV6>(context) }
+}
+
+/// The table of such sockets. TCP has one of its own: its sockets may be many, come and go without a word, and would push out those whose
+/// programs would hear strangers then.
+#[inline(always)]
+pub(crate) fn table<F: Family>(protocol: u16) -> &'static maps::Sockets<F::Address> {
+    if protocol == u16::from(Protocol::Tcp.number()) { F::maps().tcp_sockets } else { F::maps().sockets }
 }
 
 /// The key of a socket and one other end of it.

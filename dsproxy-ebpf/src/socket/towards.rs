@@ -14,7 +14,7 @@ use dsproxy_common::{
 use super::{
     Call, Verdict,
     context::{Place, SocketContext},
-    key,
+    key, table,
 };
 use crate::{
     clock, count,
@@ -82,9 +82,15 @@ fn towards_backend<S: Place>(context: SocketContext, call: Call) -> Result<Reaso
         }
         return Err(lookup::without_frontend::<S::Family>(&flow, settings, Reason::NotService).into());
     };
-    let of_service = Untranslated::of(frontend.service);
     let cookie = context.cookie();
     let vip = key::<S::Family>(cookie, flow.destination, flow.destination_port, protocol);
+    let of_service = Untranslated::of(frontend.service);
+    if call == Call::Send
+        && context.is_connected()
+        && let Some(outcome) = of_connected::<S>(context, &vip, is_host)
+    {
+        return outcome.map_err(of_service);
+    }
     if call == Call::Send
         && let Some((id, backend)) = last_backend::<S::Family>(&vip, &frontend)
     {
@@ -106,10 +112,32 @@ fn towards_backend<S: Place>(context: SocketContext, call: Call) -> Result<Reaso
     if call == Call::Send {
         // The same under the VIP, for the next datagram.
         let entry = entry(&vip, (id, backend), frontend.service);
-        let _ = <S::Family as Family>::maps().sockets.insert(vip, entry, BPF_ANY.into());
+        let _ = table::<S::Family>(vip.protocol).insert(vip, entry, BPF_ANY.into());
     }
     count::socket_opened(frontend.service);
     Ok(Reason::Opened)
+}
+
+/// What becomes of a datagram to the VIP of a connected socket, which hears nobody but its peer. None where it is led as any other: no
+/// answer will reach it, nor did it ask for one there.
+#[inline(always)]
+fn of_connected<S: Place>(
+    context: SocketContext,
+    vip: &SocketKey<<S::Family as Family>::Address>,
+    is_host: bool,
+) -> Option<Result<Reason, Reason>> {
+    let mut peer = *vip;
+    S::read_peer(context, &mut peer.address);
+    peer.port = context.peer_port();
+    // SAFETY: compared at once. An entry of a socket is written by that socket's own calls alone.
+    let is_led = unsafe { table::<S::Family>(peer.protocol).get(peer) }
+        .is_some_and(|held| held.vip == vip.address && held.vip_port == vip.port);
+    if is_led {
+        context.replace::<S>(&peer.address, peer.port);
+        return Some(Ok(Reason::Forwarded));
+    }
+    // Connected before there were these programs, or left to those of packets then: answers come from the VIP.
+    (!is_host && peer == *vip).then_some(Err(Reason::NotService))
 }
 
 /// A socket that goes to a backend on its own account hears the backend's own address from then on.
@@ -121,7 +149,7 @@ fn forget_backend<S: Place>(
 ) {
     if lookup::may_be_for_backend::<S::Family>(flow) {
         let key = key::<S::Family>(context.cookie(), flow.destination, flow.destination_port, protocol);
-        let _ = <S::Family as Family>::maps().sockets.remove(key);
+        let _ = table::<S::Family>(key.protocol).remove(key);
     }
 }
 
@@ -133,7 +161,7 @@ fn last_backend<F: Family>(
     frontend: &Frontend,
 ) -> Option<(u32, &'static Backend<F::Address>)> {
     // SAFETY: copied at once. An entry of a socket is written by that socket's own calls alone.
-    let held = *unsafe { F::maps().sockets.get(vip) }?;
+    let held = *unsafe { table::<F>(vip.protocol).get(vip) }?;
     let backend = F::maps().backends.get(held.backend)?;
     let is_same = held.service == frontend.service
         && backend.generation == held.generation
@@ -213,7 +241,7 @@ fn lead<S: Place>(
 ) -> Result<(), Reason> {
     // Ports of SCTP are the same at both ends.
     let (address, port) = (backend.address, backend.port);
-    let sockets = <S::Family as Family>::maps().sockets;
+    let sockets = table::<S::Family>(vip.protocol);
     let key = SocketKey { address, port, ..*vip };
     let entry = entry(vip, (id, backend), service);
     // SAFETY: compared at once. An entry of a socket is written by that socket's own calls alone.

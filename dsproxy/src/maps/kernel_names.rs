@@ -9,7 +9,7 @@ use super::MapKind;
 
 impl MapKind {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Services,
         Self::Frontends,
         Self::Filter,
@@ -20,6 +20,7 @@ impl MapKind {
         Self::Masqueraded,
         Self::Affinities,
         Self::Sockets,
+        Self::TcpSockets,
         Self::SourceRanges,
         Self::Networks,
         Self::NodeAddresses,
@@ -76,6 +77,7 @@ impl MapKind {
             Self::Masqueraded => names!(snat),
             Self::Affinities => names!(affinity),
             Self::Sockets => names!(sockets),
+            Self::TcpSockets => names!(tcp_sockets),
             Self::SourceRanges => names!(ranges),
             Self::Networks => names!(networks),
             Self::NodeAddresses => names!(masquerade),

@@ -244,7 +244,7 @@ impl Capacities {
             MapKind::Connections | MapKind::Masqueraded => self.connections,
             MapKind::BriefConnections => self.brief_connections,
             MapKind::Affinities => self.affinities,
-            MapKind::Sockets => capacity::SOCKETS,
+            MapKind::Sockets | MapKind::TcpSockets => capacity::SOCKETS,
             MapKind::SourceRanges => self.source_ranges,
             MapKind::Networks => self.networks(),
             MapKind::Filter
@@ -296,8 +296,10 @@ pub enum MapKind {
     Masqueraded,
     /// Clients that stay with their endpoint.
     Affinities,
-    /// Sockets that were led to backends.
+    /// Sockets that were led to backends, but for those of TCP.
     Sockets,
+    /// Sockets of TCP that were.
+    TcpSockets,
     /// Source ranges of service ports.
     SourceRanges,
     /// What is known of networks.
@@ -326,7 +328,12 @@ impl MapKind {
     pub const fn is_made_by_programs(self) -> bool {
         matches!(
             self,
-            Self::Connections | Self::BriefConnections | Self::Masqueraded | Self::Affinities | Self::Sockets
+            Self::Connections
+                | Self::BriefConnections
+                | Self::Masqueraded
+                | Self::Affinities
+                | Self::Sockets
+                | Self::TcpSockets
         )
     }
 
@@ -343,6 +350,7 @@ impl MapKind {
             Self::Masqueraded => "masqueraded connections",
             Self::Affinities => "affinities",
             Self::Sockets => "sockets",
+            Self::TcpSockets => "TCP sockets",
             Self::SourceRanges => "source ranges",
             Self::Networks => "networks",
             Self::NodeAddresses => "node addresses",
@@ -374,6 +382,7 @@ impl MapKind {
             | Self::Routing
             | Self::XdpDevices
             | Self::Sockets
+            | Self::TcpSockets
             | Self::Counters
             | Self::Daemon
             | Self::Events
