@@ -38,9 +38,7 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// A Service that this proxy serves: it has at least one ClusterIP.
-///
-/// Headless and ExternalName Services, and those with an opt-out label, never become one.
+/// A Service with at least one ClusterIP. Headless and ExternalName Services never become one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
@@ -51,6 +49,9 @@ pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
     /// The ports, in the order of the object.
     pub ports: Vec<ServicePort>,
+    /// Whether it is another proxy's, by its label. Then nothing but its ClusterIPs is known of it, so that packets to them are let
+    /// through.
+    pub is_anothers: bool,
     /// `spec.externalIPs`, of both families.
     pub external_ips: Vec<IpAddr>,
     /// The addresses at which the load balancer leaves packets as they are (`ipMode: VIP`, or none said), of both

@@ -46,14 +46,39 @@ impl ConfiguredNetworks {
     }
 }
 
+/// Who serves a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// This one: ports that the Service does not have are refused.
+    This,
+    /// Another: whatever is for the Service is left alone.
+    Another,
+}
+
+/// How many Services have a ClusterIP.
+#[derive(Debug, Default)]
+struct Owners {
+    of_this: u32,
+    of_another: u32,
+}
+
+impl Owners {
+    fn count(&mut self, proxy: Proxy) -> &mut u32 {
+        match proxy {
+            Proxy::This => &mut self.of_this,
+            Proxy::Another => &mut self.of_another,
+        }
+    }
+}
+
 /// What should stand in the maps, and what does.
 #[derive(Debug, Default)]
 pub struct Networks {
     /// What is said of ranges: few.
     ranges: BTreeMap<IpNet, u32>,
-    /// How many Services have each ClusterIP.
-    cluster_ips: BTreeMap<IpAddr, u32>,
-    of_services: HashMap<ObjectName, Vec<IpAddr>>,
+    /// Whose each ClusterIP is.
+    cluster_ips: BTreeMap<IpAddr, Owners>,
+    of_services: HashMap<ObjectName, (Vec<IpAddr>, Proxy)>,
     /// What stands in the maps.
     held: HashMap<IpNet, u32>,
     entries: BTreeMap<IpFamily, u32>,
@@ -104,32 +129,34 @@ impl Networks {
         }
     }
 
-    /// Makes `cluster_ips` those of `service`.
-    pub fn set_service(&mut self, service: &ObjectName, cluster_ips: &[IpAddr]) {
-        if self.of_services.get(service).map_or(&[][..], Vec::as_slice) == cluster_ips {
+    /// Makes `cluster_ips` those of `service`, which `proxy` serves.
+    pub fn set_service(&mut self, service: &ObjectName, cluster_ips: &[IpAddr], proxy: Proxy) {
+        let held = self.of_services.get(service);
+        if held.map_or(cluster_ips.is_empty(), |(held, by)| held == cluster_ips && *by == proxy) {
             return;
         }
-        cluster_ips.iter().for_each(|address| self.add_cluster_ip(*address));
+        cluster_ips.iter().for_each(|address| self.add_cluster_ip(*address, proxy));
         let before = if cluster_ips.is_empty() {
             self.of_services.remove(service)
         } else {
-            self.of_services.insert(service.clone(), cluster_ips.to_vec())
+            self.of_services.insert(service.clone(), (cluster_ips.to_vec(), proxy))
         };
-        before.into_iter().flatten().for_each(|address| self.remove_cluster_ip(address));
+        let Some((before, proxy)) = before else { return };
+        before.into_iter().for_each(|address| self.remove_cluster_ip(address, proxy));
     }
 
-    fn add_cluster_ip(&mut self, address: IpAddr) {
-        *self.cluster_ips.entry(address).or_default() += 1;
+    fn add_cluster_ip(&mut self, address: IpAddr, proxy: Proxy) {
+        *self.cluster_ips.entry(address).or_default().count(proxy) += 1;
         self.stale.insert(address.into());
     }
 
-    fn remove_cluster_ip(&mut self, address: IpAddr) {
-        if let Some(count) = self.cluster_ips.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
+    fn remove_cluster_ip(&mut self, address: IpAddr, proxy: Proxy) {
+        if let Some(owners) = self.cluster_ips.get_mut(&address) {
+            *owners.count(proxy) -= 1;
+            if (owners.of_this, owners.of_another) == (0, 0) {
                 self.cluster_ips.remove(&address);
-                self.stale.insert(address.into());
             }
+            self.stale.insert(address.into());
         }
     }
 
@@ -193,21 +220,24 @@ impl Networks {
 
     /// What the entry of `network` should say, if there is to be one.
     fn flags(&self, network: &IpNet) -> Option<u32> {
-        let is_cluster_ip =
-            network.prefix_len() == network.max_prefix_len() && self.cluster_ips.contains_key(&network.addr());
-        let own = self.ranges.contains_key(network) || is_cluster_ip;
+        let is_address = network.prefix_len() == network.max_prefix_len();
+        let owners = if is_address { self.cluster_ips.get(&network.addr()) } else { None };
         let ranges = self.ranges.iter().filter(|(range, _)| range.contains(network));
         let of_ranges = ranges.fold(0, |flags, (_, more)| flags | more);
-        own.then_some(if is_cluster_ip { of_ranges | NetworkFlags::CLUSTER_IP } else { of_ranges })
+        match owners {
+            Some(Owners { of_this: 0, .. }) => Some(of_ranges & !NetworkFlags::SERVICE),
+            Some(_) => Some(of_ranges | NetworkFlags::CLUSTER_IP),
+            None => self.ranges.contains_key(network).then_some(of_ranges),
+        }
     }
 
-    /// The smallest network that holds all ClusterIPs of `family` and the ranges they are given out from.
+    /// The smallest network that holds all ClusterIPs of `family` that are served here, and the ranges they are given out from.
     fn service_network(&self, family: IpFamily) -> Option<IpNet> {
         let (first, last): (IpAddr, IpAddr) = match family {
             IpFamily::V4 => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()),
             IpFamily::V6 => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from_bits(u128::MAX).into()),
         };
-        let mut addresses = self.cluster_ips.range(first..=last);
+        let mut addresses = self.cluster_ips.range(first..=last).filter(|(_, owners)| owners.of_this > 0);
         let ends = [addresses.next(), addresses.next_back()];
         let addresses = ends.into_iter().flatten().map(|(address, _)| IpNet::from(*address));
         let ranges = self
@@ -232,6 +262,7 @@ fn covering(one: IpNet, other: IpNet) -> IpNet {
 
 #[cfg(test)]
 mod tests {
+    use dsproxy_common::count::Reason;
     use proptest::prelude::*;
 
     use super::*;
@@ -280,10 +311,16 @@ mod tests {
     }
 
     /// What should be found for `address`, by looking at everything that holds it.
-    fn expected(address: IpAddr, ranges: &[(IpNet, u32)], cluster_ips: &[IpAddr]) -> u32 {
+    fn expected(address: IpAddr, ranges: &[(IpNet, u32)], cluster_ips: &[(IpAddr, Proxy)]) -> u32 {
         let of_ranges =
             ranges.iter().filter(|(range, _)| range.contains(&address)).fold(0, |all, (_, flags)| all | flags);
-        of_ranges | if cluster_ips.contains(&address) { NetworkFlags::CLUSTER_IP } else { 0 }
+        if cluster_ips.contains(&(address, Proxy::This)) {
+            of_ranges | NetworkFlags::CLUSTER_IP
+        } else if cluster_ips.contains(&(address, Proxy::Another)) {
+            of_ranges & !NetworkFlags::SERVICE
+        } else {
+            of_ranges
+        }
     }
 
     fn address() -> impl Strategy<Value = IpAddr> {
@@ -304,7 +341,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Ranges(Vec<(IpNet, u32)>),
-        Add(IpAddr),
+        Add(IpAddr, Proxy),
         Remove(prop::sample::Index),
         /// So many writes are done, then the daemon starts again.
         Restart(usize),
@@ -313,7 +350,8 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             2 => proptest::collection::vec(range(), 0..4).prop_map(Step::Ranges),
-            4 => address().prop_map(Step::Add),
+            4 => (address(), prop_oneof![Just(Proxy::This), Just(Proxy::Another)])
+                .prop_map(|(address, proxy)| Step::Add(address, proxy)),
             3 => any::<prop::sample::Index>().prop_map(Step::Remove),
             1 => (0usize..4).prop_map(Step::Restart),
         ]
@@ -342,19 +380,20 @@ mod tests {
                         networks.set_ranges(wanted.clone());
                         ranges = wanted;
                     }
-                    Step::Add(address) => {
-                        networks.add_cluster_ip(address);
-                        cluster_ips.push(address);
+                    Step::Add(address, proxy) => {
+                        networks.add_cluster_ip(address, proxy);
+                        cluster_ips.push((address, proxy));
                     }
                     Step::Remove(at) if !cluster_ips.is_empty() => {
-                        networks.remove_cluster_ip(cluster_ips.swap_remove(at.index(cluster_ips.len())));
+                        let (address, proxy) = cluster_ips.swap_remove(at.index(cluster_ips.len()));
+                        networks.remove_cluster_ip(address, proxy);
                     }
                     Step::Remove(_) => {}
                     Step::Restart(done) => {
                         networks.plan().iter().take(done).for_each(|write| maps.write(write));
                         networks = Networks::new(&maps.contents());
                         networks.set_ranges(ranges.clone());
-                        cluster_ips.iter().for_each(|address| networks.add_cluster_ip(*address));
+                        cluster_ips.iter().for_each(|(address, proxy)| networks.add_cluster_ip(*address, *proxy));
                     }
                 }
                 for write in networks.plan() {
@@ -375,17 +414,15 @@ mod tests {
                 }
                 // Nothing is left over, and no network of Services is wider than it has to be.
                 let wanted: BTreeSet<IpNet> = ranges.iter().map(|(range, _)| range.trunc())
-                    .chain(cluster_ips.iter().map(|address| IpNet::from(*address))).collect();
+                    .chain(cluster_ips.iter().map(|(address, _)| IpNet::from(*address))).collect();
                 prop_assert_eq!(maps.networks.keys().copied().collect::<BTreeSet<_>>(), wanted);
                 let entries = IpFamily::ALL.map(|family| networks.entries(family) as usize);
                 prop_assert_eq!(entries.iter().sum::<usize>(), maps.networks.len());
                 for family in IpFamily::ALL {
-                    let of_services = maps.networks.iter().filter(|(network, flags)| {
-                        let own = ranges.iter().any(|(range, flags)| range.trunc() == **network && flags & OF_SERVICES != 0)
-                            || (cluster_ips.contains(&network.addr()) && network.prefix_len() == network.max_prefix_len());
-                        IpFamily::of(network.addr()) == family && **flags & OF_SERVICES != 0 && own
-                    });
-                    let smallest = of_services.map(|(network, _)| *network).reduce(covering);
+                    let of_ranges = ranges.iter().filter(|(_, flags)| flags & OF_SERVICES != 0).map(|(range, _)| range.trunc());
+                    let here = cluster_ips.iter().filter(|(_, proxy)| *proxy == Proxy::This);
+                    let of_services = of_ranges.chain(here.map(|(address, _)| IpNet::from(*address)));
+                    let smallest = of_services.filter(|network| IpFamily::of(network.addr()) == family).reduce(covering);
                     prop_assert_eq!(maps.service_networks.get(&family).copied(), smallest);
                 }
             }
@@ -396,7 +433,8 @@ mod tests {
     fn a_cluster_ip_among_many_is_one_write() {
         let mut networks = Networks::default();
         networks.set_ranges([("10.96.0.0/12".parse().expect("a network"), NetworkFlags::SERVICE)]);
-        (0..100_000u32).for_each(|number| networks.add_cluster_ip(Ipv4Addr::from_bits(0x0a60_0001 + number).into()));
+        (0..100_000u32)
+            .for_each(|number| networks.add_cluster_ip(Ipv4Addr::from_bits(0x0a60_0001 + number).into(), Proxy::This));
         let write_all = |networks: &mut Networks| {
             let writes = networks.plan();
             writes.iter().for_each(|write| networks.applied(write));
@@ -405,13 +443,32 @@ mod tests {
         };
         assert_eq!(write_all(&mut networks), 100_002);
         let another = IpAddr::from([10, 111, 255, 1]);
-        networks.add_cluster_ip(another);
+        networks.add_cluster_ip(another, Proxy::This);
         let flags = NetworkFlags::SERVICE | NetworkFlags::CLUSTER_IP;
         assert_eq!(networks.plan(), [Write::Network { network: another.into(), flags }]);
         write_all(&mut networks);
-        networks.remove_cluster_ip(another);
+        networks.remove_cluster_ip(another, Proxy::This);
         assert_eq!(networks.plan(), [Write::RemoveNetwork { network: another.into() }]);
         assert_eq!(write_all(&mut networks), 1);
+    }
+
+    #[test]
+    fn what_another_proxy_serves_is_neither_refused_nor_unallocated() {
+        let range: IpNet = "10.96.0.0/12".parse().expect("a network");
+        let address = IpAddr::from([10, 96, 0, 50]);
+        let service = ObjectName::new("default", "a");
+        let mut networks = Networks::default();
+        networks.set_ranges([(range, NetworkFlags::SERVICE | NetworkFlags::NOT_MASQUERADED)]);
+        for proxy in [Proxy::Another, Proxy::This, Proxy::Another] {
+            networks.set_service(&service, &[address], proxy);
+            networks.plan().iter().for_each(|write| networks.applied(write));
+            networks.settled();
+            let reason = NetworkFlags::without_frontend(networks.held[&address.into()]);
+            let expected = (proxy == Proxy::This).then_some(Reason::NoPort);
+            assert_eq!(reason, expected, "{proxy:?}");
+        }
+        networks.set_service(&service, &[], Proxy::Another);
+        assert_eq!(networks.plan(), [Write::RemoveNetwork { network: address.into() }]);
     }
 
     #[test]
@@ -419,13 +476,13 @@ mod tests {
         let mut networks = Networks::default();
         let (first, second) = (ObjectName::new("default", "a"), ObjectName::new("default", "b"));
         let addresses = ["10.96.0.1", "fd00:96::1"].map(|text| text.parse().expect("an address"));
-        networks.set_service(&first, &addresses);
-        networks.set_service(&second, &addresses);
-        networks.set_service(&first, &[]);
+        networks.set_service(&first, &addresses, Proxy::This);
+        networks.set_service(&second, &addresses, Proxy::This);
+        networks.set_service(&first, &[], Proxy::This);
         assert_eq!(networks.plan().len(), 4, "in either family the entry, and where ClusterIPs are");
-        networks.set_service(&second, &addresses[..1]);
+        networks.set_service(&second, &addresses[..1], Proxy::This);
         assert_eq!(networks.plan().len(), 2);
-        networks.set_service(&second, &[]);
+        networks.set_service(&second, &[], Proxy::This);
         assert_eq!(networks.plan(), []);
         assert!(networks.of_services.is_empty() && networks.cluster_ips.is_empty());
     }

@@ -19,7 +19,9 @@ use tempfile::TempDir;
 
 use crate::{
     harness::Source,
-    objects::{model_node, model_service, model_service_cidr, model_slice, name, node, service, service_cidr, slice},
+    objects::{
+        anothers, model_node, model_service, model_service_cidr, model_slice, name, node, service, service_cidr, slice,
+    },
 };
 
 /// Waiting times under which only inotify can be in time.
@@ -269,7 +271,7 @@ async fn objects_that_leave_the_proxy_are_deleted() {
     let mut headless = slice("web-4", IpFamily::V4, &[1]);
     headless["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
     write(&directory, "web.yaml", &[others, headless]);
-    assert_eq!(source.service().await, Delta::Delete(name("web")));
+    assert_eq!(source.service().await, Delta::Apply(anothers(model_service("web", 1))));
     assert_eq!(source.slice().await, Delta::Delete(name("web-4")));
     assert_eq!(source.status.rejected(), 0);
 }

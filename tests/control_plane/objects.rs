@@ -47,6 +47,12 @@ pub(crate) fn model_service(name: &str, number: u8) -> model::Service {
     }
 }
 
+/// What is known of a Service once another proxy serves it.
+pub(crate) fn anothers(service: model::Service) -> model::Service {
+    let model::Service { name, cluster_ips, .. } = service;
+    model::Service { name, cluster_ips, is_anothers: true, ..model::Service::default() }
+}
+
 /// The slice of this name, for the Service of the name up to the last dash.
 pub(crate) fn slice(name: &str, family: IpFamily, numbers: &[u8]) -> Value {
     let endpoints: Vec<Value> = numbers

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::{
     harness::{Source, pace},
-    objects::{NAMESPACE, model_service, model_slice, name, service, slice},
+    objects::{NAMESPACE, anothers, model_service, model_slice, name, service, slice},
 };
 
 #[test]
@@ -56,7 +56,7 @@ fn only_objects_for_this_proxy_are_asked_for() {
         let _source = Source::watching(&server).await;
         for request in server.requests() {
             let (labels, fields) = match request.resource {
-                Resource::Services => (Some("!service.kubernetes.io/service-proxy-name"), None),
+                Resource::Services => (None, None),
                 Resource::EndpointSlices => (Some("!service.kubernetes.io/headless"), None),
                 Resource::Nodes => (None, Some("metadata.name=node-a")),
                 Resource::ServiceCidrs => (None, None),
@@ -107,7 +107,7 @@ fn a_label_gained_is_a_deletion_and_a_label_lost_a_creation() {
         let mut others = service("web", 1);
         others["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = json!("mesh");
         server.put(others);
-        assert_eq!(source.service().await, Delta::Delete(name("web")));
+        assert_eq!(source.service().await, Delta::Apply(anothers(model_service("web", 1))));
         server.put(service("web", 1));
         assert_eq!(source.service().await, Delta::Apply(model_service("web", 1)));
 

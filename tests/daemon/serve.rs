@@ -8,7 +8,7 @@ use dsproxy_tests::{
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Cluster, PORT, SOON, TARGET, answers, is_silent, service, wait_until_answers},
+    cluster::{Cluster, PORT, SOON, TARGET, answers, answers_in, is_silent, service, wait_until_answers},
     control_plane::ControlPlane,
 };
 
@@ -66,6 +66,12 @@ fn the_label_of_another_proxy_is_gained_and_lost() {
     let client = cluster.client.namespace();
     let plane = ControlPlane::start(&cluster.lab, IpFamily::V4);
     let [vip, other] = [1, 2].map(DualStack::cluster_ip);
+    // What nobody has of this range is dropped; the other proxy's Service has its address.
+    let DualStack { v4, v6 } = DualStack::cluster_ip(0);
+    plane.server().put(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": [format!("{v4}/16"), format!("{v6}/112")]},
+    }));
     let objects = plane.objects(&service("echo", vip, &[cluster.backend("local")]));
     let put = |label: Option<&str>| {
         for object in &objects {
@@ -88,6 +94,17 @@ fn the_label_of_another_proxy_is_gained_and_lost() {
         put(Some(value));
         wait_until_silent(client, vip);
         answers(client, other, PORT, "remote").expect("the other does not notice");
+        for family in IpFamily::ALL {
+            let unallocated = || {
+                let labels = ["reason=\"unallocated\"", &format!("ip_family=\"{family}\"")];
+                daemon.sum("dsproxy_packets_total", &labels)
+            };
+            let before = unallocated();
+            answers_in(client, family, vip, PORT, "local").expect_err("there is no other proxy");
+            assert_eq!(unallocated(), before, "packets to its Services would reach it");
+            answers_in(client, family, DualStack::cluster_ip(3), PORT, "local").expect_err("nobody has it");
+            assert!(unallocated() > before, "those to what nobody has go no further");
+        }
     }
     let rows = daemon.json("services");
     let names: Vec<&str> = rows.as_array().expect("rows").iter().filter_map(|row| row["name"].as_str()).collect();

@@ -14,6 +14,7 @@ use crate::{
     diff::Plan,
     maps::{FrontendAddress, MapStore},
     model::ObjectName,
+    networks::Proxy,
     progress::NoLocalEndpoints,
     resolve::{Resolution, ResolvedPort},
 };
@@ -64,7 +65,8 @@ impl<S: MapStore> Reconciler<S> {
         for service in services {
             let ports = self.resolve(&service);
             let object = self.cluster.service(&service);
-            self.networks.set_service(&service, object.map_or(&[], |object| &object.cluster_ips));
+            let proxy = if object.is_some_and(|object| object.is_anothers) { Proxy::Another } else { Proxy::This };
+            self.networks.set_service(&service, object.map_or(&[], |object| &object.cluster_ips), proxy);
             concerned.extend(self.claims.set(&service, object.and_then(|object| object.created), &ports));
             wanted.insert(service, ports);
         }

@@ -232,8 +232,9 @@ impl FromObject for Service {
     const API_VERSION: &'static str = "v1";
 
     fn selectors(_node: &str) -> Selectors {
-        // API servers before Kubernetes 1.31 refuse a selector by `spec.clusterIP`, so headless Services come as well.
-        Selectors { labels: Some(format!("!{SERVICE_PROXY_NAME_LABEL}")), fields: None }
+        // API servers before Kubernetes 1.31 refuse a selector by `spec.clusterIP`, so headless Services come as well. Those of other
+        // proxies have to: packets to their ClusterIPs are none to addresses that nobody has.
+        Selectors { labels: None, fields: None }
     }
 
     fn from_object(object: &Self::Object) -> Converted<Self> {

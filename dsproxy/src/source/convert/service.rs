@@ -30,7 +30,7 @@ pub(super) fn service(object: &core::Service) -> Converted<Service> {
 
 fn read(name: ObjectName, object: &core::Service) -> Result<Converted<Service>, Reason> {
     if label(&object.metadata, SERVICE_PROXY_NAME_LABEL).is_some() {
-        return Ok(Converted::NotOurs { name, why: NotOurs::OtherProxy });
+        return Ok(anothers(name, object));
     }
     let spec = object.spec.as_ref().ok_or(Reason::NoSpec)?;
     if spec.type_.as_deref() == Some("ExternalName") {
@@ -59,11 +59,23 @@ fn read(name: ObjectName, object: &core::Service) -> Result<Converted<Service>, 
             ),
             external_traffic_policy,
             affinity: affinity(spec, &mut skipped),
+            is_anothers: false,
             health_check_node_port: health_check_node_port(spec, external_traffic_policy, &mut skipped),
             name,
         },
         skipped,
     })
+}
+
+/// A Service that another proxy serves: what else is in it, or wrong with it, is that one's business.
+fn anothers(name: ObjectName, object: &core::Service) -> Converted<Service> {
+    match object.spec.as_ref().map(cluster_ips) {
+        Some(Ok(Ok(cluster_ips))) => Converted::Ours {
+            object: Service { name, cluster_ips, is_anothers: true, ..Service::default() },
+            skipped: Vec::new(),
+        },
+        _ => Converted::NotOurs { name, why: NotOurs::OtherProxy },
+    }
 }
 
 /// The ClusterIPs in the order of the object, which is the order of `ipFamilies`.

@@ -114,6 +114,13 @@ fn services_of_others_are_passed_over() {
     for value in ["another-proxy", ""] {
         let mut service = with_spec(json!({"clusterIP": "10.0.0.1", "ports": [{"port": 80}]}));
         service["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": value});
+        let (read, skipped) = ours::<Service>(&service);
+        let cluster_ips = ips(&["10.0.0.1"]);
+        let name = ObjectName::new("shop", "web");
+        assert_eq!(read, Service { name, cluster_ips, is_anothers: true, ..Service::default() });
+        assert_eq!(skipped, []);
+        // What is wrong with it is the other proxy's business.
+        service["spec"] = json!({"clusterIP": "nonsense"});
         assert_eq!(not_ours::<Service>(&service), NotOurs::OtherProxy);
     }
     // This label is for slices, and means nothing on a Service.
