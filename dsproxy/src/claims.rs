@@ -1,5 +1,5 @@
-//! Who has a frontend that several service ports want: the oldest, whatever the order in which they came. So all nodes
-//! agree, before and after a restart.
+//! Who has a frontend that several service ports want, whatever the order in which they came. So all nodes agree, before and after a
+//! restart.
 //!
 //! Knows nothing of maps: `reconcile` tells what each Service wants, and asks what it is to have.
 
@@ -9,6 +9,8 @@ use std::{
     time::SystemTime,
 };
 
+use dsproxy_common::service::FrontendKind;
+
 use crate::{
     few::Few,
     maps::FrontendAddress,
@@ -16,10 +18,12 @@ use crate::{
     resolve::{ResolvedPort, ServicePortName},
 };
 
-/// A service port that wants a frontend. The least has it: the one of the oldest Service, and of equally old ones the first by
-/// name. Services that do not say when they were made, as those of manifests, are older than all that do.
+/// A service port that wants a frontend. The least has it: who wants it for an address of its own before who wants it for a NodePort, as
+/// kube-proxy looks for them; then the one of the oldest Service, and of equally old ones the first by name. Services that do not say when
+/// they were made, as those of manifests, are older than all that do.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
+    is_node_port: bool,
     created: Option<SystemTime>,
     port: ServicePortName,
 }
@@ -52,8 +56,13 @@ impl Claims {
         let wanted: Few<(FrontendAddress, Arc<Claim>)> = ports
             .iter()
             .flat_map(|port| {
-                let claim = Arc::new(Claim { created, port: port.name.clone() });
-                port.frontends().map(move |address| (address, Arc::clone(&claim)))
+                let claim = |is_node_port| Arc::new(Claim { is_node_port, created, port: port.name.clone() });
+                let [for_address, for_node_port] = [false, true].map(claim);
+                let frontends = port.families.iter().flat_map(|family| &family.frontends);
+                frontends.map(move |frontend| {
+                    let is_node_port = frontend.kind == FrontendKind::NodePort;
+                    (frontend.address, Arc::clone(if is_node_port { &for_node_port } else { &for_address }))
+                })
             })
             .collect();
         let held = self.by_service.remove(service).unwrap_or_default();
@@ -228,6 +237,26 @@ mod tests {
             }
             prop_assert!(claims.by_address.is_empty() && claims.by_service.is_empty());
         }
+    }
+
+    #[test]
+    fn an_address_of_a_service_goes_before_a_node_port() {
+        let wanted = [BTreeSet::from([1, 2])];
+        let mut of_node_port = ports(1, &wanted);
+        for family in &mut of_node_port[0].families {
+            family.frontends.iter_mut().for_each(|frontend| frontend.kind = FrontendKind::NodePort);
+        }
+        let mut claims = Claims::default();
+        claims.set(&name(1), created(1), &of_node_port);
+        assert_eq!(claims.set(&name(2), created(2), &ports(2, &wanted)), BTreeSet::from([name(1)]), "for all its age");
+        for number in [1, 2] {
+            assert_eq!(claims.holder(&address(number)).map(|holder| &holder.service), Some(&name(2)));
+        }
+        assert_eq!(
+            claims.set(&name(1), created(1), &ports(1, &wanted)),
+            BTreeSet::from([name(2)]),
+            "as an address, the older"
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use axum::{
     routing::get,
 };
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
@@ -21,6 +22,9 @@ use crate::{app::Backoff, config::kube_proxy::KubeProxyConfiguration, metrics::M
 
 /// What kube-proxy calls its mode, for tools that ask; there is no other here.
 const PROXY_MODE: &str = "ebpf";
+
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 1024;
 
 /// The key of kube-proxy's configuration in `/configz`.
 const CONFIGZ_KEY: &str = "kubeproxy.config.k8s.io";
@@ -50,21 +54,33 @@ async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
     }
 }
 
-/// Listens at `address`. "Any IPv6 address", which stands for any of either family, is any IPv4 address on a host without
-/// IPv6.
+/// Listens at `address`. "Any IPv6 address" stands for any of either family, whatever `net.ipv6.bindv6only` says, as with kube-proxy; on
+/// a host without IPv6 it is any IPv4 address.
 ///
 /// # Errors
 ///
 /// When the address cannot be had.
 pub async fn listen(what: &str, address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = match TcpListener::bind(address).await {
+    let listener = match bind(address) {
         Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await?
+            bind((Ipv4Addr::UNSPECIFIED, address.port()).into())?
         }
         bound => bound?,
     };
     info!(what, %address, "serving");
     Ok(listener)
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    if address.ip() == Ipv6Addr::UNSPECIFIED {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
 }
 
 /// Serves `routes` for ever; an address that cannot be had is tried again, as kube-proxy does.

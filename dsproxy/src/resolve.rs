@@ -263,9 +263,7 @@ fn resolve_port(
             let found = endpoints::of_port(port, slices.iter().copied().filter(|slice| slice.family == family));
             let mut frontends = frontends::of_port(service, port, *cluster_ip, node);
             let mut endpoints = endpoints::choose(&found, endpoints::Wanted::of(service, port), node);
-            if port.protocol == Protocol::Sctp {
-                leave_out_other_ports(&name, port.port, &mut frontends, &mut endpoints, left_out);
-            }
+            leave_out_other_ports(&name, port, &mut frontends, &mut endpoints, left_out);
             let outside = service.is_reached_from_outside(port);
             ResolvedFamily {
                 family,
@@ -279,23 +277,29 @@ fn resolve_port(
     ResolvedPort { affinity: service.affinity, families, name }
 }
 
-/// The data path rewrites addresses of SCTP packets, which their checksum does not cover, and no ports.
+/// Whether the data path can lead packets between `of` and this port number. It rewrites addresses of SCTP packets, which their checksum
+/// does not cover, and no ports.
+fn is_served_at(of: &ServicePort, number: u16) -> bool {
+    of.protocol != Protocol::Sctp || number == of.port
+}
+
+/// Takes what cannot be served from `frontends` and `endpoints`, and tells of it.
 fn leave_out_other_ports(
     name: &ServicePortName,
-    number: u16,
+    of: &ServicePort,
     frontends: &mut Vec<ResolvedFrontend>,
     endpoints: &mut Vec<ResolvedEndpoint>,
     left_out: &mut Vec<LeftOut>,
 ) {
     frontends.retain(|frontend| {
-        let stays = frontend.address.port == number;
+        let stays = is_served_at(of, frontend.address.port);
         if !stays {
             left_out.push(LeftOut::SctpNodePort { port: name.clone(), number: frontend.address.port });
         }
         stays
     });
     endpoints.retain(|endpoint| {
-        let stays = endpoint.port == number;
+        let stays = is_served_at(of, endpoint.port);
         if !stays {
             let ResolvedEndpoint { address, port: number, .. } = *endpoint;
             left_out.push(LeftOut::SctpEndpoint { port: name.clone(), address, number });

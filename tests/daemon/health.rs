@@ -1,6 +1,6 @@
 //! `/healthz` says whether the node may be sent traffic, `/livez` whether the daemon is to be started again.
 
-use std::{net::TcpListener, time::Duration};
+use std::{fs, net::TcpListener, time::Duration};
 
 use dsproxy_common::{IpFamily, Protocol};
 use dsproxy_tests::{
@@ -115,6 +115,9 @@ fn a_load_balancer_is_told_of_this_nodes_endpoints_and_drains_while_they_still_s
     let outside = cluster.lab.add_outside().expect("the host is added");
     let client = outside.namespace();
     let node = cluster.lab.node(Side::A).addresses();
+    // Both families are served by one socket, also where sockets are of one by default.
+    let of_one = || fs::write("/proc/sys/net/ipv6/bindv6only", "1");
+    cluster.lab.node(Side::A).namespace().run(of_one).expect("node A is there").expect("it is set");
     let [local, bridged] = ["local", "bridged"].map(|role| at(&cluster, role, Side::A));
     let remote = at(&cluster, "remote", Side::B);
     cluster.write(&balanced(&[remote]));

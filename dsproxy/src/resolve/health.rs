@@ -24,9 +24,12 @@ pub(super) fn check(service: &Service, slices: &[&EndpointSlice], node: &NodeVie
     let port = service.health_check_node_port?;
     let count = |family: IpFamily| {
         let slices = slices.iter().copied().filter(|slice| slice.family == family);
-        let ports = service.ports.iter().map(|port| endpoints::of_port(port, slices.clone()));
-        let ready: BTreeSet<IpAddr> = ports
-            .flat_map(endpoints::Found::into_values)
+        let found = service.ports.iter().flat_map(|port| {
+            let found = endpoints::of_port(port, slices.clone()).into_iter();
+            found.filter(|((_, number), _)| super::is_served_at(port, *number))
+        });
+        let ready: BTreeSet<IpAddr> = found
+            .map(|(_, endpoint)| endpoint)
             .filter(|endpoint| endpoint.ready && endpoints::is_local(endpoint, node))
             .map(|endpoint| endpoint.address)
             .collect();
