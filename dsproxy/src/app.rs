@@ -79,15 +79,13 @@ pub fn run(flags: &RunFlags) -> anyhow::Result<()> {
 }
 
 /// Does what takes more privileges than the daemon needs later on, so that a container of its own can do it before: the
-/// host's settings, also those that only XDP asks for, and the bpffs.
+/// host's settings, also those that only XDP asks for, and the bpffs. Without the settings the daemon serves as well.
 fn initialize(config: &Config) -> anyhow::Result<()> {
-    let mut failures = host_settings::apply(&host_settings::ahead(config, cpus()), Path::new("/")).into_iter();
-    Bpffs::ensure(&config.bpffs)?;
-    let Some(first) = failures.next() else { return Ok(()) };
-    for failure in failures {
+    for failure in host_settings::apply(&host_settings::ahead(config, cpus()), Path::new("/")) {
         warn!("{failure}");
     }
-    Err(first.into())
+    Bpffs::ensure(&config.bpffs)?;
+    Ok(())
 }
 
 /// Writes the configuration as kube-proxy's file; the flags that such a file cannot express are in a comment.

@@ -378,6 +378,12 @@ impl State {
             "Interfaces that could not be followed at the last attempt",
             [([], failing as u64)],
         )?;
+        gauges(
+            encoder,
+            "data_path_gone",
+            "1 once what was pinned has been removed under the daemon, which then serves nothing",
+            [([], u64::from(self.attached.is_taken_away()))],
+        )?;
         counters(encoder, "attach_failures", "Failed attempts to attach", [([], failures)])
     }
 

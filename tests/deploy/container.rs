@@ -66,7 +66,7 @@ fn a_container_with_the_charts_restrictions_serves_and_leaves_its_data_path() {
     let bpffs = directory.path.display().to_string();
 
     initialize(&podman, &cluster, &pods, &bpffs);
-    let daemon = Container::start(&podman, "dsproxy-lab", &daemon_arguments(&cluster, &pods, &bpffs));
+    let daemon = Container::start(&podman, "dsproxy-lab", &daemon_arguments(&cluster, &pods, &bpffs, &[]));
     await_health(&cluster, &daemon);
     assert_restricted(&daemon);
     for client in [&cluster.client, &cluster.bridged_client] {
@@ -94,13 +94,26 @@ fn a_container_with_the_charts_restrictions_serves_and_leaves_its_data_path() {
         session.exchange(b"without a daemon").expect("the data path goes on");
     }
     answers(client, vip, PORT, "local").expect("new connections as well");
-    let second = Container::start(&podman, "dsproxy-lab", &daemon_arguments(&cluster, &pods, &bpffs));
+    let second = Container::start(&podman, "dsproxy-lab", &daemon_arguments(&cluster, &pods, &bpffs, &[]));
     await_health(&cluster, &second);
     assert!(second.log().contains("maps ready found=true"), "{}", second.log());
     for session in &mut established {
         session.exchange(b"with the next one").expect("the data path goes on");
     }
-    let cleaned = second.podman("exec", &["/usr/bin/dsproxy", "cleanup"]);
+    drop(second);
+
+    // By a version with another layout, which has more to do.
+    let later = dsproxy_tests::lab::later_daemon_binary().expect("it is built");
+    let in_its_place = format!("--volume={}:/usr/bin/dsproxy:ro", later.display());
+    let third = Container::start(&podman, "dsproxy-lab", &daemon_arguments(&cluster, &pods, &bpffs, &[in_its_place]));
+    await_health(&cluster, &third);
+    assert_restricted(&third);
+    assert!(third.log().contains("this one serves alone"), "{}", third.log());
+    for session in &mut established {
+        session.exchange(b"with a later version").expect("its connection was carried over");
+    }
+    answers(client, vip, PORT, "local").expect("new connections as well");
+    let cleaned = third.podman("exec", &["/usr/bin/dsproxy", "cleanup"]);
     assert!(cleaned.contains("maps and pins removed from /host/bpf"), "{cleaned}");
 }
 
@@ -148,7 +161,7 @@ fn initialize(podman: &Podman, cluster: &Cluster, pods: &PodSpec, bpffs: &str) {
     assert_eq!(reserved.trim(), "30000-32767,49152-65535");
 }
 
-fn daemon_arguments(cluster: &Cluster, pods: &PodSpec, bpffs: &str) -> Vec<String> {
+fn daemon_arguments(cluster: &Cluster, pods: &PodSpec, bpffs: &str, further: &[String]) -> Vec<String> {
     let container = manifests::container(pods, "dsproxy");
     let mut arguments = on_the_node(cluster);
     arguments.extend(restrictions(container.security_context.as_ref().expect("a security context")));
@@ -157,8 +170,9 @@ fn daemon_arguments(cluster: &Cluster, pods: &PodSpec, bpffs: &str) -> Vec<Strin
         format!("--volume={bpffs}:{BPFFS}:rslave"),
         format!("--volume={}:{CGROUP}:ro", cluster.lab.cgroup().directory().display()),
         format!("--volume={manifests}:/manifests:ro"),
-        IMAGE.to_owned(),
     ]);
+    arguments.extend_from_slice(further);
+    arguments.push(IMAGE.to_owned());
     arguments.extend(told(container.args.as_deref().unwrap_or_default()));
     arguments.extend(CLUSTER_CIDR.map(str::to_owned));
     arguments.push("--manifests=/manifests".to_owned());
