@@ -42,7 +42,7 @@ pub fn features() -> Vec<Feature> {
         ),
         feature(
             "cgroup socket programs",
-            "the host's own sockets; without them their packets are served",
+            "the host's own sockets, which are served by nothing else",
             program(ProgramType::CgroupSockAddr),
         ),
         feature(

@@ -253,7 +253,8 @@ fn attach(
         Some(libc::EPERM) => AttachError::CgroupTaken { hook: hook.name(), path: cgroup.path.clone() },
         _ => bpf_error("attach to", format!("{} of the cgroup {}", hook.name(), cgroup.path.display()))(error),
     })?;
-    // The new one first: a socket that meets both is translated once, for a backend is no VIP.
+    // The new one first, so that no socket meets none. One that meets both is led once, for a backend is no VIP; the second program
+    // may forget what the first has noted, and a datagram's program then hears the endpoint.
     if held.is_some() {
         detach(hook, pins)?;
     }
