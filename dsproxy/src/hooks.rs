@@ -112,9 +112,10 @@ fn load_xdp(object: &mut aya::Ebpf, wanted: Xdp) -> anyhow::Result<bool> {
 
 /// Sets on the host what XDP asks of it.
 fn make_ready_for_xdp(config: &Config) -> attach::MakeReady {
-    let settings = host_settings::for_xdp(config.conntrack.tcp_established);
+    let established = config.conntrack.tcp_established;
     Box::new(move || {
-        let failures = host_settings::apply(&settings, Path::new("/"));
+        let root = Path::new("/");
+        let failures = host_settings::apply(&host_settings::for_xdp(established, root), root);
         failures.first().map_or(Ok(()), |failure| Err(failure.to_string()))
     })
 }

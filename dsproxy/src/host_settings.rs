@@ -120,19 +120,24 @@ fn of_host(config: &Config, cpus: u64) -> Vec<Setting> {
 pub fn ahead(config: &Config, cpus: u64) -> Vec<Setting> {
     let mut settings = of_host(config, cpus);
     if config.xdp.devices().is_some() {
-        settings.extend(for_xdp(config.conntrack.tcp_established));
+        settings.extend(for_xdp(config.conntrack.tcp_established, Path::new("/")));
     }
     settings
 }
 
 /// What XDP asks of the host. The kernel's own connection table sees a packet of a connection now and then: it must not take it for
 /// somebody else's, nor a reset that it ends with, nor wait impatiently for the answer to what it saw
-/// (Documentation/networking/nf_conntrack-sysctl.rst). An established connection may be silent for `established` seconds.
-pub fn for_xdp(established: Option<u64>) -> Vec<Setting> {
+/// (Documentation/networking/nf_conntrack-sysctl.rst). An established connection may be silent for `established` seconds; where that is
+/// left alone, for what is set below `root`.
+pub fn for_xdp(established: Option<u64>, root: &Path) -> Vec<Setting> {
     /// The kernel's default, in seconds.
     const ESTABLISHED: u64 = 432_000;
     let setting = |name: &str, wanted| Setting { path: format!("{CONNTRACK}_{name}"), wanted };
-    let established = established.unwrap_or(ESTABLISHED);
+    let present = || {
+        let present = read_whole(&root.join(format!("{CONNTRACK}_tcp_timeout_established"))).ok()?;
+        present.trim().parse().ok()
+    };
+    let established = established.or_else(present).unwrap_or(ESTABLISHED);
     vec![
         setting("tcp_be_liberal", Wanted::Exactly(1)),
         setting("tcp_ignore_invalid_rst", Wanted::Exactly(1)),
@@ -142,9 +147,7 @@ pub fn for_xdp(established: Option<u64>) -> Vec<Setting> {
 
 /// The first of what XDP asks of the host, below `root`, that it does not have; nothing is set.
 pub fn in_the_way_of_xdp(root: &Path) -> Option<String> {
-    let established = read_whole(&root.join(format!("{CONNTRACK}_tcp_timeout_established"))).ok();
-    let established = established.and_then(|present| present.trim().parse().ok());
-    for_xdp(established).into_iter().find_map(|Setting { path, wanted }| {
+    for_xdp(None, root).into_iter().find_map(|Setting { path, wanted }| {
         let present = read_whole(&root.join(&path)).ok()?;
         let present = present.trim();
         let least = if matches!(wanted, Wanted::AtLeast(_)) { "at least " } else { "" };

@@ -225,9 +225,10 @@ impl Networks {
         let ranges = self.ranges.iter().filter(|(range, _)| range.contains(network));
         let of_ranges = ranges.fold(0, |flags, (_, more)| flags | more);
         match owners {
-            Some(Owners { of_this: 0, .. }) => Some(of_ranges & !NetworkFlags::SERVICE),
-            Some(_) => Some(of_ranges | NetworkFlags::CLUSTER_IP),
-            None => self.ranges.contains_key(network).then_some(of_ranges),
+            Some(Owners { of_this: 1.., .. }) => Some(of_ranges | NetworkFlags::CLUSTER_IP),
+            // Elsewhere nobody would miss it.
+            Some(_) if of_ranges & NetworkFlags::SERVICE != 0 => Some(of_ranges & !NetworkFlags::SERVICE),
+            _ => self.ranges.contains_key(network).then_some(of_ranges),
         }
     }
 
@@ -413,8 +414,12 @@ mod tests {
                     prop_assert!(wanted & OF_SERVICES == 0 || maps.looks_for(address), "{}", address);
                 }
                 // Nothing is left over, and no network of Services is wider than it has to be.
-                let wanted: BTreeSet<IpNet> = ranges.iter().map(|(range, _)| range.trunc())
-                    .chain(cluster_ips.iter().map(|(address, _)| IpNet::from(*address))).collect();
+                let is_told = |(address, proxy): &&(IpAddr, Proxy)| {
+                    let mut of_services = ranges.iter().filter(|(_, flags)| flags & NetworkFlags::SERVICE != 0);
+                    *proxy == Proxy::This || of_services.any(|(range, _)| range.contains(address))
+                };
+                let told = cluster_ips.iter().filter(is_told).map(|(address, _)| IpNet::from(*address));
+                let wanted: BTreeSet<IpNet> = ranges.iter().map(|(range, _)| range.trunc()).chain(told).collect();
                 prop_assert_eq!(maps.networks.keys().copied().collect::<BTreeSet<_>>(), wanted);
                 let entries = IpFamily::ALL.map(|family| networks.entries(family) as usize);
                 prop_assert_eq!(entries.iter().sum::<usize>(), maps.networks.len());

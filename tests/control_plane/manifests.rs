@@ -262,7 +262,7 @@ async fn of_an_object_in_two_files_the_first_file_wins() {
 }
 
 #[tokio::test]
-async fn objects_that_leave_the_proxy_are_deleted() {
+async fn objects_that_leave_the_proxy_are_left_to_others() {
     let directory = directory();
     write(&directory, "web.yaml", &[service("web", 1), slice("web-4", IpFamily::V4, &[1])]);
     let mut source = started(directory.path(), pace()).await;

@@ -50,7 +50,7 @@ fn an_empty_cluster_is_two_empty_snapshots() {
 }
 
 #[test]
-fn only_objects_for_this_proxy_are_asked_for() {
+fn only_objects_that_say_something_to_this_proxy_are_asked_for() {
     network::run(|| async {
         let server = ApiServer::start().await;
         let _source = Source::watching(&server).await;
@@ -97,7 +97,7 @@ fn changes_arrive_in_order() {
 }
 
 #[test]
-fn a_label_gained_is_a_deletion_and_a_label_lost_a_creation() {
+fn a_label_gained_takes_an_object_away_and_a_label_lost_brings_it_back() {
     network::run(|| async {
         let server = ApiServer::start().await;
         server.put(service("web", 1));

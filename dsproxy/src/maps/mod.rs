@@ -229,7 +229,8 @@ pub struct Capacities {
 }
 
 impl Capacities {
-    /// How many networks there may be: every ClusterIP has a frontend at least, and the rest is for ranges.
+    /// How many networks there may be: every ClusterIP that is served has a frontend at least, and the rest is for ranges, and for
+    /// what other proxies serve within those that ClusterIPs are given out from.
     pub const fn networks(&self) -> u32 {
         self.frontends.saturating_add(1024)
     }

@@ -176,7 +176,7 @@ impl<S: MapStore> Reconciler<S> {
     fn note_conflicts(&mut self, service: &ObjectName, conflicts: Vec<Conflict>) {
         if self.conflicting.get(service).map_or(&[][..], Vec::as_slice) != conflicts {
             for Conflict { address, holder } in &conflicts {
-                warn!(%service, %address, %holder, "the frontend belongs to an older Service");
+                warn!(%service, %address, %holder, "the frontend belongs to another Service, which goes before this one");
             }
         }
         note(&mut self.conflicting, service, conflicts);

@@ -127,6 +127,11 @@ pub trait FromObject: Sized + Clone + fmt::Debug + PartialEq + Send + Sync + 'st
     /// The namespace and name.
     fn name(&self) -> &ObjectName;
 
+    /// Whether anything is served by it; else it is known so that it is left alone.
+    fn is_served(&self) -> bool {
+        true
+    }
+
     /// A change to the objects of this kind.
     fn event(delta: Delta<Self>) -> Event;
 }
@@ -243,6 +248,10 @@ impl FromObject for Service {
 
     fn name(&self) -> &ObjectName {
         &self.name
+    }
+
+    fn is_served(&self) -> bool {
+        !self.is_anothers
     }
 
     fn event(delta: Delta<Self>) -> Event {

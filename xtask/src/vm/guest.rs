@@ -78,7 +78,7 @@ pub(super) const OUTPUT: &str = "/dev/ttyS2";
 /// patches, long before anything of ours. One that stops later has failed.
 pub(super) fn run(kernel: &Kernel, root: &Path, jobs: &[Job], lines: &Lines) -> anyhow::Result<Vec<Outcome>> {
     let (ended, report) = boot(kernel, root, jobs, lines)?;
-    if ended.is_some() && !report.is_ready {
+    if stopped_in_boot(ended, &report) {
         println!(
             "vm: the guest's kernel stopped before its first program; its last words are above. Booting it once more"
         );
@@ -86,6 +86,11 @@ pub(super) fn run(kernel: &Kernel, root: &Path, jobs: &[Job], lines: &Lines) -> 
         return judge(ended, report, jobs);
     }
     judge(ended, report, jobs)
+}
+
+/// Whether the machine went off before it came to its first job.
+fn stopped_in_boot(ended: Option<ExitStatus>, report: &Report) -> bool {
+    ended.is_some_and(|status| status.success()) && !report.is_ready
 }
 
 /// One boot: how the emulator ended, unless it had to be ended, and what the guest has reported.
@@ -211,8 +216,13 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_stops_in_its_boot_says_nothing() {
-        let report = parse("").expect("a report");
-        assert!(!report.is_ready && !report.is_whole);
+    fn a_guest_that_stops_in_its_boot_is_told_from_others() {
+        let [silent, begun] = ["", "ready\r\n"].map(|text| parse(text).expect("a report"));
+        let off = Some(ExitStatus::default());
+        assert!(stopped_in_boot(off, &silent));
+        assert!(!stopped_in_boot(off, &begun), "a job stopped it");
+        assert!(!stopped_in_boot(None, &silent), "it hung, and was ended");
+        let failed = Command::new("false").status().expect("it runs");
+        assert!(!stopped_in_boot(Some(failed), &silent), "there was no machine");
     }
 }

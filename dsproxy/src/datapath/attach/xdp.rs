@@ -259,23 +259,28 @@ impl Xdp {
     }
 }
 
-/// Why node devices without XDP are so, as far as the kernel tells, and the host, of which `in_the_way` is said to be.
+/// Why node devices without XDP are so, as far as the kernel tells, and the host, of which `in_the_way` is said to be. There may be two
+/// reasons: that a device has to be asked for, and the host.
 ///
 /// # Errors
 ///
 /// When it does not.
 pub fn without(interfaces: &Interfaces, in_the_way: Option<&str>) -> Result<Vec<(String, WhyNot)>, AttachError> {
     let devices = Devices::read().map_err(cannot_ask)?;
-    let without = |interface: &Interface| {
-        let device = devices.get(interface.index)?;
-        let never = fitness(interface, device, XdpDevices::Native, false).err();
-        let now = || in_the_way.map(|what| WhyNot::Host(what.to_owned()));
-        let unasked = || fitness(interface, device, XdpDevices::Auto, false).err();
-        let why = never.or_else(now).or_else(unasked)?;
-        Some((interface.name.clone(), why))
-    };
-    let node_devices = interfaces.values().filter(|interface| interface.role == Role::NodeDevice);
-    Ok(node_devices.filter_map(without).collect())
+    let mut without = Vec::new();
+    for interface in interfaces.values().filter(|interface| interface.role == Role::NodeDevice) {
+        let Some(device) = devices.get(interface.index) else { continue };
+        let unfit = |which| fitness(interface, device, which, false).err();
+        match unfit(XdpDevices::Native) {
+            Some(never) => without.push((interface.name.clone(), never)),
+            None => {
+                let host = in_the_way.map(|what| WhyNot::Host(what.to_owned()));
+                let reasons = unfit(XdpDevices::Auto).into_iter().chain(host);
+                without.extend(reasons.map(|why| (interface.name.clone(), why)));
+            }
+        }
+    }
+    Ok(without)
 }
 
 /// What the programs are told of a device.

@@ -98,7 +98,7 @@ fn cluster_ips_follow_the_families_in_either_order() {
 }
 
 #[test]
-fn services_of_others_are_passed_over() {
+fn of_services_of_others_no_more_than_addresses_is_known() {
     for (spec, why) in [
         (json!({}), NotOurs::NoClusterIp),
         (json!({"clusterIP": ""}), NotOurs::NoClusterIp),

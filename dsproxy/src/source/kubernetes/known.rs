@@ -14,6 +14,8 @@ use crate::model::ObjectName;
 #[derive(Debug, Default)]
 pub(super) struct Known {
     names: HashSet<ObjectName>,
+    /// Those among them that are not served.
+    unserved: HashSet<ObjectName>,
     /// What is served of an earlier run, until everything was listed once.
     before: OfKind,
 }
@@ -30,7 +32,7 @@ pub(super) enum Lacking {
 impl Known {
     /// Nothing was sent yet, and `before` is what is served of an earlier run.
     pub(super) fn after(before: OfKind) -> Self {
-        Self { names: HashSet::new(), before }
+        Self { before, ..Self::default() }
     }
 
     /// How many of the objects a complete list lacks, if it is hard to believe that it lacks them: none of those that are served
@@ -39,11 +41,12 @@ impl Known {
         let listed: HashSet<&ObjectName> = objects.iter().filter_map(Taken::name).collect();
         let kept_by_server = T::KIND.kept_by_server();
         let judge = |names: &HashSet<ObjectName>| {
-            let mut others = names.iter().filter(|name| Some(*name) != kept_by_server.as_ref()).peekable();
+            let served = || names.iter().filter(|name| !self.unserved.contains(*name));
+            let mut others = served().filter(|name| Some(*name) != kept_by_server.as_ref()).peekable();
             let wiped = others.peek().is_some() && !others.any(|name| listed.contains(name));
             let server_lacks_its_own =
                 kept_by_server.as_ref().is_some_and(|own| names.contains(own) && !listed.contains(own));
-            let missing = names.iter().filter(|name| !listed.contains(name)).count();
+            let missing = served().filter(|name| !listed.contains(name)).count();
             (wiped || server_lacks_its_own).then_some(missing)
         };
         match &self.before {
@@ -53,7 +56,9 @@ impl Known {
                 let own = kept_by_server.as_ref();
                 let lacks_its_own = !own.is_some_and(|own| listed.contains(own));
                 let of_server = if lacks_its_own { *by_server } else { 0 };
-                let wiped = !listed.iter().any(|name| Some(*name) != own);
+                let may_be_served = |object: &&Taken<T>| !matches!(object, Taken::Ours(object) if !object.is_served());
+                let mut may_be_left = objects.iter().filter(may_be_served).filter_map(Taken::name);
+                let wiped = !may_be_left.any(|name| Some(name) != own);
                 let missing = if wiped { of_server + others } else { of_server };
                 (missing > 0).then_some(missing)
             }
@@ -78,6 +83,7 @@ impl Known {
         for object in objects {
             match object {
                 Taken::Ours(object) => {
+                    self.note(&object);
                     // A page may repeat an object of the page before; the receiver gets it once.
                     if names.insert(object.name().clone()) {
                         ours.push(object);
@@ -104,6 +110,7 @@ impl Known {
             gone.into_iter().map(Delta::Delete).chain(ours.into_iter().map(Delta::Apply)).collect()
         };
         names.extend(kept);
+        self.unserved.retain(|name| names.contains(name));
         self.names = names;
         deltas
     }
@@ -112,6 +119,7 @@ impl Known {
     pub(super) fn changed<T: FromObject>(&mut self, object: Taken<T>) -> Option<Delta<T>> {
         match object {
             Taken::Ours(object) => {
+                self.note(&object);
                 self.names.insert(object.name().clone());
                 Some(Delta::Apply(object))
             }
@@ -122,7 +130,16 @@ impl Known {
 
     /// What a deletion means.
     pub(super) fn deleted<T>(&mut self, name: ObjectName) -> Option<Delta<T>> {
+        self.unserved.remove(&name);
         self.names.remove(&name).then_some(Delta::Delete(name))
+    }
+
+    fn note<T: FromObject>(&mut self, object: &T) {
+        if object.is_served() {
+            self.unserved.remove(object.name());
+        } else {
+            self.unserved.insert(object.name().clone());
+        }
     }
 }
 
@@ -137,6 +154,10 @@ mod tests {
 
     fn ours(name: &str) -> Taken<Service> {
         Taken::Ours(service(name))
+    }
+
+    fn anothers(name: &str) -> Taken<Service> {
+        Taken::Ours(Service { is_anothers: true, ..service(name) })
     }
 
     fn bad(name: &str) -> Taken<Service> {
@@ -206,6 +227,19 @@ mod tests {
         assert_eq!(known.missing(&[ours("b")]), None);
         assert_eq!(known.missing(&[bad("a")]), None, "it is there, if malformed");
         assert_eq!(known.missing::<Service>(&[Taken::NotOurs(name("a"))]), None, "it is there, if another's");
+        assert_eq!(known.missing(&[anothers("a")]), None, "likewise");
+    }
+
+    #[test]
+    fn what_other_proxies_serve_says_nothing_of_the_rest() {
+        let mut known = Known::default();
+        known.listed(vec![ours("a"), anothers("mesh")], Lacking::Gone);
+        assert_eq!(known.missing(&[anothers("mesh")]), Some(1));
+        assert_eq!(known.missing(&[ours("a")]), None);
+        known.changed(ours("mesh"));
+        assert_eq!(known.missing(&[ours("mesh")]), None, "it is served now");
+        let before = OfKind::Some { by_server: 0, others: 2 };
+        assert_eq!(Known::after(before).missing(&[anothers("mesh")]), Some(2));
     }
 
     #[test]
