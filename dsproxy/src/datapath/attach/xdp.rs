@@ -271,14 +271,10 @@ pub fn without(interfaces: &Interfaces, in_the_way: Option<&str>) -> Result<Vec<
     for interface in interfaces.values().filter(|interface| interface.role == Role::NodeDevice) {
         let Some(device) = devices.get(interface.index) else { continue };
         let unfit = |which| fitness(interface, device, which, false).err();
-        match unfit(XdpDevices::Native) {
-            Some(never) => without.push((interface.name.clone(), never)),
-            None => {
-                let host = in_the_way.map(|what| WhyNot::Host(what.to_owned()));
-                let reasons = unfit(XdpDevices::Auto).into_iter().chain(host);
-                without.extend(reasons.map(|why| (interface.name.clone(), why)));
-            }
-        }
+        // Of a device that can have it in no mode the host need not be made ready.
+        let host = in_the_way.filter(|_| unfit(XdpDevices::Native).is_none());
+        let reasons = unfit(XdpDevices::Auto).into_iter().chain(host.map(|what| WhyNot::Host(what.to_owned())));
+        without.extend(reasons.map(|why| (interface.name.clone(), why)));
     }
     Ok(without)
 }
