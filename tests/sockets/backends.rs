@@ -2,7 +2,11 @@
 
 use std::{io, net::UdpSocket};
 
-use dsproxy_common::IpFamily;
+use dsproxy::{
+    datapath::{bpffs::Bpffs, load},
+    maps::{BackendRecord, MapStore as _, Write},
+};
+use dsproxy_common::{IpFamily, service::BackendState};
 use dsproxy_tests::lab::{DualStack, TcpSession, UdpSession};
 
 use crate::{
@@ -61,6 +65,31 @@ fn a_service_made_anew_has_its_sockets_ended_too() {
     host.await_service(vip);
     host.run(|| socket.connect(target)).expect("connected anew");
     assert_eq!(ask(&socket).expect("an answer"), "local");
+}
+
+/// A daemon that ends between its word that a backend is gone and its look at the sockets leaves nothing to be written for the next.
+#[test]
+fn a_socket_that_the_daemon_before_has_left_behind_is_ended() {
+    let host = Host::build();
+    let vip = DualStack::cluster_ip(1);
+    host.serve(vip, &["local"]);
+    let mut daemon = host.start("host");
+    host.await_service(vip);
+    let sockets = IpFamily::ALL.map(|family| host.run(|| asked(connected_to(vip.socket(family, PORT)))));
+    daemon.kill().expect("it runs");
+    let bpffs = Bpffs::existing(daemon.bpffs()).expect("a file system").expect("a bpffs");
+    let mut maps = load::open_pinned(&bpffs).expect("the maps are pinned");
+    for (family, id, held) in maps.contents().expect("the maps are read").backends {
+        let record = BackendRecord { state: BackendState::Gone, ..held };
+        maps.write(&Write::Backend { family, id, record }).expect("the maps are written");
+    }
+    host.serve(vip, &["remote"]);
+    daemon.start_again().expect("it starts");
+    for (socket, family) in sockets.iter().zip(IpFamily::ALL) {
+        ends(socket);
+        host.run(|| socket.connect(vip.socket(family, PORT))).expect("connected anew");
+        assert_eq!(ask(socket).expect("an answer"), "remote");
+    }
 }
 
 /// `socket`, once it has been answered.
