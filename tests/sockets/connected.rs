@@ -1,6 +1,6 @@
 //! Connected UDP sockets whose datagrams name the VIP all the same, by their program's choice or, IPv4 in IPv6, by the kernel's.
 
-use std::{io, net::UdpSocket, time::Duration};
+use std::{collections::BTreeSet, io, net::UdpSocket, time::Duration};
 
 use dsproxy_common::IpFamily;
 use dsproxy_tests::lab::{DualStack, Side, TcpSession, Wiring, eventually};
@@ -8,6 +8,7 @@ use dsproxy_tests::lab::{DualStack, Side, TcpSession, Wiring, eventually};
 use crate::{
     ask::connected_to,
     host::{Host, PORT, SOON, mapped},
+    policy::answering,
 };
 
 #[test]
@@ -85,14 +86,10 @@ fn connections_do_not_push_out_what_sockets_of_datagrams_are_known_by() {
 /// Waits until new sockets are answered by these and no others.
 fn await_backends(host: &Host, vip: DualStack, roles: &[&str]) {
     for family in IpFamily::ALL {
-        let target = vip.socket(family, PORT);
+        let expected: BTreeSet<String> = roles.iter().map(|role| (*role).to_owned()).collect();
         eventually("waiting for the endpoints", SOON, || {
-            let answers = (0..20).map(|_| host.run(|| TcpSession::open_here(target)));
-            let answers: Vec<_> = answers.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
-            let is_of = |role: &str| answers.iter().filter(|session| session.backend() == role).count();
-            let of_these = roles.iter().map(|role| is_of(role)).collect::<Vec<_>>();
-            let are_all = of_these.iter().sum::<usize>() == answers.len();
-            if are_all && !of_these.contains(&0) { Ok(()) } else { Err(format!("{roles:?}: {of_these:?}")) }
+            let found = host.run(|| answering(vip.socket(family, PORT))).map_err(|error| error.to_string())?;
+            if found == expected { Ok(()) } else { Err(format!("{found:?} and not {expected:?}")) }
         })
         .unwrap_or_else(|error| panic!("{error}"));
     }

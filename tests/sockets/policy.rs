@@ -7,19 +7,18 @@ use std::{
 };
 
 use dsproxy_common::IpFamily;
-use dsproxy_tests::lab::{DualStack, Side, TcpSession, UdpSession, eventually};
+use dsproxy_tests::lab::{DualStack, ExchangeError, Side, TcpSession, UdpSession, eventually};
 
 use crate::host::{Host, PORT, SOON, refused_calls};
 
 /// The backends that twenty new sockets are answered by.
-fn answering(target: SocketAddr) -> BTreeSet<String> {
-    (0..10)
-        .flat_map(|_| {
-            let session = TcpSession::open_here(target).unwrap_or_else(|error| panic!("{error}"));
-            let mut socket = UdpSession::open_here(target, true).unwrap_or_else(|error| panic!("{error}"));
-            [session.backend().to_owned(), socket.ask().unwrap_or_else(|error| panic!("{error}"))]
-        })
-        .collect()
+pub(crate) fn answering(target: SocketAddr) -> Result<BTreeSet<String>, ExchangeError> {
+    let mut found = BTreeSet::new();
+    for _ in 0..10 {
+        found.insert(TcpSession::open_here(target)?.backend().to_owned());
+        found.insert(UdpSession::open_here(target, true)?.ask()?);
+    }
+    Ok(found)
 }
 
 fn is_refused(target: SocketAddr) -> Result<(), String> {
@@ -57,7 +56,7 @@ fn an_internal_policy_of_local_keeps_to_the_node_and_refuses_without() {
     let daemon = host.start("host");
     host.await_service(vip);
     for family in IpFamily::ALL {
-        let found = host.run(|| answering(vip.socket(family, PORT)));
+        let found = host.run(|| answering(vip.socket(family, PORT))).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(found, BTreeSet::from(["local".to_owned()]), "{family}");
     }
     write(&["remote"]);

@@ -77,13 +77,12 @@ pub(super) const OUTPUT: &str = "/dev/ttyS2";
 /// A kernel that stops before its first program is booted once more: the emulator now and then trips over code that a booting kernel
 /// patches, long before anything of ours. One that stops later has failed.
 pub(super) fn run(kernel: &Kernel, root: &Path, jobs: &[Job], lines: &Lines) -> anyhow::Result<Vec<Outcome>> {
-    let (ended, report) = boot(kernel, root, jobs, lines)?;
+    let (mut ended, mut report) = boot(kernel, root, jobs, lines)?;
     if stopped_in_boot(ended, &report) {
         println!(
             "vm: the guest's kernel stopped before its first program; its last words are above. Booting it once more"
         );
-        let (ended, report) = boot(kernel, root, jobs, lines)?;
-        return judge(ended, report, jobs);
+        (ended, report) = boot(kernel, root, jobs, lines)?;
     }
     judge(ended, report, jobs)
 }
