@@ -1,6 +1,14 @@
 //! Connections that break, and servers that go away and come back.
 
-use std::time::Duration;
+use std::{
+    os::unix::process::CommandExt,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use dsproxy::{
     model::IpFamily,
@@ -209,5 +217,28 @@ fn a_server_that_ends_every_watch_at_once_is_not_stormed() {
         assert_eq!(server.count(Verb::List, Resource::Services), 1);
         server.faults().clear();
         source.until_connected().await;
+    });
+}
+
+/// A process that another test starts is, until it calls exec(2), a copy of this one with all its sockets.
+#[test]
+fn a_server_is_there_again_at_once_whatever_is_started_meanwhile() {
+    network::run(|| async {
+        let mut server = ApiServer::start().await;
+        let done = Arc::new(AtomicBool::new(false));
+        let starting = std::thread::spawn({
+            let done = Arc::clone(&done);
+            move || {
+                while !done.load(Ordering::Relaxed) {
+                    // With a user to become it is a fork, which takes longer than what posix_spawn(3) does.
+                    Command::new("true").uid(0).status().expect("a process");
+                }
+            }
+        });
+        for _ in 0..2000 {
+            server.restart().await;
+        }
+        done.store(true, Ordering::Relaxed);
+        starting.join().expect("processes were started");
     });
 }

@@ -15,7 +15,7 @@ use tokio::{
 use super::{Shared, answer, lock};
 
 /// Accepts connections until it is aborted.
-pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>, reset: watch::Sender<bool>) {
+pub(super) async fn accept(listener: Arc<TcpListener>, shared: Arc<Shared>, reset: watch::Sender<bool>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             continue;

@@ -5,7 +5,7 @@
 
 use std::{
     io::Write,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -55,6 +55,7 @@ pub struct ApiServer {
 }
 
 struct Listening {
+    listener: Arc<TcpListener>,
     accept: JoinHandle<()>,
     /// Turns true when all connections are to be reset.
     reset: watch::Sender<bool>,
@@ -155,12 +156,14 @@ impl ApiServer {
 
     /// Stops listening and resets all connections. Objects can be changed meanwhile.
     pub async fn stop(&mut self) {
-        let Some(Listening { accept, reset }) = self.listening.take() else {
+        let Some(Listening { listener, accept, reset }) = self.listening.take() else {
             return;
         };
         accept.abort();
-        // Its end, so that the port is free; a task that was aborted ends with an error.
+        // Its end; a task that was aborted ends with an error.
         let _ = accept.await;
+        // Closed alone it would go on to listen in every process that another test has just forked and that has not called exec(2).
+        socket2::SockRef::from(&*listener).shutdown(Shutdown::Both).expect("listening ends");
         reset.send_replace(true);
         // Until the last connection has dropped its receiver.
         reset.closed().await;
@@ -169,10 +172,10 @@ impl ApiServer {
     /// Listens again, on the same port and with the same history.
     pub async fn restart(&mut self) {
         self.stop().await;
-        let listener = TcpListener::bind(self.address).await.expect("listen");
+        let listener = Arc::new(TcpListener::bind(self.address).await.expect("listen"));
         let (reset, _) = watch::channel(false);
-        let accept = tokio::spawn(connection::accept(listener, Arc::clone(&self.shared), reset.clone()));
-        self.listening = Some(Listening { accept, reset });
+        let accept = connection::accept(Arc::clone(&listener), Arc::clone(&self.shared), reset.clone());
+        self.listening = Some(Listening { listener, accept: tokio::spawn(accept), reset });
     }
 
     /// Listens again as a server that was restored from a backup: the same objects, a history that begins
@@ -265,7 +268,7 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        if let Some(Listening { accept, reset }) = self.listening.take() {
+        if let Some(Listening { accept, reset, .. }) = self.listening.take() {
             accept.abort();
             reset.send_replace(true);
         }
