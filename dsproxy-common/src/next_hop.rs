@@ -24,7 +24,7 @@ pub struct Routing {
     pub epoch: u32,
     /// Until when this holds: the low half of the jiffies, and at most [`Routing::LONGEST_LEASE`] from now.
     pub lease: u32,
-    /// How many sets of flows each CPU remembers, a power of two, less one (`cached_flow`).
+    /// How many places for flows either half of a CPU's part has, a power of two, less one (`cached_flow`).
     pub flow_mask: u32,
 }
 

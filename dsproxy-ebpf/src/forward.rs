@@ -68,11 +68,10 @@ pub(crate) fn arrival(linear: Linear) -> Result<Mac, Short> {
     Ok([header.read::<u16, 0>(), header.read::<u16, 2>(), header.read::<u16, 4>()])
 }
 
-/// Gives a frame the addresses that it leaves with.
+/// Gives a frame the addresses that it leaves with, as they stand in a [`NextHop`].
 #[inline(always)]
-pub(crate) fn address(linear: Linear, next: &NextHop) -> Result<(), Short> {
+pub(crate) fn address(linear: Linear, [first, second, third]: [u32; 3]) -> Result<(), Short> {
     let header = View::<ETHERNET_HEADER>::at(linear, 0)?;
-    let [first, second, third] = next.addresses;
     header.write::<u32, 0>(first);
     header.write::<u32, 4>(second);
     header.write::<u32, 8>(third);

@@ -104,17 +104,22 @@ struct Told {
 }
 
 impl Word {
-    /// Will tell XDP in `maps`, each CPU of which remembers so many flows. Nothing holds yet.
+    /// Will tell XDP in `maps`, each CPU of which remembers so many flows. Nothing holds yet but what another run has said, which ends at
+    /// once if that had CPUs remember another number: two that do not agree on it would write to each other's part.
     ///
     /// # Errors
     ///
-    /// When the map cannot be read, or the clock not be.
+    /// When the map cannot be read or written, or the clock not be read.
     pub fn new(maps: NextHopMaps, cached_flows: u32) -> Result<Self, RoutingError> {
         // The count goes on, so that nothing noted in one life is good in another.
-        let Routing { epoch, .. } = maps.routing()?;
-        let told =
-            Told { maps, per_second: jiffies::per_second()?, flow_mask: cached_flow::sets(cached_flows) - 1, epoch };
-        Ok(Self(Arc::new(Mutex::new(told))))
+        let before = maps.routing()?;
+        let flow_mask = cached_flow::places_in_half(cached_flows) - 1;
+        let told = Told { maps, per_second: jiffies::per_second()?, flow_mask, epoch: before.epoch };
+        let word = Self(Arc::new(Mutex::new(told)));
+        if before.flow_mask != flow_mask {
+            word.withdraw()?;
+        }
+        Ok(word)
     }
 
     /// Tells of a change.

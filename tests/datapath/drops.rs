@@ -12,13 +12,9 @@ use dsproxy_common::{
 };
 use dsproxy_tests::{packet::flags, prog::Hook};
 use ipnet::IpNet;
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 
 use crate::world::{
-    CAPACITIES, Expected, Flow, Served, World, client, everywhere, everywhere_with, node, outsider, packet,
+    CAPACITIES, Expected, Flow, Served, World, client, everywhere, everywhere_with, node, outsider, packet, stay_on,
 };
 
 /// As many service ports as there are ids.
@@ -56,15 +52,10 @@ fn every_service_port_has_room_for_its_drops_and_an_id_begins_anew() {
 
 #[test]
 fn what_all_cpus_have_dropped_is_one_count() {
-    let stay = |cpu| {
-        let mut one = CpuSet::new();
-        one.set(cpu).expect("a CPU");
-        sched_setaffinity(Pid::from_raw(0), &one).expect("a CPU to stay on");
-    };
     everywhere(|world| {
         let flow = world.flow(&elsewhere(1), 40_000);
         for cpu in [0, 1, 0] {
-            stay(cpu);
+            stay_on(cpu);
             flow.is_dropped(world, flags::SYN, Reason::NoLocalEndpoint);
         }
         assert_eq!(drops(world, &flow), ServiceDrops::of(Reason::NoLocalEndpoint, 3), "{world}");

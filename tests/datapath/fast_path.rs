@@ -20,13 +20,13 @@ use dsproxy_tests::{
     prog::{Counted, Entry, Hook, LOOPBACK, Verdict, of_family},
 };
 
-use crate::world::{Expected, Flow, Served, World, endpoint, node, on_ethernet, outsider, packet};
+use crate::world::{Expected, Flow, Served, World, endpoint, node, on_ethernet, outsider, packet, stay_on};
 
 /// A client's port within the range of masqueraded packets, where it is kept.
 const KEPT: u16 = 50_000;
 
 /// As many flows are remembered as by default.
-const FLOW_MASK: u32 = cached_flow::sets(capacity::CACHED_FLOWS) - 1;
+const FLOW_MASK: u32 = cached_flow::places_in_half(capacity::CACHED_FLOWS) - 1;
 
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
@@ -357,7 +357,7 @@ fn a_flow_that_is_not_remembered_is_looked_up_in_the_state_it_is_in() {
     });
 }
 
-/// Where more flows fall on one set than have room there, the stack's turn with one is not another's way.
+/// Where more flows share their places than have room there, the stack's turn with one is not another's way.
 #[test]
 fn what_is_remembered_of_one_flow_is_not_mixed_with_another() {
     on_ethernet(|world| {
@@ -365,8 +365,8 @@ fn what_is_remembered_of_one_flow_is_not_mixed_with_another() {
         let second = Crossing::open(world, Protocol::Tcp, KEPT + 1);
         let ending = Crossing::open(world, Protocol::Tcp, KEPT + 2);
         let (epoch, lease) = (ending.site.first_epoch + 1, world.now().wrapping_add(100_000));
-        let one_set = Routing { epoch, lease, flow_mask: 0 };
-        world.datapath.next_hops().set_routing(one_set).expect("written");
+        let one_each = Routing { epoch, lease, flow_mask: 0 };
+        world.datapath.next_hops().set_routing(one_each).expect("written");
         first.enters(world, flags::ACK, false);
         first.answers(world, flags::ACK);
         second.enters(world, flags::ACK, false);
@@ -379,6 +379,37 @@ fn what_is_remembered_of_one_flow_is_not_mixed_with_another() {
             first.crosses_back(world, &first.answer(flags::ACK), Verdict::Transmit);
             // Another clock tick, another victim.
             std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    });
+}
+
+/// In a part of the array that is its own, in either place of a flow: what one CPU has found another has to find for itself.
+#[test]
+fn each_cpu_remembers_for_itself() {
+    on_ethernet(|world| {
+        let crossings: Vec<_> = (0..2).map(|number| Crossing::open(world, Protocol::Tcp, KEPT + number)).collect();
+        let (epoch, lease) = (crossings[1].site.first_epoch + 1, world.now().wrapping_add(100_000));
+        for flow_mask in [0, 1, FLOW_MASK] {
+            // Whatever was remembered is of another epoch.
+            let epoch = epoch + 1 + flow_mask.min(2);
+            world.datapath.next_hops().set_routing(Routing { epoch, lease, flow_mask }).expect("written");
+            for crossing in &crossings {
+                crossing.enters(world, flags::ACK, false);
+                crossing.answers(world, flags::ACK);
+            }
+            let cross = |world: &World, cpu, verdict| {
+                stay_on(cpu);
+                for crossing in &crossings {
+                    crossing.crosses(world, &crossing.request(flags::ACK), verdict);
+                }
+            };
+            cross(world, 0, Verdict::Transmit);
+            for crossing in &crossings {
+                crossing.leads_to(world, FAR);
+            }
+            cross(world, 1, Verdict::Redirect);
+            cross(world, 0, Verdict::Transmit);
+            cross(world, 1, Verdict::Redirect);
         }
     });
 }

@@ -11,12 +11,8 @@ use dsproxy_tests::{
     packet::{Extension, Link, Packet, Tag, flags},
     prog::{Hook, SkBuff, Verdict},
 };
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 
-use crate::world::{Case, Expected, Served, World, everywhere};
+use crate::world::{Case, Expected, Served, World, everywhere, stay_on};
 
 /// A world with Services that have no endpoints, for each protocol.
 fn without_endpoints(body: impl Fn(&mut World)) {
@@ -190,9 +186,7 @@ fn an_answer_leaves_as_it_is() {
 
 #[test]
 fn a_cpu_answers_so_many_times_a_second() {
-    let mut first = CpuSet::new();
-    first.set(0).expect("a CPU");
-    sched_setaffinity(Pid::from_raw(0), &first).expect("a CPU to stay on");
+    stay_on(0);
     without_endpoints(|world| {
         world.configure(|settings| settings.refusals_per_second = 3);
         let bytes = Packet::udp(world.client(40_000), world.vip(1)).on(world.link).to_bytes();

@@ -26,6 +26,10 @@ use dsproxy_tests::{
     prog::{Counted, Datapath, Hook, Outcome, Side, SkBuff, Verdict, of_family, slot},
 };
 use ipnet::IpNet;
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 
 /// Enough for every test; small maps load faster.
 pub(crate) const CAPACITIES: Capacities = Capacities {
@@ -78,6 +82,13 @@ fn in_idle_world(body: impl FnOnce(&mut World)) {
 /// As `everywhere`, with maps of these sizes.
 pub(crate) fn everywhere_with(capacities: &Capacities, body: impl Fn(&mut World)) {
     everywhere_in(&mut World::new(capacities), body);
+}
+
+/// Has the test run its packets on this CPU from now on.
+pub(crate) fn stay_on(cpu: usize) {
+    let mut one = CpuSet::new();
+    one.set(cpu).expect("a CPU");
+    sched_setaffinity(Pid::from_raw(0), &one).expect("a CPU to stay on");
 }
 
 /// Worlds of the usual size that no test uses now: the verifier takes seconds over the programs of each. One in which a test has

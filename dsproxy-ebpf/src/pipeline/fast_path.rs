@@ -6,6 +6,8 @@
 
 use core::hint::cold_path;
 
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+
 use dsproxy_common::{
     Address as _, Port,
     cached_flow::{self, CachedFlow, Ports, TO_CLIENT},
@@ -26,7 +28,6 @@ use crate::{
     parse::{self, Packet, link::ETHERNET_HEADER},
     rewrite,
     track::{self, Entry, Found, masquerade},
-    verifier,
 };
 
 /// A packet whose flow is looked up.
@@ -53,13 +54,15 @@ pub(super) fn cross<F: Family, C: FrameContext>(context: &C, routing: &Routing) 
     if !routing.holds(now) {
         return None;
     }
-    let set = F::maps().flows.get_ptr_mut(cached_flow::set(packet.key, routing.flow_mask))?;
-    // SAFETY: this CPU's own value, and frames are taken one after the other on each; see `track::connection::scratch`.
-    let set = unsafe { &mut *set };
-    let found = set.find(packet.key);
-    let way = found.unwrap_or_else(|| set.victim(routing.epoch, now));
-    let flow = &mut set.ways[verifier::blurred(way, context.length()) as usize % cached_flow::WAYS as usize];
-    let is_known = found.is_some();
+    // SAFETY: a helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let [first, second] = cached_flow::places(packet.key, cpu, routing.flow_mask);
+    let flows = F::maps().flows;
+    let (first, second) = (flows.get_ptr_mut(first)?, flows.get_ptr_mut(second)?);
+    // SAFETY: two values, in different halves of this CPU's own part, for all CPUs have been told the same mask (`routing::Word::new`);
+    // frames are taken one after the other on each.
+    let places = unsafe { [&mut *first, &mut *second] };
+    let (flow, is_known) = cached_flow::place_for(packet.key, places, (routing.epoch, now));
     if !packet.segment.is_plain() {
         cold_path();
         if is_known {
@@ -78,11 +81,11 @@ pub(super) fn cross<F: Family, C: FrameContext>(context: &C, routing: &Routing) 
         look_up::<F, C>(context, &search, flow)?;
     }
     let length = context.length();
-    if length.wrapping_sub(ETHERNET_HEADER as u32) > flow.next_hop.mtu.into() {
+    if length.wrapping_sub(ETHERNET_HEADER as u32) > flow.mtu.into() {
         return None;
     }
     rewrite::cross::<F>(context.linear(), packet.content, flow)?;
-    forward::address(context.linear(), &flow.next_hop).ok()?;
+    forward::address(context.linear(), flow.link_addresses).ok()?;
     let reason = if flow.backend == TO_CLIENT {
         count::reply(flow.service, length);
         Reason::SentToClient
@@ -91,7 +94,7 @@ pub(super) fn cross<F: Family, C: FrameContext>(context: &C, routing: &Routing) 
         Reason::SentToBackend
     };
     count::packet(reason, Some(F::FAMILY));
-    Some(Sent { reason, device: flow.next_hop.device })
+    Some(Sent { reason, device: flow.device })
 }
 
 /// Whether a flow that is remembered still has the backend it had.
@@ -167,7 +170,7 @@ fn to_backend<F: Family, C: FrameContext>(
     };
     let entry = Seen { found, held, age };
     let (next_hop, lifetime) = go_on::<F, C, _>(context, search, &entry, &exit)?;
-    flow.next_hop = next_hop;
+    flow.set_next_hop(&next_hop);
     flow.source = source;
     flow.destination = inner.destination;
     flow.ports = Ports { source: source_port, destination: inner.destination_port };
@@ -200,7 +203,7 @@ fn to_client<F: Family, C: FrameContext>(
         return None;
     }
     let (next_hop, lifetime) = go_on::<F, C, _>(context, search, &entry, &exit)?;
-    flow.next_hop = next_hop;
+    flow.set_next_hop(&next_hop);
     flow.source = exit.held.address;
     flow.destination = held.client;
     flow.ports = Ports {

@@ -204,7 +204,7 @@ pub struct SizeFlags {
     #[arg(long, value_name = "N", default_value_t = Capacities::default().affinities, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_affinities: u32,
     /// Flows of each family that each CPU remembers for XDP, rounded down to a power of two
-    #[arg(long, value_name = "N", default_value_t = capacity::CACHED_FLOWS, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = capacity::CACHED_FLOWS, value_parser = clap::value_parser!(u32).range(2..))]
     pub max_cached_flows: u32,
     /// Source ranges of load balancers of each family
     #[arg(long, value_name = "N", default_value_t = Capacities::default().source_ranges, value_parser = clap::value_parser!(u32).range(1..))]

@@ -101,6 +101,17 @@ pub enum LoadError {
     /// The kernel does not tell how long its clock tick is.
     #[error("find the length of the kernel's clock tick: {0}")]
     Clock(nix::Error),
+    /// The kernel does not tell how many CPUs there may be.
+    #[error("count the CPUs: {0}")]
+    Cpus(io::Error),
+    /// XDP is to remember more flows than a map can hold.
+    #[error("--max-cached-flows={flows} for each of {cpus} CPUs is more than a map can hold; give fewer")]
+    CachedFlows {
+        /// Of each CPU.
+        flows: u32,
+        /// The CPUs.
+        cpus: usize,
+    },
     /// The kernel does not tell which network namespace this is.
     #[error("ask for the cookie of this network namespace: {0}")]
     Namespace(io::Error),
@@ -188,8 +199,12 @@ pub(super) fn open_maps(
         };
         loader.map_max_entries(name, entries);
     }
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))?;
+    // Should the numbers of CPUs have gaps, the last ones have no part, and XDP leaves all that comes to them to the stack.
+    let places = u32::try_from(cpus).ok().and_then(|cpus| cached_flow::places_of_all(wanted.cached_flows, cpus));
+    let places = places.ok_or(LoadError::CachedFlows { flows: wanted.cached_flows, cpus })?;
     for family in IpFamily::ALL {
-        loader.map_max_entries(layout::cached_flows(family), cached_flow::sets(wanted.cached_flows));
+        loader.map_max_entries(layout::cached_flows(family), places);
     }
     if let Some(directory) = directory {
         for name in map_names() {

@@ -17,7 +17,7 @@ use core::hint::black_box;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_F_PSEUDO_HDR, TC_ACT_STOLEN, TC_ACT_UNSPEC},
+    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_F_PSEUDO_HDR, TC_ACT_STOLEN, TC_ACT_UNSPEC},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
     helpers::{bpf_get_prandom_u32, bpf_l4_csum_replace},
     macros::{btf_map, classifier},
@@ -26,7 +26,7 @@ use aya_ebpf::{
 use dsproxy_bench_ebpf::Keys;
 use dsproxy_common::{
     Addr4, Addr6, Address, Port,
-    cached_flow::{FlowSet, sets},
+    cached_flow::{CachedFlow, places_in_half},
     flow::{EgressEntry, FlowKey, ForwardEntry},
     layout::capacity,
     service::{Frontend, FrontendKey},
@@ -35,11 +35,13 @@ use dsproxy_common::{
 /// How many entries tables have unless user space says another number.
 const ENTRIES: usize = 262_144;
 
-/// How many sets of flows XDP remembers by default.
-const SETS: usize = sets(capacity::CACHED_FLOWS) as usize;
+/// How many places for flows XDP has by default in either half of a CPU's part.
+const HALF: u32 = places_in_half(capacity::CACHED_FLOWS);
+const PLACES: usize = 2 * HALF as usize;
 
-/// Any odd number without a pattern.
+/// Any odd numbers without a pattern.
 const SPREAD: u32 = 0x9e37_79b1;
+const OTHER_SPREAD: u32 = 0x85eb_ca77;
 
 #[btf_map]
 static KEYS: Array<Keys, 1> = Array::new();
@@ -60,9 +62,9 @@ static FRONTENDS_V4: HashMap<FrontendKey<Addr4>, Frontend, ENTRIES, { BPF_F_NO_P
 #[btf_map]
 static FRONTENDS_V6: HashMap<FrontendKey<Addr6>, Frontend, ENTRIES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 #[btf_map]
-static FLOWS_V4: PerCpuArray<FlowSet<Addr4>, SETS> = PerCpuArray::new();
+static FLOWS_V4: Array<CachedFlow<Addr4>, PLACES, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
-static FLOWS_V6: PerCpuArray<FlowSet<Addr6>, SETS> = PerCpuArray::new();
+static FLOWS_V6: Array<CachedFlow<Addr6>, PLACES, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, 64> = PerCpuArray::new();
 
@@ -142,17 +144,23 @@ macro_rules! others {
                 with_frontend::<$address>(|key| $frontends.insert(key, &value, BPF_ANY.into()).is_ok())
             }
 
-            /// Reads a word of each cache line of a set. Which comes next is no pattern, as with the sets of real flows.
+            /// Looks at both places of a flow: a word of each cache line of the one, where it is found, and one of the other. Which come
+            /// next is no pattern, as with the places of real flows.
             #[classifier]
             pub fn $look(_: TcContext) -> i32 {
                 with_number(|number| {
-                    let place = number.wrapping_mul(SPREAD) % SETS as u32;
-                    let Some(set) = $flows.get_ptr_mut(place) else { return false };
-                    let start = set.cast::<u8>();
+                    let place = |spread| number.wrapping_mul(spread) % HALF;
+                    let (Some(flow), Some(other)) =
+                        ($flows.get_ptr_mut(place(SPREAD)), $flows.get_ptr_mut(HALF + place(OTHER_SPREAD)))
+                    else {
+                        return false;
+                    };
+                    let start = flow.cast::<u8>();
+                    // SAFETY: the first word of a value that nobody writes to.
+                    let mut all = unsafe { other.cast::<u32>().read_volatile() };
                     let mut at = 0;
-                    let mut all = 0;
-                    while at < size_of::<FlowSet<$address>>() {
-                        // SAFETY: within a value of this CPU's own, and a multiple of a word from its beginning.
+                    while at < size_of::<CachedFlow<$address>>() {
+                        // SAFETY: within a value that nobody writes to, and a multiple of a word from its beginning.
                         all |= unsafe { start.add(at).cast::<u32>().read_volatile() };
                         at += 64;
                     }

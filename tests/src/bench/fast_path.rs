@@ -42,7 +42,7 @@ struct Room {
     flows: &'static [(&'static str, Range, Option<f64>)],
 }
 
-/// As it comes, and with room for every flow.
+/// As it comes, and with room for every flow: two places for each.
 const ROOMS: [Room; 3] = [
     Room {
         connections: capacity::CONNECTIONS,
@@ -56,7 +56,7 @@ const ROOMS: [Room; 3] = [
     },
     Room {
         connections: 1 << 21,
-        cached_flows: 1 << 20,
+        cached_flows: 1 << 21,
         flows: &[(", 1 M flows, with room for them", MOST, Some(600.0))],
     },
 ];
@@ -236,5 +236,5 @@ fn site(datapath: &mut Datapath, cached_flows: u32) -> Result<(), BenchError> {
     let second = dsproxy::jiffies::per_second().map_err(BenchError::Clock)?;
     // Long enough for one size of tables at the usual ticks.
     let lease = dsproxy::jiffies::now(second).map_err(BenchError::Clock)?.wrapping_add(Routing::LONGEST_LEASE - second);
-    Ok(next_hops.set_routing(Routing { epoch: 1, lease, flow_mask: cached_flow::sets(cached_flows) - 1 })?)
+    Ok(next_hops.set_routing(Routing { epoch: 1, lease, flow_mask: cached_flow::places_in_half(cached_flows) - 1 })?)
 }

@@ -13,7 +13,7 @@ use dsproxy_common::{
     count::Reason,
     event::EventFilter,
     flow::FlowState,
-    layout,
+    layout::capacity,
     next_hop::{Routing, XdpDevice, XdpDeviceFlags},
     settings::{SettingFlags, Settings},
 };
@@ -47,6 +47,9 @@ const SECOND: u32 = 1 << 13;
 
 /// Counters are read once in so many packets: that takes longer than a packet.
 const BATCH: u32 = 16;
+
+/// As by default.
+const FLOW_MASK: u32 = cached_flow::places_in_half(capacity::CACHED_FLOWS) - 1;
 
 pub(super) struct Site {
     datapath: Datapath,
@@ -250,7 +253,8 @@ impl Site {
         let routing = Routing {
             epoch: if is_used { self.epoch } else { 0 },
             lease: now.wrapping_add(100_000),
-            flow_mask: cached_flow::sets(layout::capacity::CACHED_FLOWS) - 1,
+            // Every other time two places for all flows, so that they take them from each other.
+            flow_mask: if self.epoch.is_multiple_of(2) { 0 } else { FLOW_MASK },
         };
         Ok(self.datapath.next_hops().set_routing(routing)?)
     }

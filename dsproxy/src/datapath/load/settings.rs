@@ -56,7 +56,7 @@ pub struct DatapathSettings {
     pub offered_ports: [u16; 2],
     /// How many refusals a CPU sends in a second.
     pub refusals_per_second: u32,
-    /// How many flows each CPU remembers for XDP: a power of two; one where XDP is not used.
+    /// How many flows each CPU remembers for XDP: a power of two; 1 where XDP is not used.
     pub cached_flows: u32,
 }
 

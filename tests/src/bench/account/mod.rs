@@ -283,7 +283,7 @@ impl Followers {
 fn column(call: &Call) -> Option<&'static str> {
     Some(match call {
         Call::Array => "array lookups",
-        Call::Flows => "sets of flows",
+        Call::Flows => "places of flows",
         Call::Found(_) => "hash lookups",
         Call::Missed(_) | Call::RemovedNothing(_) => "hash lookups in vain",
         Call::Trie => "tries",
@@ -291,14 +291,14 @@ fn column(call: &Call) -> Option<&'static str> {
         Call::Removed(_) => "removed",
         Call::Checksum => "checksums",
         Call::Random => "random numbers",
-        Call::Jiffies | Call::NoProgram | Call::Pull | Call::Redirect | Call::Cookie => return None,
+        Call::Jiffies | Call::Processor | Call::NoProgram | Call::Pull | Call::Redirect | Call::Cookie => return None,
     })
 }
 
 /// The columns, in their order.
 pub(super) const COLUMNS: [&str; 9] = [
     "array lookups",
-    "sets of flows",
+    "places of flows",
     "hash lookups",
     "hash lookups in vain",
     "tries",

@@ -57,7 +57,7 @@ impl Rotation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Item {
     Array,
-    /// A look at all cache lines of a set of flows that XDP remembers.
+    /// A look at one of the two places of a flow that XDP remembers.
     Flows,
     FindForward,
     FindEgress,
@@ -100,7 +100,7 @@ impl Item {
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::Array => "array lookup, counter added to",
-            Self::Flows => "look at a set of XDP's flows",
+            Self::Flows => "look at one of two places of XDP's flows",
             Self::FindForward => "hash lookup, forward entry",
             Self::FindEgress => "hash lookup, egress entry",
             Self::FindFrontend => "hash lookup, frontend",
@@ -171,7 +171,7 @@ impl Item {
 
     /// How many calls its program makes.
     fn calls(self) -> f64 {
-        if matches!(self, Self::Miss | Self::MissNew) { 2.0 } else { 1.0 }
+        if matches!(self, Self::Miss | Self::MissNew | Self::Flows) { 2.0 } else { 1.0 }
     }
 
     /// Whether its price depends on how many keys are in rotation, so that it is measured with each number.
@@ -334,8 +334,8 @@ impl Prices {
             Call::Removed(_) => item(Item::RemoveForward),
             Call::Checksum => item(Item::Checksum),
             Call::Random => item(Item::Random),
-            // One instruction in the kernel, or not there in what is measured.
-            Call::Jiffies | Call::NoProgram | Call::Pull | Call::Redirect | Call::Cookie => 0.0,
+            // One instruction in the kernel (the CPU's number since 6.10), or not there in what is measured.
+            Call::Jiffies | Call::Processor | Call::NoProgram | Call::Pull | Call::Redirect | Call::Cookie => 0.0,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The kernel's functions that programs call (`enum bpf_func_id` in include/uapi/linux/bpf.h): those that packets meet in the account, each
 //! done as the kernel does it.
 
-use dsproxy_common::{IpFamily, checksum, layout::cached_flows};
+use dsproxy_common::checksum;
 
 use super::{
     Fault, Interpreter,
@@ -14,6 +14,7 @@ mod id {
     pub(super) const MAP_UPDATE_ELEM: i32 = 2;
     pub(super) const MAP_DELETE_ELEM: i32 = 3;
     pub(super) const GET_PRANDOM_U32: i32 = 7;
+    pub(super) const GET_SMP_PROCESSOR_ID: i32 = 8;
     pub(super) const L4_CSUM_REPLACE: i32 = 11;
     pub(super) const TAIL_CALL: i32 = 12;
     pub(super) const REDIRECT: i32 = 23;
@@ -27,9 +28,6 @@ mod id {
 const MANGLED_ZERO: u64 = 1 << 5;
 /// The size of the field that changes; none if the change itself is given.
 const FIELD_SIZE: u64 = 0xf;
-
-/// The maps of the flows that XDP remembers, which are too large for the caches nearest to the processor.
-const FLOWS: [&str; 2] = [cached_flows(IpFamily::V4), cached_flows(IpFamily::V6)];
 
 impl Interpreter {
     /// Calls the helper `id` with `arguments`, and notes it in `work`.
@@ -81,6 +79,11 @@ impl Interpreter {
                 work.add(Call::Cookie);
                 Ok(self.cookies.namespace)
             }
+            // What a CPU has for itself is kept for this one alone.
+            id::GET_SMP_PROCESSOR_ID => {
+                work.add(Call::Processor);
+                Ok(0)
+            }
             id::JIFFIES64 => {
                 work.add(Call::Jiffies);
                 Ok(self.now.into())
@@ -94,7 +97,7 @@ impl Interpreter {
         let found = self.tables.look_up(&mut self.memory, place, key)?;
         let table = self.tables.get(place)?;
         work.add(match table.kind {
-            Kind::PerCpuArray if FLOWS.contains(&table.name.as_str()) => Call::Flows,
+            Kind::Flows => Call::Flows,
             Kind::Array | Kind::PerCpuArray => Call::Array,
             Kind::Trie => Call::Trie,
             Kind::Hash | Kind::Other if found == 0 => Call::Missed(table.name.clone()),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use aya::maps::{MapFd, MapInfo, MapType};
+use dsproxy_common::{IpFamily, layout::cached_flows};
 
 use super::{Fault, memory::Memory};
 
@@ -33,6 +34,8 @@ struct Attributes {
 pub(super) enum Kind {
     Array,
     PerCpuArray,
+    /// The flows that XDP remembers, each CPU its own: too large for the caches nearest to the processor.
+    Flows,
     Hash,
     Trie,
     Other,
@@ -55,13 +58,23 @@ pub(super) struct Tables {
     seen: HashMap<(usize, Vec<u8>), u64>,
 }
 
+/// The maps of the flows that XDP remembers.
+const FLOWS: [&str; 2] = [cached_flows(IpFamily::V4), cached_flows(IpFamily::V6)];
+
 impl Table {
+    /// Whether no other CPU sees what the program writes there.
+    fn is_this_cpus(&self) -> bool {
+        matches!(self.kind, Kind::PerCpuArray | Kind::Flows)
+    }
+
     /// The map with this `id`.
     pub(super) fn open(id: u32) -> Result<Self, Fault> {
         let failed =
             |error: aya::maps::MapError| Fault::Map { name: format!("number {id}"), reason: error.to_string() };
         let info = MapInfo::from_id(id).map_err(failed)?;
+        let name = String::from_utf8_lossy(info.name()).into_owned();
         let kind = match info.map_type().map_err(failed)? {
+            MapType::Array if FLOWS.contains(&name.as_str()) => Kind::Flows,
             MapType::Array => Kind::Array,
             MapType::PerCpuArray => Kind::PerCpuArray,
             MapType::Hash | MapType::LruHash => Kind::Hash,
@@ -69,7 +82,7 @@ impl Table {
             _ => Kind::Other,
         };
         Ok(Self {
-            name: String::from_utf8_lossy(info.name()).into_owned(),
+            name,
             kind,
             fd: info.fd().map_err(failed)?,
             key: info.key_size() as usize,
@@ -126,12 +139,12 @@ impl Tables {
         if let Some(known) = self.seen.get(&(place, key.clone())) {
             return Ok(*known);
         }
-        let is_array = matches!(table.kind, Kind::Array | Kind::PerCpuArray);
+        let is_array = matches!(table.kind, Kind::Array | Kind::PerCpuArray | Kind::Flows);
         if is_array && memory.load(address, 4)? >= u64::from(table.entries) {
             return Ok(0);
         }
         let value = match table.kind {
-            Kind::PerCpuArray => Some(vec![0; table.value]),
+            Kind::PerCpuArray | Kind::Flows => Some(vec![0; table.value]),
             Kind::Array | Kind::Hash | Kind::Trie => table.read(&key)?,
             Kind::Other => return Err(Fault::Map { name: table.name.clone(), reason: "of no known kind".to_owned() }),
         };
@@ -169,7 +182,7 @@ impl Tables {
     /// Writes what the program has changed in place to the kernel's maps, and forgets all but what is this CPU's own.
     pub(super) fn settle(&mut self, memory: &Memory) -> Result<(), Fault> {
         let Self { tables, seen } = self;
-        let is_own = |place: usize| tables.get(place).is_some_and(|table: &Table| table.kind == Kind::PerCpuArray);
+        let is_own = |place: usize| tables.get(place).is_some_and(Table::is_this_cpus);
         for ((place, key), address) in seen.iter().filter(|((place, _), _)| !is_own(*place)) {
             let table = tables.get(*place).ok_or(Fault::NoMap { place: *place })?;
             let mut value = memory.bytes(*address, table.value)?.to_vec();

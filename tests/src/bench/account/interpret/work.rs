@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt};
 pub(in crate::bench) enum Call {
     /// A lookup in an array, which the kernel makes instructions of.
     Array,
-    /// A look at a set of the flows that XDP remembers, in an array as well.
+    /// A look at a place of the flows that XDP remembers, in an array as well.
     Flows,
     /// A hash lookup that finds something, in the map of this name.
     Found(String),
@@ -31,6 +31,8 @@ pub(in crate::bench) enum Call {
     Cookie,
     /// The time, which the kernel makes one instruction of.
     Jiffies,
+    /// The number of the CPU, likewise since Linux 6.10.
+    Processor,
     /// A program that is not there was called, as nobody listens.
     NoProgram,
     /// Headers made readable.
