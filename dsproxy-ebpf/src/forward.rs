@@ -24,6 +24,10 @@ pub(crate) fn note<A: Copy, C: BufferContext>(context: &C, l3: usize, found: Fou
         return;
     }
     cold_path();
+    // A tag that the device is to write does not stand in the frame: XDP would send it on without.
+    if context.has_tag() {
+        return;
+    }
     let Ok(header) = View::<ETHERNET_HEADER>::at(context.linear(), 0) else { return };
     let index = context.device();
     let XdpDevice { flags, mtu, .. } = device(index).unwrap_or_default();

@@ -17,7 +17,7 @@ const CASES: u32 = 2_000;
 const CASES_VARIABLE: &str = "DSPROXY_FUZZ_CASES";
 
 /// Longer than any reader may take for a text of some kilobytes, on a busy machine and not optimised.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What means something to YAML or JSON, or to those who read numbers, addresses and times.
 const TELLING: [&str; 32] = [

@@ -35,8 +35,15 @@ const TURNS: Duration = Duration::from_secs(TURN as u64);
 /// The least time between two counts: one change at once, many together.
 const TOGETHER: Duration = Duration::from_millis(20);
 
-/// A change is counted once more so much later: the kernel tells of some, routes that go among them, before they are in effect.
-const AFTERWARDS: Duration = Duration::from_millis(100);
+/// A change is counted again so much later. The kernel tells of some, routes that go among them, before they are in effect; and a packet
+/// that waits for its neighbour, for up to three seconds, leaves as it was routed before.
+const AFTERWARDS: [Duration; 3] = [Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(4)];
+
+/// By then each packet that was under way has gone.
+const UNDER_WAY: Duration = Duration::from_millis(50);
+
+/// How far in the past a lease ends that is none, in jiffies: farther than the kernel's clock may be behind the one that is read.
+const LONG_AGO: u32 = 1 << 30;
 
 /// How long to wait before events are followed again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -112,14 +119,15 @@ impl Word {
     /// When the map cannot be read or written, or the clock not be read.
     pub fn new(maps: NextHopMaps, cached_flows: u32) -> Result<Self, RoutingError> {
         // The count goes on, so that nothing noted in one life is good in another.
-        let before = maps.routing()?;
-        let flow_mask = cached_flow::places_in_half(cached_flows) - 1;
-        let told = Told { maps, per_second: jiffies::per_second()?, flow_mask, epoch: before.epoch };
-        let word = Self(Arc::new(Mutex::new(told)));
-        if before.flow_mask != flow_mask {
-            word.withdraw()?;
+        let Routing { epoch, flow_mask, .. } = maps.routing()?;
+        let mut told = Told { maps, per_second: jiffies::per_second()?, flow_mask, epoch };
+        let wanted = cached_flow::places_in_half(cached_flows) - 1;
+        if epoch != 0 && wanted != flow_mask {
+            told.withdraw()?;
+            std::thread::sleep(UNDER_WAY);
         }
-        Ok(word)
+        told.flow_mask = wanted;
+        Ok(Self(Arc::new(Mutex::new(told))))
     }
 
     /// Tells of a change.
@@ -148,14 +156,16 @@ impl Word {
     ///
     /// As `count`.
     pub fn withdraw(&self) -> Result<(), RoutingError> {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // The kernel's clock may be behind the one that is read.
-        let lease = jiffies::now(told.per_second)?.wrapping_sub(LEASE.as_secs() as u32 * told.per_second);
-        told.tell(lease)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).withdraw()
     }
 }
 
 impl Told {
+    fn withdraw(&mut self) -> Result<(), RoutingError> {
+        let lease = jiffies::now(self.per_second)?.wrapping_sub(LONG_AGO);
+        self.tell(lease)
+    }
+
     fn tell(&mut self, lease: u32) -> Result<(), RoutingError> {
         let Self { flow_mask, epoch, .. } = *self;
         Ok(self.maps.set_routing(Routing { epoch, lease, flow_mask })?)
@@ -188,19 +198,18 @@ async fn follow(word: &Word) -> Result<(), RoutingError> {
     renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut turns = interval(TURNS);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut counted_at, mut count_at, mut count_again_at) = (Instant::now(), None, None);
+    let (mut counted_at, mut count_at, mut times_again) = (Instant::now(), None, AFTERWARDS.len());
     loop {
         tokio::select! {
             // Events last, so that a flood of them puts off nothing.
             biased;
             () = due(count_at) => {
                 word.count()?;
-                (counted_at, count_at) = (Instant::now(), None);
-                count_again_at = Some(counted_at + AFTERWARDS);
+                (counted_at, count_at, times_again) = (Instant::now(), None, 0);
             }
-            () = due(count_again_at) => {
+            () = due(AFTERWARDS.get(times_again).map(|after| counted_at + *after)) => {
                 word.count()?;
-                count_again_at = None;
+                times_again += 1;
             }
             _ = renewal.tick() => word.renew()?,
             _ = turns.tick() => word.count()?,

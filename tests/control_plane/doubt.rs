@@ -152,7 +152,7 @@ fn a_server_that_stumbles_is_not_believed_before_it_stands() {
         // Five times as long as it would take to be believed, it says the same and fails again.
         while alarmed.elapsed() < 2 * DOUBT {
             lists_nothing(&server, Resource::Services, 1).await;
-            tokio::time::sleep(DOUBT / 4).await;
+            tokio::time::sleep(DOUBT / 20).await;
         }
         source.assert_silent();
         assert_eq!(source.watch_of("services").held_back, 3);

@@ -62,7 +62,11 @@ fn full(map: &str, flag: &str, size: u32) {
         other => Err(format!("{other:?}")),
     })
     .expect("it is counted");
-    assert_eq!(daemon.metric("dsproxy_services_failed"), Some(1.0));
+    eventually("the Service", SOON, || match daemon.metric("dsproxy_services_failed") {
+        Some(1.0) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .expect("it is told of");
     assert_eq!(daemon.health("/healthz").0, 200, "the node serves what it can");
     for _ in 0..5 {
         answers(client, vips[0], PORT, "local").expect("what was served stays served");

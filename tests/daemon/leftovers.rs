@@ -16,6 +16,9 @@ use crate::{
 
 const VIP: DualStack = DualStack::cluster_ip(1);
 
+/// For programs that fill tables: the legacy ones lock each other out in all namespaces, and others may be at work for so many seconds.
+const WAIT: [&str; 2] = ["--wait", "60"];
+
 /// Tables as others have them: a plugin's rules, and kubelet's chains.
 const FOREIGN: &str = "\
 *nat
@@ -176,7 +179,7 @@ fn leftovers_are_named_at_start_and_removed_on_request() {
     cluster.write(&service("echo", VIP, &[cluster.backend("local")]));
     for backend in ["nft", "legacy"] {
         for (program, _) in iptables(backend) {
-            run(node, &format!("{program}-restore"), &[], FOREIGN);
+            run(node, &format!("{program}-restore"), &WAIT, FOREIGN);
         }
     }
     run(node, "nft", &["-f", "-"], FOREIGN_TABLE);
@@ -184,7 +187,12 @@ fn leftovers_are_named_at_start_and_removed_on_request() {
 
     for backend in ["nft", "legacy"] {
         for (program, [vip, endpoint]) in iptables(backend) {
-            run(node, &format!("{program}-restore"), &["--noflush"], &in_iptables_mode(vip, endpoint));
+            run(
+                node,
+                &format!("{program}-restore"),
+                &[&WAIT[..], &["--noflush"]].concat(),
+                &in_iptables_mode(vip, endpoint),
+            );
         }
     }
     run(node, "nft", &["-f", "-"], &in_nftables_mode("ip", "ipv4_addr", "10.96.0.10", "10.244.9.9:53"));
@@ -231,7 +239,7 @@ fn a_node_without_leftovers_is_not_warned_about() {
     let cluster = Cluster::build();
     let node = cluster.lab.node(Side::A).namespace();
     run(node, "iptables-nft-restore", &[], FOREIGN);
-    run(node, "iptables-legacy-restore", &[], FOREIGN);
+    run(node, "iptables-legacy-restore", &WAIT, FOREIGN);
     run(node, "nft", &["-f", "-"], FOREIGN_TABLE);
     cluster.write(&service("echo", VIP, &[cluster.backend("local")]));
     let manifests = cluster.manifests.directory().display().to_string();
@@ -291,7 +299,7 @@ fn a_cleanup_without_the_capability_says_what_it_takes() {
 fn chains_of_iptables_legacy_are_told_without_its_programs() {
     let lab = Lab::new().expect("the lab is built");
     let node = lab.node(Side::A).namespace();
-    run(node, "ip6tables-legacy-restore", &[], FOREIGN);
+    run(node, "ip6tables-legacy-restore", &WAIT, FOREIGN);
     let mut command = Command::new(daemon_binary().expect("the daemon is built"));
     command.args(["cleanup", "--kube-proxy"]).env("PATH", "/nowhere");
     let output = node.run(|| command.output()).expect("the namespace is there").expect("the command runs");

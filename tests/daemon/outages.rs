@@ -118,7 +118,13 @@ fn outage(how: Return) {
         assert_eq!(report.backends.len(), 1, "{protocol} {target} stays with its backend: {report:?}");
     }
     assert_eq!(identities(&daemon, "default/kept:"), before, "what did not change kept its ids");
-    assert_eq!(daemon.metric("dsproxy_source_connected"), Some(1.0));
+    // Each kind comes back in its own time.
+    plane.until_watched();
+    eventually("its connection", LATER, || match daemon.metric("dsproxy_source_connected") {
+        Some(1.0) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .expect("it says that it is connected");
 }
 
 #[test]

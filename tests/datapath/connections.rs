@@ -217,11 +217,11 @@ fn traffic_in_either_direction_keeps_both_entries_alive() {
         flow.goes_on(world, flags::ACK, world.endpoint(1));
         // Two and a half seconds: without being refreshed in between, both entries would be over after three.
         world.datapath.set_lifetimes(all(2 * jiffies + jiffies / 2)).expect("settings");
-        let_a_second_pass();
+        world.let_pass(1);
         flow.replies(world, flags::ACK, world.endpoint(1));
-        let_a_second_pass();
+        world.let_pass(1);
         flow.goes_on(world, flags::ACK, world.endpoint(1));
-        let_a_second_pass();
+        world.let_pass(1);
         flow.replies(world, flags::ACK, world.endpoint(1));
     });
 }

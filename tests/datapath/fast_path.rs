@@ -113,6 +113,8 @@ impl Crossing {
 
     /// Opens it through the stack.
     fn open_halfway(world: &mut World, protocol: Protocol, port: u16) -> Self {
+        // Another CPU would remember nothing of what this one has sent on.
+        stay_on(0);
         let site = Site::of(world);
         let served = Served::new(1, protocol).kind(FrontendKind::NodePort).active([1]);
         let flow = Flow { client: outsider(world.family, port), ..world.flow(&served, port) };

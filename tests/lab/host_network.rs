@@ -16,7 +16,7 @@ use crate::cluster::{Cluster, PORT, TARGET, TRAFFIC, ask_here};
 const SIDES: [Side; 2] = [Side::A, Side::B];
 
 /// How long an answer may take. A lost SYN is repeated after a second.
-const ANSWER: Duration = Duration::from_millis(1500);
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ const EXCHANGES: usize = 8;
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// How long an answer may take. A lost SYN is repeated after a second.
-const ANSWER: Duration = Duration::from_millis(1500);
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// More wrong cells than these tell nothing new, and each takes its time.
 const ENOUGH: usize = 60;

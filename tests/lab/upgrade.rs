@@ -133,7 +133,7 @@ fn there_and_back_under_load(attach: Attach, kills: &[(usize, &str, u64)]) {
     daemon.start_again().unwrap_or_else(|error| panic!("{error}"));
     stands_alone(&daemon, &cluster, xdp);
     go_on(&loads, "at the end");
-    assert_lost(&daemon, loads, |succeeded| succeeded / LOST_ONE_OF);
+    assert_lost(&daemon, loads, |succeeded| succeeded.div_ceil(LOST_ONE_OF));
     for (target, session) in kept {
         let report =
             session.finish().unwrap_or_else(|error| panic!("{target} was cut: {error}\n{}", daemon.whole_log()));

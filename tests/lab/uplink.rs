@@ -96,7 +96,7 @@ fn everybody_is_answered(arguments: &[&str], roles: &[&str]) {
                 drop(backend.server.take_peers());
                 let (address, port) = client.frontend;
                 let target = address.socket(family, port);
-                let answered = client.namespace.run(|| ask_here(target, protocol, SOON / 4));
+                let answered = client.namespace.run(|| ask_here(target, protocol, SOON));
                 let answered = answered.expect("the client is there").map_err(|error| error.to_string());
                 let seen: BTreeSet<IpAddr> = backend.server.take_peers().iter().map(SocketAddr::ip).collect();
                 if answered.as_deref() != Ok(*role) || seen != [wanted.of(family)].into() {

@@ -28,9 +28,10 @@ const FIRST_MARKER: u16 = 60_000;
 /// How long is waited for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long the last marker of all may take at most, and by how much it may be later than the first ones.
-const LAG: Duration = Duration::from_secs(1);
-const LATER: Duration = Duration::from_millis(250);
+/// By how much markers of the second half may be later than those of the first in the soak, which is long enough for a backlog to show.
+pub const LATER: Duration = Duration::from_millis(250);
+/// How long a marker of the second half may take there.
+pub const LAG: Duration = Duration::from_secs(1);
 
 /// What the daemon's memory may grow by from the middle to the end, in KiB.
 const GROWTH: u64 = 4 * 1024;
@@ -62,17 +63,18 @@ pub struct Churned {
 }
 
 impl Churned {
-    /// Whether the daemon kept up, in memory that stays the same.
+    /// Whether the daemon kept up, in memory that stays the same: no marker of the second half took longer than `lag`, nor by more than
+    /// `later` than those of the first.
     ///
     /// # Errors
     ///
     /// When not, with what is wrong.
-    pub fn judge(&self) -> anyhow::Result<()> {
+    pub fn judge(&self, lag: Duration, later: Duration) -> anyhow::Result<()> {
         let half = self.lags.len() / 2;
         let worst = |lags: &[Duration]| lags.iter().max().copied().unwrap_or_default();
         let (first, last) = (worst(&self.lags[..half]), worst(&self.lags[half..]));
-        ensure!(last <= LAG, "changes came {last:?} late: {self:?}");
-        ensure!(last <= first + LATER, "a backlog grows, from {first:?} to {last:?}: {self:?}");
+        ensure!(last <= lag, "changes came {last:?} late: {self:?}");
+        ensure!(last <= first + later, "a backlog grows, from {first:?} to {last:?}: {self:?}");
         let half = self.memory.len() / 2;
         let [middle, end] = [self.memory.get(half), self.memory.last()].map(|kib| kib.copied().unwrap_or_default());
         ensure!(end <= middle + GROWTH, "memory grows, from {middle} to {end} KiB: {self:?}");

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     if churn > 0 {
         println!("{churn} s of 100 changes a second among 10,000 Services");
         let churn = Churn { services: 10_000, rate: 100, length: Duration::from_secs(churn) };
-        match churn::run(churn).and_then(|churned| churned.judge().map(|()| churned)) {
+        match churn::run(churn).and_then(|churned| churned.judge(churn::LAG, churn::LATER).map(|()| churned)) {
             Ok(churned) => println!("{churned:?}"),
             Err(error) => {
                 eprintln!("dsproxy-soak: {error:#}");
