@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{info, warn};
 
 use crate::{
+    datapath::carry::PACKETS_UNDER_WAY,
     jiffies,
     maps::{MapError, next_hops::NextHopMaps},
     netlink::{EventLoopSocket, Message, NetlinkError, Request, attributes, messages, number},
@@ -38,9 +39,6 @@ const TOGETHER: Duration = Duration::from_millis(20);
 /// A change is counted again so much later. The kernel tells of some, routes that go among them, before they are in effect; and a packet
 /// that waits for its neighbour, for up to three seconds, leaves as it was routed before.
 const AFTERWARDS: [Duration; 3] = [Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(4)];
-
-/// By then each packet that was under way has gone.
-const UNDER_WAY: Duration = Duration::from_millis(50);
 
 /// How far in the past a lease ends that is none, in jiffies: farther than the kernel's clock may be behind the one that is read.
 const LONG_AGO: u32 = 1 << 30;
@@ -124,7 +122,7 @@ impl Word {
         let wanted = cached_flow::places_in_half(cached_flows) - 1;
         if epoch != 0 && wanted != flow_mask {
             told.withdraw()?;
-            std::thread::sleep(UNDER_WAY);
+            std::thread::sleep(PACKETS_UNDER_WAY);
         }
         told.flow_mask = wanted;
         Ok(Self(Arc::new(Mutex::new(told))))

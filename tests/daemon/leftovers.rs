@@ -7,7 +7,10 @@ use std::{
 };
 
 use dsproxy_common::IpFamily;
-use dsproxy_tests::lab::{DualStack, Lab, Namespace, Side, daemon_binary};
+use dsproxy_tests::{
+    lab::{DualStack, Lab, Namespace, Side, daemon_binary},
+    rules::WAIT,
+};
 
 use crate::{
     cluster::{Cluster, PORT, answers, service, wait_until_answers},
@@ -15,9 +18,6 @@ use crate::{
 };
 
 const VIP: DualStack = DualStack::cluster_ip(1);
-
-/// For programs that fill tables: the legacy ones lock each other out in all namespaces, and others may be at work for so many seconds.
-const WAIT: [&str; 2] = ["--wait", "60"];
 
 /// Tables as others have them: a plugin's rules, and kubelet's chains.
 const FOREIGN: &str = "\

@@ -12,6 +12,10 @@ use thiserror::Error;
 use super::{DesiredState, iptables, nftables};
 use crate::lab::{LabError, Namespace};
 
+/// What programs that fill tables of iptables are told: the legacy ones lock each other out in all namespaces, and others may be at work for
+/// so many seconds.
+pub const WAIT: [&str; 2] = ["--wait", "60"];
+
 /// The shape of rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -86,9 +90,6 @@ impl Shape {
         family: IpFamily,
         arguments: &[&str],
     ) -> Result<(), RulesError> {
-        /// The legacy programs lock each other out in all namespaces; others may be at work for so many seconds.
-        const WAIT: [&str; 2] = ["--wait", "60"];
-
         let (program, own): (&'static str, &[&str]) = match (self, family) {
             (Self::Nftables, _) => ("nft", &["-f", "-"]),
             (Self::Iptables, IpFamily::V4) => ("iptables-legacy-restore", &WAIT),

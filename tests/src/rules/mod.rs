@@ -11,7 +11,7 @@ mod load;
 mod nftables;
 
 pub use desired::{DesiredState, Port, Service};
-pub use load::{RulesError, Shape};
+pub use load::{RulesError, Shape, WAIT};
 
 /// The bit of a packet's mark that says it is to be masqueraded; kube-proxy's default.
 const MASQUERADE_MARK: u32 = 0x4000;

@@ -55,8 +55,8 @@ use crate::maps::{
     kernel::{KernelMaps, network_record},
 };
 
-/// Longer than a program takes for a packet: what an old one was about to enter when the new ones began is entered by then.
-const PACKETS_UNDER_WAY: Duration = Duration::from_millis(50);
+/// Longer than a program takes for a packet: what one was about to do by what it had read before is done by then.
+pub(crate) const PACKETS_UNDER_WAY: Duration = Duration::from_millis(50);
 
 /// The range of ports of masqueraded packets that no packet is of.
 const NO_PORTS: [u16; 2] = [0, 0];
