@@ -4,7 +4,7 @@ use crate::IpFamily;
 
 /// The version of the map layout; it is part of the pin path. A change to a key, a value or the meaning of a map
 /// takes a new number.
-pub const LAYOUT_VERSION: u32 = 9 + cfg!(feature = "next-layout") as u32;
+pub const LAYOUT_VERSION: u32 = 10 + cfg!(feature = "next-layout") as u32;
 
 /// The name of the map of settings.
 pub const SETTINGS: &str = "SETTINGS";
@@ -21,7 +21,7 @@ pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
 pub const REFUSALS: &str = "REFUSALS";
 /// The name of the map that holds `Routing`.
 pub const ROUTING: &str = "ROUTING";
-/// The name of the map from a device's index to its `XdpDevice`.
+/// The name of the map from a node device's index to its `XdpDevice`.
 pub const XDP_DEVICES: &str = "XDP_DEVICES";
 /// The name of the map that holds `DaemonRecord`.
 pub const DAEMON: &str = "DAEMON";
@@ -203,8 +203,8 @@ pub mod capacity {
     pub const NETWORKS: u32 = 131_072;
     /// Devices with an address of their own for masqueraded packets.
     pub const DEVICES: u32 = 4096;
-    /// Devices that XDP programs are attached to.
-    pub const XDP_DEVICES: u32 = 256;
+    /// Node devices, with XDP and without.
+    pub const XDP_DEVICES: u32 = 4096;
     /// Devices that lead to pods.
     pub const POD_DEVICES: u32 = 4096;
     /// Flows that each CPU remembers for XDP; a power of two.

@@ -39,7 +39,7 @@ impl Routing {
     }
 }
 
-/// A device that XDP takes packets from, or sends them to.
+/// A node device: one that XDP takes packets from, or sends them to; or one that it leaves alone, with no flags then.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XdpDevice {
@@ -49,6 +49,17 @@ pub struct XdpDevice {
     pub flags: u16,
     /// The longest IP packet that it takes, in bytes.
     pub mtu: u32,
+    /// Why XDP leaves it alone: a number of user space's, which no program reads. Zero: it is served.
+    pub why_not: u32,
+    /// What there is to say of that besides.
+    pub detail: u32,
+}
+
+impl XdpDevice {
+    /// Whether XDP serves it.
+    pub const fn is_served(&self) -> bool {
+        self.why_not == 0
+    }
 }
 
 /// Bits of [`XdpDevice::flags`] and [`NextHop::flags`].
@@ -98,7 +109,7 @@ impl NextHop {
 
 record! {
     Routing { epoch, lease, flow_mask }
-    XdpDevice { address, flags, mtu }
+    XdpDevice { address, flags, mtu, why_not, detail }
     NextHop { epoch, device, ingress, addresses, mtu, flags }
 }
 

@@ -20,7 +20,7 @@ use crate::{
         carry::Takeover,
         load::{self, Loaded},
     },
-    drop_log, end,
+    drop_log, end, full_log,
     health::{self, Health},
     hooks::{self, Hooks, Ready},
     host_settings, http,
@@ -31,7 +31,7 @@ use crate::{
     metrics::{Metrics, Observed},
     progress::Progress,
     reconcile::Reconciler,
-    sockets,
+    routing, sockets,
     source::{EventSender, SourceStatus, kubernetes, manifests::Manifests},
     start_event, succession,
 };
@@ -162,6 +162,9 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     // The kernel's verifier takes a while over the programs. Meanwhile those of an earlier run serve by these maps, and whatever the
     // source lists is written into them.
     let progress = Arc::new(Progress::default());
+    if !drops_every.is_zero() {
+        tokio::spawn(full_log::follow(bpffs.clone(), load::open_pinned(&bpffs)?, Arc::clone(&progress), drops_every));
+    }
     let status = SourceStatus::new();
     let (sender, events) = mpsc::channel(EVENT_BACKLOG);
     let local_node =
@@ -183,12 +186,16 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     let api_server = source.api_server();
     let mut source = tokio::spawn(source.run(node.clone(), earlier, sender, Arc::clone(&status)));
 
-    let Ready { attacher, object, pod_devices } = programs.ready(&hooks, &interfaces.current())?;
+    let Ready { attacher, object, pod_devices, word } = programs.ready(&hooks, &interfaces.current())?;
     // Where another layout was left, its filters are replaced now, beside which there are ours already (`attach/clsact.rs`).
     settings_map.set_attaching(true)?;
     let attachments = Attachments::follow(attacher, object, interfaces, pod_devices, in_charge);
     settings_map.set_attaching(false)?;
     let attachments = attachments?;
+    // What an earlier run has told XDP of its devices need not be true any more, so nobody has vouched for it before.
+    if let Some(word) = word {
+        tokio::spawn(routing::tell(word));
+    }
 
     let health_check_ports = Arc::new(health::Report::default());
     let observed = Observed {

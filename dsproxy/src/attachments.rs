@@ -22,8 +22,8 @@ use crate::{
     maps::pod_devices::PodDevices,
 };
 
-/// How often devices are looked at again where XDP may be used: nobody tells when a driver becomes able to do it, when VLANs come to
-/// a device, or when the kernel begins to track connections.
+/// How often devices are looked at again: nobody tells when somebody removes a qdisc with its filters, when a driver becomes able to do
+/// XDP, when VLANs come to a device, or when the kernel begins to track connections.
 const ANOTHER_LOOK: Duration = Duration::from_secs(60);
 
 /// How often it is looked whether the data path is still this daemon's: nobody tells.
@@ -125,7 +125,7 @@ impl Attachments {
                         watch.current()
                     }
                     () = backoff.wait(), if failing => watch.current(),
-                    () = sleep(ANOTHER_LOOK), if !failing && attacher.may_use_xdp() => watch.current(),
+                    () = sleep(ANOTHER_LOOK), if !failing => watch.current(),
                 };
                 if !in_charge.lasts() {
                     // Of which `tell_when_taken_away` tells.

@@ -65,6 +65,11 @@ impl Cluster {
         self.listed.contains(&Kind::Node)
     }
 
+    /// Whether the Node is all that is still waited for.
+    pub fn lacks_node_alone(&self) -> bool {
+        !self.has_node() && [Kind::Service, Kind::EndpointSlice].iter().all(|kind| self.listed.contains(kind))
+    }
+
     /// The Node has been waited for long enough: what it says is left out until it comes.
     pub fn go_without_node(&mut self) {
         self.listed.insert(Kind::Node);

@@ -11,7 +11,7 @@ use crate::{
     config::{Config, Xdp},
     datapath::{
         attach::{
-            self, Attacher,
+            self, Attacher, WhyNot, XdpDevices,
             cgroup::{self, Cgroup, SocketPrograms},
         },
         bpffs::Bpffs,
@@ -44,6 +44,8 @@ pub(crate) struct Ready {
     pub(crate) attacher: Attacher,
     pub(crate) object: Box<Ebpf>,
     pub(crate) pod_devices: Option<PodDevices>,
+    /// What is to be told to XDP of routing once its devices have been looked at; none where it serves nowhere.
+    pub(crate) word: Option<routing::Word>,
 }
 
 impl Programs {
@@ -68,17 +70,20 @@ impl Hooks<'_> {
         crate::packet_log::follow(&mut object).context("read the log of the kernel programs")?;
         lead_sockets(&mut object, cgroup, bpffs)?;
         let pod_devices = if config.pod_shortcut { shorten(&mut object)? } else { None };
-        let mut attacher = Attacher::new(attach::Programs::of(&object)?, &bpffs.links(), config.attach)?;
+        let attacher = Attacher::new(attach::Programs::of(&object)?, &bpffs.links(), config.attach)?;
         let word = routing::Word::new(load::open_pinned_next_hops(bpffs)?, cached_flows).context("speak to XDP")?;
-        match (config.xdp.devices(), load_xdp(&mut object, config.xdp)?) {
-            (Some(devices), true) => {
-                let maps = load::open_pinned_next_hops(bpffs)?;
-                attacher = attacher.with_xdp(&object, devices, maps, word.clone(), make_ready_for_xdp(config))?;
-                tokio::spawn(routing::tell(word));
+        let maps = load::open_pinned_next_hops(bpffs)?;
+        let (attacher, word) = match load_xdp(&mut object, config.xdp)? {
+            Ok(devices) => {
+                let make_ready = make_ready_for_xdp(config);
+                (attacher.with_xdp(&object, devices, maps, word.clone(), make_ready)?, Some(word))
             }
-            _ => word.withdraw().context("turn XDP off")?,
-        }
-        Ok(Ready { attacher, object, pod_devices })
+            Err(why) => {
+                word.withdraw().context("turn XDP off")?;
+                (attacher.without_xdp(why, maps, word), None)
+            }
+        };
+        Ok(Ready { attacher, object, pod_devices, word })
     }
 }
 
@@ -97,16 +102,16 @@ fn lead_sockets(object: &mut aya::Ebpf, cgroup: Option<&Cgroup>, bpffs: &Bpffs) 
     Ok(())
 }
 
-/// Loads the program for XDP, if it is wanted. Whether it can be had: only where the user insists it has to be.
-fn load_xdp(object: &mut aya::Ebpf, wanted: Xdp) -> anyhow::Result<bool> {
-    match (wanted, wanted.devices().map(|_| load::load_xdp_program(object))) {
-        (_, None) => Ok(false),
-        (_, Some(Ok(()))) => Ok(true),
-        (Xdp::Auto, Some(Err(error))) => {
+/// Loads the program for XDP, if it is wanted: on which devices, or why on none. Only where the user insists it has to be had.
+fn load_xdp(object: &mut aya::Ebpf, wanted: Xdp) -> anyhow::Result<Result<XdpDevices, WhyNot>> {
+    let Some(devices) = wanted.devices() else { return Ok(Err(WhyNot::Off)) };
+    match (devices, load::load_xdp_program(object)) {
+        (_, Ok(())) => Ok(Ok(devices)),
+        (XdpDevices::Auto, Err(error)) => {
             warn!(%error, "without XDP; tc serves");
-            Ok(false)
+            Ok(Err(WhyNot::NoProgram))
         }
-        (_, Some(Err(error))) => Err(error.into()),
+        (XdpDevices::Native, Err(error)) => Err(error.into()),
     }
 }
 

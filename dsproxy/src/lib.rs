@@ -19,6 +19,7 @@ pub mod diff;
 pub mod drop_log;
 mod end;
 mod few;
+pub mod full_log;
 #[cfg(test)]
 mod garbled;
 pub mod health;

@@ -18,6 +18,7 @@ pub struct LocalNode {
     node_ips: NodeIps,
     node_port_addresses: NodePortAddresses,
     without_external_ips: bool,
+    /// What its object says, or said last.
     object: Option<Node>,
     /// Whether it had an object that is gone.
     is_gone: bool,
@@ -92,11 +93,13 @@ impl LocalNode {
         found
     }
 
-    /// Says whether that is news.
+    /// Says whether that is news. What an object said holds after it is gone: the node has the addresses and the zone that it had, and
+    /// serves as it did for as long as there are pods on it.
     pub(crate) fn set_object(&mut self, object: Option<Node>) -> bool {
-        let news = self.object != object;
-        self.is_gone = object.is_none() && (self.is_gone || self.object.is_some());
-        self.object = object;
+        let is_gone = object.is_none() && self.object.is_some();
+        let news = is_gone != self.is_gone || (object.is_some() && object != self.object);
+        self.is_gone = is_gone;
+        self.object = object.or_else(|| self.object.take());
         news
     }
 
@@ -185,6 +188,8 @@ mod tests {
         assert!(node.set_object(Some(Node { is_going: true, ..object() })) && !node.is_eligible());
         assert!(node.set_object(Some(object())) && node.is_eligible(), "it stays after all");
         assert!(node.set_object(None) && !node.is_eligible(), "it is gone");
+        assert_eq!(node.view().zone.as_deref(), Some("z"), "and stands where it stood");
+        assert_eq!(node.address(IpFamily::V6), Some(ip("2001:db8::1")));
         assert!(!node.set_object(None) && !node.is_eligible(), "still");
         assert!(node.set_object(Some(object())) && node.is_eligible(), "it has registered again");
     }

@@ -1,6 +1,7 @@
 //! `/metrics`. Everything is read at the moment of the scrape, so that no gauge can drift from what it tells.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::{Instant, SystemTime},
@@ -16,7 +17,7 @@ use tracing::warn;
 
 use crate::{
     attachments::Report,
-    datapath::{bpffs::Bpffs, map_entries, map_memory},
+    datapath::{attach::Attachment, bpffs::Bpffs, map_entries, map_memory, open_connections},
     health,
     maps::{MapError, MapKind, MapStore as _, kernel::KernelMaps},
     model::IpFamily,
@@ -254,7 +255,7 @@ impl State {
     fn memory(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let memory = map_memory::pinned(&self.bpffs).unwrap_or_else(|error| {
             warn!(%error, "metrics without the memory of maps");
-            std::collections::BTreeMap::new()
+            BTreeMap::new()
         });
         let of = |map: MapKind, family| {
             let maps = map.kernel_maps(family);
@@ -270,6 +271,7 @@ impl State {
     fn reconciler(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let snapshot = self.progress.snapshot();
         let (writes, failures) = self.progress.totals();
+        let capacities = self.maps.capacities();
         gauges(
             encoder,
             "synced",
@@ -288,7 +290,12 @@ impl State {
         counters(encoder, "map_writes", "Writes to maps", [([], writes)])?;
         counters(encoder, "service_failures", "Attempts at a Service that failed", [([], failures)])?;
         let full = self.progress.full();
-        let full = full.into_iter().map(|(map, count)| ([("map", map.name().to_owned())], count));
+        let full = MapKind::ALL.into_iter().filter_map(|map| {
+            capacities.of(map)?;
+            // From the beginning, so that the first refusal is an increase.
+            let count = full.get(&map).copied().unwrap_or_default();
+            (!map.is_made_by_programs()).then(|| ([("map", map.name().to_owned())], count))
+        });
         counters(encoder, "map_full", "Writes refused because a map had no room", full)?;
 
         let label = |map: MapKind, family| [("map", map.name().to_owned()), family_label(family)];
@@ -296,9 +303,16 @@ impl State {
             .fill
             .iter()
             .flat_map(|(family, fill)| fill.iter().map(|(map, used)| (label(*map, Some(*family)), u64::from(*used))));
+        let tables = self.tables();
         let made = IpFamily::ALL.into_iter().flat_map(|family| {
+            let tables = &tables;
             MapKind::ALL.into_iter().filter_map(move |map| {
-                let entries = map_entries::made_by_programs(&self.bpffs, map, family).ok()??;
+                // Which are walked already.
+                let table = tables.iter().find(|table| (table.kind, table.family) == (map, family));
+                let entries = match table {
+                    Some(table) => table.entries,
+                    None => map_entries::made_by_programs(&self.bpffs, map, family).ok()??,
+                };
                 Some((label(map, Some(family)), entries as u64))
             })
         });
@@ -307,12 +321,20 @@ impl State {
         gauges(encoder, "map_entries", "Entries in use", entries)?;
         let help = "Entries of maps in which the least recently used gives way, those included that no longer count";
         gauges(encoder, "lru_map_entries", help, made)?;
-        let capacities = self.maps.capacities();
+        let open = tables.iter().map(|table| (label(table.kind, Some(table.family)), table.open as u64));
+        gauges(encoder, "open_connections", "Entries of open connections among them", open)?;
         let capacities = MapKind::ALL
             .into_iter()
             .filter_map(|map| Some(([("map", map.name().to_owned())], capacities.of(map)?.into())));
         gauges(encoder, "map_capacity", "Entries a map has room for, in each family", capacities)?;
         self.memory(encoder)
+    }
+
+    fn tables(&self) -> Vec<open_connections::Table> {
+        open_connections::read_tables(&self.bpffs, &self.maps).unwrap_or_else(|error| {
+            warn!(error = format!("{error:#}"), "metrics without the number of open connections");
+            Vec::new()
+        })
     }
 
     fn source(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
@@ -362,15 +384,15 @@ impl State {
     }
 
     fn attachments(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let attachments = self.attached.attachments().into_iter().map(|attachment| {
-            let labels = [
-                ("interface", attachment.interface),
-                ("direction", attachment.direction.to_string()),
-                ("kind", attachment.kind.to_string()),
-            ];
-            (labels, 1)
+        // Not by interface: they come and go with pods.
+        let mut attached = BTreeMap::new();
+        for Attachment { direction, kind, .. } in self.attached.attachments() {
+            *attached.entry((direction, kind)).or_default() += 1;
+        }
+        let attached = attached.into_iter().map(|((direction, kind), count)| {
+            ([("direction", direction.to_string()), ("kind", kind.to_string())], count)
         });
-        gauges(encoder, "attached", "1 for each program on an interface", attachments)?;
+        gauges(encoder, "attached", "Programs on interfaces", attached)?;
         let (failing, failures) = self.attached.failures();
         gauges(
             encoder,

@@ -171,7 +171,9 @@ impl Networks {
                 writes.push(Write::ServiceNetwork { family: *family, network });
             }
         }
-        for network in &self.stale {
+        // What is said of ranges goes for many, so that it has the room there is.
+        let (addresses, ranges): (Vec<&IpNet>, Vec<_>) = self.stale.iter().partition(|network| is_address(network));
+        for network in ranges.into_iter().chain(addresses) {
             match (self.flags(network), self.held.get(network)) {
                 (Some(flags), held) if held != Some(&flags) => {
                     writes.push(Write::Network { network: *network, flags });
@@ -220,8 +222,7 @@ impl Networks {
 
     /// What the entry of `network` should say, if there is to be one.
     fn flags(&self, network: &IpNet) -> Option<u32> {
-        let is_address = network.prefix_len() == network.max_prefix_len();
-        let owners = if is_address { self.cluster_ips.get(&network.addr()) } else { None };
+        let owners = if is_address(network) { self.cluster_ips.get(&network.addr()) } else { None };
         let ranges = self.ranges.iter().filter(|(range, _)| range.contains(network));
         let of_ranges = ranges.fold(0, |flags, (_, more)| flags | more);
         match owners {
@@ -247,6 +248,10 @@ impl Networks {
             .filter(|(range, flags)| IpFamily::of(range.addr()) == family && **flags & OF_SERVICES != 0);
         addresses.chain(ranges.map(|(range, _)| *range)).reduce(covering)
     }
+}
+
+fn is_address(network: &IpNet) -> bool {
+    network.prefix_len() == network.max_prefix_len()
 }
 
 /// The smallest network that holds both, which are of one family.

@@ -1,7 +1,7 @@
 //! How far the maps have followed the source: what the reconciler tells health, metrics and the log.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     iter::Sum,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -43,8 +43,10 @@ pub struct Snapshot {
     pub failed: BTreeMap<ObjectName, String>,
     /// Whether a write has failed that there was room for, so that the maps may stay behind.
     pub stuck: bool,
-    /// Whether what has failed includes something that is no Service's.
-    pub host_failed: bool,
+    /// Those among them of which nothing is in the maps.
+    pub unserved: BTreeSet<ObjectName>,
+    /// Why what is no Service's is not in the maps as it should be.
+    pub host_failure: Option<String>,
     /// Frontends left out because another Service has them.
     pub conflicts: usize,
     /// Endpoints and NodePorts left out because they cannot be served.
@@ -107,8 +109,9 @@ impl Default for Snapshot {
             service_ports: 0,
             fill: IpFamily::ALL.map(|family| (family, unused)),
             failed: BTreeMap::new(),
+            unserved: BTreeSet::new(),
             stuck: false,
-            host_failed: false,
+            host_failure: None,
             conflicts: 0,
             left_out: 0,
             no_local_endpoints: NoLocalEndpoints::default(),
@@ -199,8 +202,13 @@ impl Progress {
     pub fn failed(&self, full: Option<MapKind>) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         if let Some(map) = full {
-            *self.full.lock().unwrap_or_else(PoisonError::into_inner).entry(map).or_default() += 1;
+            self.refused(map);
         }
+    }
+
+    /// A write was refused, for `map` had no room.
+    pub fn refused(&self, map: MapKind) {
+        *self.full.lock().unwrap_or_else(PoisonError::into_inner).entry(map).or_default() += 1;
     }
 
     /// The reconciler has done what it could.
@@ -220,7 +228,7 @@ impl Progress {
         }
         // What fails for the first time has waited no longer than the oldest of what was tried with it.
         let since = state.untried_since.take().unwrap_or(now);
-        let failing = snapshot.failed.keys().cloned().map(Some).chain(snapshot.host_failed.then_some(None));
+        let failing = snapshot.failed.keys().cloned().map(Some).chain(snapshot.host_failure.is_some().then_some(None));
         let known = std::mem::take(&mut state.failing_since);
         state.failing_since = failing
             .map(|what| {
@@ -256,6 +264,11 @@ impl Progress {
     /// What the reconciler last found.
     pub fn snapshot(&self) -> Snapshot {
         self.state().snapshot.clone()
+    }
+
+    /// Whether nothing of this Service could be written.
+    pub fn is_unserved(&self, service: &ObjectName) -> bool {
+        self.state().snapshot.unserved.contains(service)
     }
 
     /// When the maps last followed the source.
@@ -369,8 +382,8 @@ mod tests {
         publish(without_room(&["a", "b"]), 60);
         publish(without_room(&["a"]), 61);
         assert_eq!(progress.lag().waiting_since, Some(at(60)), "it has failed anew");
-        publish(Snapshot { stuck: true, host_failed: true, ..without_room(&[]) }, 70);
-        publish(Snapshot { stuck: true, host_failed: true, ..without_room(&[]) }, 71);
+        publish(Snapshot { stuck: true, host_failure: Some("a reason".to_owned()), ..without_room(&[]) }, 70);
+        publish(Snapshot { stuck: true, host_failure: Some("a reason".to_owned()), ..without_room(&[]) }, 71);
         assert_eq!(progress.lag().waiting_since, Some(at(70)), "what is no Service's");
         publish(without_room(&[]), 72);
         assert_eq!(progress.lag().waiting_since, None);

@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    pin::pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -108,7 +107,9 @@ pub struct Reconciler<S> {
     /// Whether a write since the last attempt at what has failed may have made room for it.
     made_room: bool,
     /// Why what is not a Service's is not in the maps as it should be.
-    host_failure: Option<String>,
+    host_failure: Option<Failure>,
+    /// Whether what an earlier run has left, and nobody wants, is still to be removed.
+    has_orphans: bool,
     was_synced: bool,
     progress: Arc<Progress>,
     /// Told when a UDP backend has gone.
@@ -120,6 +121,12 @@ struct Failure {
     text: String,
     /// There is no room for it, and there is nothing wrong with the maps.
     full: bool,
+}
+
+impl Failure {
+    fn of(error: &MapError) -> Self {
+        Self { text: error.to_string(), full: matches!(error, MapError::Full { .. }) }
+    }
 }
 
 impl<S: MapStore> Reconciler<S> {
@@ -152,6 +159,7 @@ impl<S: MapStore> Reconciler<S> {
             took_in_much: false,
             made_room: false,
             host_failure: None,
+            has_orphans: false,
             was_synced: false,
             progress,
             gone: Arc::default(),
@@ -181,15 +189,14 @@ impl<S: MapStore> Reconciler<S> {
     /// Works until the source is gone.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>, mut addresses: watch::Receiver<NodeAddresses>) {
         let mut retirement = time::interval(FILTER_RETIREMENT);
-        let mut node_is_late = pin!(time::sleep(NODE));
-        let mut waits_for_node = true;
+        let mut node_is_late = None;
         let known = addresses.borrow_and_update().clone();
         self.set_addresses(known);
         loop {
             let retry_at = self.retry_at;
             tokio::select! {
-                () = &mut node_is_late, if waits_for_node => {
-                    waits_for_node = false;
+                () = sleep_until(node_is_late) => {
+                    node_is_late = None;
                     if self.cluster.has_node() {
                         continue;
                     }
@@ -211,6 +218,9 @@ impl<S: MapStore> Reconciler<S> {
                         time::sleep(COALESCE).await;
                         while let Ok(event) = events.try_recv() {
                             self.apply(event);
+                        }
+                        if self.cluster.lacks_node_alone() {
+                            node_is_late.get_or_insert_with(|| time::Instant::now().into_std() + NODE);
                         }
                         self.work(Self::reconcile, &events);
                     }
@@ -284,10 +294,7 @@ impl<S: MapStore> Reconciler<S> {
         self.bring_up_to_date(touched, now);
         if !self.was_synced {
             self.was_synced = true;
-            let orphans = self.known.plan_orphans();
-            if let Err(error) = self.write(&orphans, now) {
-                warn!(%error, "leftovers of an earlier run stay in the maps");
-            }
+            self.remove_orphans(now);
             let (services, slices) = self.cluster.len();
             let failed = self.failed.len();
             let seconds = started.elapsed().as_secs_f64();
@@ -301,11 +308,26 @@ impl<S: MapStore> Reconciler<S> {
         }
     }
 
+    /// Takes away what an earlier run has left of Services that there are no more. What cannot be taken away is tried again.
+    fn remove_orphans(&mut self, now: Instant) {
+        let orphans = self.known.plan_orphans();
+        let outcome = self.write(&orphans, now);
+        self.has_orphans = outcome.is_err();
+        if let Err(error) = outcome {
+            warn!(%error, "leftovers of an earlier run stay in the maps until the next attempt");
+            let again = now + RETRY.0;
+            self.retry_at = Some(self.retry_at.map_or(again, |at| at.min(again)));
+        }
+    }
+
     fn retry(&mut self, now: Instant) {
         let started = Instant::now();
         let failed = self.failed.keys().cloned().collect();
         self.retry_at = None;
         self.bring_up_to_date(failed, now);
+        if self.has_orphans {
+            self.remove_orphans(now);
+        }
         if self.host_failure.is_some() {
             self.bring_host_up_to_date(now);
         }
@@ -350,10 +372,17 @@ impl<S: MapStore> Reconciler<S> {
         now: Instant,
     ) {
         let mut news: BTreeMap<String, Vec<ObjectName>> = BTreeMap::new();
+        // Where there is no room there is none for whatever comes: `full_log` counts them.
+        let full: BTreeSet<&str> =
+            self.failed.values().filter(|failure| failure.full).map(|failure| failure.text.as_str()).collect();
         for (service, error) in errors {
             self.progress.failed(error.full());
             let text = error.to_string();
-            if self.failed.get(service).is_none_or(|failure| failure.text != text) {
+            let is_known = match error.full() {
+                Some(_) => full.contains(text.as_str()),
+                None => self.failed.get(service).is_some_and(|failure| failure.text == text),
+            };
+            if !is_known {
                 news.entry(text).or_default().push(service.clone());
             }
         }
@@ -399,6 +428,7 @@ impl<S: MapStore> Reconciler<S> {
             news
         });
         let (services, slices) = self.cluster.len();
+        let is_unserved = |service: &&ObjectName| self.frontends_of(service).next().is_none();
         self.progress.publish(
             Snapshot {
                 synced: self.was_synced,
@@ -407,8 +437,10 @@ impl<S: MapStore> Reconciler<S> {
                 service_ports: self.known.service_count(),
                 fill: IpFamily::ALL.map(|family| (family, self.fill(family))),
                 failed: self.failed.iter().map(|(name, failure)| (name.clone(), failure.text.clone())).collect(),
-                host_failed: self.host_failure.is_some(),
-                stuck: self.host_failure.is_some() || self.failed.values().any(|failure| !failure.full),
+                unserved: self.failed.keys().filter(is_unserved).cloned().collect(),
+                host_failure: self.host_failure.as_ref().map(|failure| failure.text.clone()),
+                stuck: self.has_orphans
+                    || self.host_failure.iter().chain(self.failed.values()).any(|failure| !failure.full),
                 conflicts: self.conflicting.values().map(Vec::len).sum(),
                 left_out: self.left_out.values().map(Vec::len).sum(),
                 no_local_endpoints: self.without_local.values().copied().sum(),

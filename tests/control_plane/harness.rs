@@ -36,6 +36,7 @@ pub(crate) fn pace() -> Pace {
         first_retry: Duration::from_millis(5),
         longest_retry_unreachable: Duration::from_millis(20),
         longest_retry_refused: Duration::from_millis(20),
+        forbidden: Duration::from_millis(20),
         withheld: Duration::from_millis(50),
         doubt: Duration::from_millis(200),
         answer: Duration::from_secs(10),

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use dsproxy::{
     model::{IpFamily, ObjectName},
-    source::Delta,
+    source::{Delta, kubernetes::Pace},
 };
 use dsproxy_tests::apiserver::{ApiServer, Fault, Matching, Refusal, Resource, StreamAct, Verb, network};
 use serde_json::json;
 
 use crate::{
-    harness::{NODE, Source},
+    harness::{NODE, Source, pace},
     objects::{model_node, model_service, model_service_cidr, model_slice, node, service, service_cidr, slice},
 };
 
@@ -80,6 +80,20 @@ fn what_the_server_does_not_have_or_show_is_gone_without() {
             assert_eq!(source.status.failures(), 0, "{code}");
         });
     }
+}
+
+/// A server that starts may refuse what it allows as soon as it has read its Roles.
+#[test]
+fn what_is_forbidden_for_a_moment_is_waited_for() {
+    network::run(|| async {
+        let server = ApiServer::start().await;
+        server.put(node(NODE, "z", 1));
+        server.faults().next(Matching::only(Verb::List, Resource::Nodes), 3, Fault::Refuse(Refusal::with(403)));
+        let pace = Pace { forbidden: Duration::from_secs(10), ..pace() };
+        let mut source = Source::at(&server, pace).await;
+        assert_eq!(source.node().await, Delta::Snapshot(vec![model_node(NODE, "z", 1)]), "not that there is none");
+        assert_eq!(server.count(Verb::List, Resource::Nodes), 4);
+    });
 }
 
 #[test]

@@ -48,7 +48,9 @@ fn full(map: &str, flag: &str, size: u32) {
     let vips = [1, 2, 3].map(DualStack::cluster_ip);
     let (first, second, third) = (of("local", 1), of("remote", 2), of("bridged", 3));
     let manifests = cluster.manifests.directory().display().to_string();
-    let daemon = Daemon::new(&cluster.lab, &["--manifests", &manifests, flag, &size.to_string()]).started();
+    let size = size.to_string();
+    let options = ["--manifests", &manifests, flag, &size, "--log-drops-every", "1"];
+    let daemon = Daemon::new(&cluster.lab, &options).started();
     cluster.write(&first);
     wait_until_answers(client, vips[0], "local");
     cluster.write(&second);
@@ -62,6 +64,7 @@ fn full(map: &str, flag: &str, size: u32) {
         other => Err(format!("{other:?}")),
     })
     .expect("it is counted");
+    daemon.await_log(&["WARN", "still not served", "default/bridged", &format!("map of {map} is full")]);
     eventually("the Service", SOON, || match daemon.metric("dsproxy_services_failed") {
         Some(1.0) => Ok(()),
         other => Err(format!("{other:?}")),
@@ -107,11 +110,15 @@ fn a_full_connection_table_turns_no_new_connection_away() {
     let vip = DualStack::cluster_ip(1);
     cluster.write(&service("echo", vip, &[cluster.backend("local"), cluster.backend("remote")]));
     let manifests = cluster.manifests.directory().display().to_string();
-    let daemon = Daemon::new(&cluster.lab, &["--manifests", &manifests, "--max-connections", "512"]).started();
+    let options = ["--manifests", &manifests, "--max-connections", "512", "--log-drops-every", "1"];
+    let daemon = Daemon::new(&cluster.lab, &options).started();
     eventually("the Service", SOON, || TcpSession::open(client, vip.socket(IpFamily::V6, PORT)).map(drop))
         .expect("the Service is served");
 
     for family in IpFamily::ALL {
+        let told = format!("family={family}");
+        let is_told = |line: &str| line.contains("open connections give way") && line.contains(&told);
+        assert!(!daemon.log().lines().any(is_told), "there is room for {family}");
         let target = vip.socket(family, PORT);
         let mut connections = Vec::new();
         let mut sockets = Vec::new();
@@ -142,6 +149,9 @@ fn a_full_connection_table_turns_no_new_connection_away() {
                 break;
             }
         }
+        daemon.await_log(&["WARN", "open connections give way", &told, "--max-connections"]);
+        let open = daemon.metric(&format!("dsproxy_open_connections{{map=\"connections\",ip_family=\"{family}\"}}"));
+        assert!(open.is_some_and(|open| (200.0..=512.0).contains(&open)), "{open:?}");
         for (number, socket) in sockets.iter_mut().enumerate() {
             let backend = socket.ask().unwrap_or_else(|error| panic!("{family} {number}: {error}"));
             assert!(["local", "remote"].contains(&backend.as_str()), "{backend}");

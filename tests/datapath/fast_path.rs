@@ -55,7 +55,7 @@ impl Site {
     /// Lets XDP use both devices, in these ways.
     fn allow(&self, world: &mut World, flags: u16) {
         for index in [LOOPBACK, FAR] {
-            let device = XdpDevice { address: OWN_ADDRESS, flags, mtu: 1500 };
+            let device = XdpDevice { address: OWN_ADDRESS, flags, mtu: 1500, ..XdpDevice::default() };
             world.datapath.next_hops().set_device(index, device).expect("written");
         }
     }

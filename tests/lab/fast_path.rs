@@ -4,7 +4,9 @@
 use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, process::Command, thread, time::Duration};
 
 use dsproxy_common::{IpFamily, count::Reason};
-use dsproxy_tests::lab::{Bulk, Daemon, Outside, Side, TcpSession, UdpSession, attachments, eventually, like_hardware};
+use dsproxy_tests::lab::{
+    Bulk, Bystander, Daemon, Outside, Side, TcpSession, UdpSession, attachments, eventually, like_hardware, set_mtu,
+};
 
 use crate::cluster::{Cluster, NODE_PORT, SOON, answers, exposed};
 
@@ -108,6 +110,50 @@ fn served_devices(daemon: &Daemon<'_>) -> Vec<String> {
         .collect()
 }
 
+/// Waits until `status` says of `device` that it is without XDP, for a reason in which there is `why`.
+fn await_reason(daemon: &Daemon<'_>, device: &str, why: &str) {
+    let said = || {
+        let status = daemon.json(&["status"]).expect("a status");
+        let mut without = status["withoutXdp"].as_array().expect("a list").iter();
+        let is_it = |row: &serde_json::Value| {
+            row["interface"] == device && row["reason"].as_str().is_some_and(|reason| reason.contains(why))
+        };
+        if without.any(is_it) { Ok(()) } else { Err(status["withoutXdp"].to_string()) }
+    };
+    eventually("the reason", SOON, said).unwrap_or_else(|error| panic!("{device}, {why}: {error}"));
+}
+
+#[test]
+fn a_program_of_somebody_elses_and_a_driver_that_refuses_leave_the_device_to_tc() {
+    let site = Site::build();
+    let node = site.cluster.lab.node(Side::A).namespace();
+    let theirs = Bystander::of_frames(node, DEVICES[0]).expect("the device takes a program");
+    // A veth has no room in a page for what its other end may send.
+    set_mtu(site.outside.namespace(), Outside::INTERFACE, 9000).expect("the device obeys");
+    let mut daemon = site.serve(&["--xdp", "native"]);
+    await_reason(&daemon, DEVICES[0], "another XDP program");
+    await_reason(&daemon, DEVICES[1], "the driver refused: Numerical result out of range");
+    let roles = |daemon: &Daemon<'_>| -> Vec<String> {
+        let status = daemon.json(&["status"]).expect("a status");
+        let hooks = status["hooks"].as_array().expect("a list").iter();
+        let of_devices = hooks.filter(|hook| DEVICES.iter().any(|device| hook["interface"] == *device));
+        of_devices.map(|hook| hook["role"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(roles(&daemon), ["node-device"; 4], "tc serves both, both ways");
+    let mut sessions = site.connect();
+    let before = theirs.runs().expect("they count");
+    use_all(&mut sessions, "by tc");
+    assert!(theirs.runs().expect("they count")[0].1 > before[0].1, "their program is where it was");
+    assert!(served_devices(&daemon).is_empty());
+
+    daemon.kill().expect("it runs");
+    drop(theirs);
+    set_mtu(site.outside.namespace(), Outside::INTERFACE, 1500).expect("the device obeys");
+    daemon.start_again().expect("it starts");
+    assert_eq!(served_devices(&daemon), DEVICES);
+    use_all(&mut sessions, "by XDP");
+}
+
 #[test]
 fn connections_of_clients_outside_are_sent_on_by_xdp() {
     let site = Site::build();
@@ -196,11 +242,9 @@ fn a_veth_is_left_to_tc_unless_it_is_wanted_and_off_takes_the_programs_away() {
         assert_eq!(xdp_of_node(), 0, "--xdp {mode}");
         assert!(served_devices(&daemon).is_empty(), "--xdp {mode}");
         use_all(&mut sessions, mode);
-        let status = daemon.json(&["status"]).expect("a status");
+        let why = if mode == "off" { "--xdp off" } else { "it is a veth" };
         for device in DEVICES {
-            let mut without = status["withoutXdp"].as_array().expect("a list").iter();
-            let row = without.find(|row| row["interface"] == device).unwrap_or_else(|| panic!("{device}: {status}"));
-            assert!(row["reason"].as_str().is_some_and(|reason| reason.contains("veth")), "{row}");
+            await_reason(&daemon, device, why);
         }
     }
     drop(daemon);
@@ -240,13 +284,8 @@ fn what_xdp_asks_of_the_host_and_does_not_get_leaves_the_device_to_tc() {
     daemon.set_binary(confined);
     daemon.start_again().expect("it starts");
     assert_eq!(served_devices(&daemon), Vec::<String>::new());
-    let status = daemon.json(&["status"]).expect("a status");
     for device in DEVICES {
-        let mut without = status["withoutXdp"].as_array().expect("a list").iter();
-        let is_it = |row: &serde_json::Value| {
-            row["interface"] == device && row["reason"].as_str().is_some_and(|why| why.contains("be_liberal is 0"))
-        };
-        assert!(without.any(is_it), "{device}: {status}");
+        await_reason(&daemon, device, "be_liberal is 0");
     }
     // Those from before are what conntrack now minds.
     let mut sessions = site.connect();

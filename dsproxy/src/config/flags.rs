@@ -239,7 +239,7 @@ pub struct LogFlags {
     #[arg(long, value_name = "FILTER", value_parser = log_level::parse)]
     pub log_level: Option<String>,
 
-    /// How often drops are logged, if there were any, with their number and what to do about them; 0 is never
+    /// How often drops are logged, if there were any, with their number and what to do about them, and what has no room; 0 is never
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub log_drops_every: u64,
 }

@@ -34,15 +34,15 @@ use tracing::{debug, info, warn};
 
 pub use error::AttachError;
 use error::bpf_error;
-pub use listing::{Cleanup, detach_all, list};
+pub use listing::{Cleanup, detach_all, list, name_of};
 use pins::Place;
 pub use programs::Programs;
 use programs::{PROGRAM_NAMES, Program};
 pub(super) use retire::{retire, retire_sockets_that_lead, take_xdp};
 use stray::Strays;
 pub use tcx::is_known as kernel_has_tcx;
-use xdp::Xdp;
-pub use xdp::{MakeReady, WhyNot, XdpDevices, without as without_xdp};
+pub use xdp::{MakeReady, WhyNot, XdpDevices};
+use xdp::{Means, Xdp};
 
 use crate::{
     interfaces::{Interface, Interfaces, Role},
@@ -131,8 +131,8 @@ pub struct Attachment {
     pub index: u32,
     /// The interface's name; empty if it is gone.
     pub interface: String,
-    /// The interface's role, where it is known.
-    pub role: Option<Role>,
+    /// The interface's role.
+    pub role: Role,
     /// The hook.
     pub direction: Direction,
     /// How the program is attached.
@@ -254,7 +254,14 @@ impl Attacher {
         word: Word,
         make_ready: MakeReady,
     ) -> Result<Self, AttachError> {
-        Ok(Self { xdp: Some(Xdp::new(Program::of_xdp(object)?, which, maps, word, make_ready)), ..self })
+        let means = Means { program: Program::of_xdp(object)?, which, make_ready };
+        Ok(Self { xdp: Some(Xdp::new(Ok(means), maps, word)), ..self })
+    }
+
+    /// Without XDP on any device, which is noted in `maps` of each, and `why`.
+    #[must_use]
+    pub fn without_xdp(self, why: WhyNot, maps: NextHopMaps, word: Word) -> Self {
+        Self { xdp: Some(Xdp::new(Err(why), maps, word)), ..self }
     }
 
     /// Goes on with these programs, among which there are all those it had.
@@ -303,8 +310,8 @@ impl Attacher {
     }
 
     /// Whether XDP is used on devices that can have it.
-    pub fn may_use_xdp(&self) -> bool {
-        self.xdp.is_some()
+    fn may_use_xdp(&self) -> bool {
+        self.xdp.as_ref().is_some_and(Xdp::serves)
     }
 
     fn attach(
@@ -336,7 +343,7 @@ impl Attacher {
         let attachment = Attachment {
             index: interface.index,
             interface: interface.name.clone(),
-            role: Some(interface.role),
+            role: interface.role,
             direction: hook.direction,
             kind,
             program_id: program.id,
@@ -399,7 +406,7 @@ impl Attacher {
                     let is_wanted = match (wanted.get(&index), place) {
                         (None, _) => false,
                         (Some(_), Place::Tcx(_)) => true,
-                        (Some(interface), Place::Xdp) => self.xdp.is_some() && interface.role == Role::NodeDevice,
+                        (Some(interface), Place::Xdp) => self.may_use_xdp() && interface.role == Role::NodeDevice,
                     };
                     if !is_wanted {
                         match pins::detach(index, place, &self.pins) {

@@ -1,7 +1,8 @@
-//! How many connections each service port has open. The kernel hands the tables over in batches: a call for some thousand entries.
+//! How many connections are open, of each service port and in each table. The kernel hands the tables over in batches: a call for some thousand entries.
 
 use std::{collections::HashMap, io};
 
+use anyhow::Context as _;
 use dsproxy_common::{
     IpFamily,
     flow::{FlowState, ForwardEntry, jiffies_since},
@@ -11,6 +12,23 @@ use dsproxy_common::{
 };
 
 use super::{bpffs::Bpffs, load, raw_map::RawMap};
+use crate::{
+    jiffies,
+    maps::{MapKind, kernel::KernelMaps},
+};
+
+/// A table of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// `Connections` or `BriefConnections`.
+    pub kind: MapKind,
+    /// Whose connections.
+    pub family: IpFamily,
+    /// Entries, those of connections that are over included.
+    pub entries: usize,
+    /// Those of open connections.
+    pub open: usize,
+}
 
 /// The connections by the id of their service port. Those that both sides have closed, or one has reset, are left out, and those that
 /// have not been seen for longer than they count.
@@ -19,19 +37,56 @@ use super::{bpffs::Bpffs, load, raw_map::RawMap};
 ///
 /// When the tables cannot be read.
 pub fn by_service(bpffs: &Bpffs, settings: &Settings, now: u32) -> io::Result<HashMap<u32, u64>> {
-    let directory = load::map_directory(bpffs);
     let mut counts = HashMap::new();
-    for names in IpFamily::ALL.map(family_maps) {
-        for name in [names.forward, names.forward_brief] {
+    for_each(bpffs, |_, _, value| {
+        if let Some(service) = service_of(value, settings, now) {
+            *counts.entry(service).or_default() += 1;
+        }
+    })?;
+    Ok(counts)
+}
+
+/// The tables.
+///
+/// # Errors
+///
+/// As `by_service`.
+fn tables(bpffs: &Bpffs, settings: &Settings, now: u32) -> io::Result<Vec<Table>> {
+    let empty = |family| TABLES.map(|kind| Table { kind, family, entries: 0, open: 0 });
+    let mut tables: Vec<Table> = IpFamily::ALL.into_iter().flat_map(empty).collect();
+    for_each(bpffs, |kind, family, value| {
+        if let Some(table) = tables.iter_mut().find(|table| (table.kind, table.family) == (kind, family)) {
+            table.entries += 1;
+            table.open += usize::from(service_of(value, settings, now).is_some());
+        }
+    })?;
+    Ok(tables)
+}
+
+/// The same, by the settings and the clock as they are.
+///
+/// # Errors
+///
+/// Also when those cannot be read.
+pub fn read_tables(bpffs: &Bpffs, maps: &KernelMaps) -> anyhow::Result<Vec<Table>> {
+    let settings = maps.settings()?;
+    let now = jiffies::now(settings.jiffies_per_second).context("read the clock")?;
+    tables(bpffs, &settings, now).context("read the connections")
+}
+
+const TABLES: [MapKind; 2] = [MapKind::Connections, MapKind::BriefConnections];
+
+/// Shows all connections, each as a `ForwardEntry`.
+fn for_each(bpffs: &Bpffs, mut see: impl FnMut(MapKind, IpFamily, &[u8])) -> io::Result<()> {
+    let directory = load::map_directory(bpffs);
+    for family in IpFamily::ALL {
+        let names = family_maps(family);
+        for (kind, name) in TABLES.into_iter().zip([names.forward, names.forward_brief]) {
             let Some(map) = RawMap::pinned(&directory.join(name))? else { continue };
-            map.for_each(|_, value| {
-                if let Some(service) = service_of(value, settings, now) {
-                    *counts.entry(service).or_default() += 1;
-                }
-            })?;
+            map.for_each(|_, value| see(kind, family, value))?;
         }
     }
-    Ok(counts)
+    Ok(())
 }
 
 /// The service port of a `ForwardEntry` of an open connection.

@@ -192,9 +192,10 @@ impl Known {
             let runs = &mut known.services.entry(frontend.service).or_default().runs[index(family)].in_use;
             known.service_ids.take(frontend.service);
             for slots in [frontend.inside, frontend.outside] {
-                if let Some(first) = run_of(slots).filter(|first| runs.iter().all(|run| run.first != *first)) {
+                let Some(first) = run_of(slots) else { continue };
+                known.families[index(family)].slots.adopt(first, slots.count as usize, now);
+                if runs.iter().all(|run| run.first != first) {
                     let backends = contents.runs.get(&(family, first)).cloned().unwrap_or_default();
-                    known.families[index(family)].slots.adopt(first, slots.count as usize);
                     runs.push(Run { first, backends });
                 }
             }
@@ -217,6 +218,11 @@ impl Known {
     pub fn frontends_of(&self, name: &str) -> impl Iterator<Item = FrontendAddress> {
         let service = self.ids_by_name.get(name).and_then(|id| self.services.get(id));
         service.into_iter().flat_map(|known| &known.frontends).copied()
+    }
+
+    /// Has places free at `now` that nobody has used for long enough; those side by side are one from then on.
+    pub fn settle(&mut self, now: Instant) {
+        self.families.iter_mut().for_each(|family| family.slots.wake(now));
     }
 
     /// How many frontends, backends that are not gone, slots and source ranges of `family` are in use.
@@ -276,7 +282,7 @@ impl Known {
                 service.frontends.insert(*address);
                 let (runs, array) = (&mut service.runs[family], &mut self.families[family].slots);
                 let used = [frontend.inside, frontend.outside].into_iter().filter_map(run_of);
-                used.for_each(|first| runs.used(first, array));
+                used.for_each(|first| runs.used(first, array, now));
                 self.release_unused_runs(frontend.service, family, now);
             }
             Write::RemoveFrontend { address } => {

@@ -42,12 +42,12 @@ impl Runs {
         if self.pending.len() == Reach::ALL.len() {
             array.release(self.pending.remove(0).first, now);
         }
-        array.adopt(run.first, run.backends.len());
+        array.adopt(run.first, run.backends.len(), now);
         self.pending.push(run);
     }
 
-    /// Enters that a frontend uses the run at `first`.
-    pub(super) fn used(&mut self, first: u32, array: &mut SlotArray) {
+    /// Enters that a frontend uses the run at `first` from `now` on.
+    pub(super) fn used(&mut self, first: u32, array: &mut SlotArray, now: Instant) {
         if let Some(at) = self.pending.iter().position(|run| run.first == first) {
             self.in_use.reserve_exact(1);
             self.in_use.push(self.pending.remove(at));
@@ -57,7 +57,7 @@ impl Runs {
             }
         } else if let Some(at) = self.left.iter().position(|run| run.first == first) {
             let run = self.left.remove(at);
-            array.adopt(run.first, run.backends.len());
+            array.adopt(run.first, run.backends.len(), now);
             self.in_use.push(run);
         }
     }
@@ -104,7 +104,8 @@ impl Runs {
         }
         let is_free = |first: &u32| taken.iter().all(|placed| placed.first != *first);
         let same_size = |run: &&Run| slots::class(run.backends.len()) == slots::class(content.len());
-        let standing = self.in_use.iter().find(|run| run.backends == content).map(|run| run.first);
+        // One that this plan writes over will hold something else.
+        let standing = self.in_use.iter().find(|run| run.backends == content).map(|run| run.first).filter(&is_free);
         let first = standing
             .or_else(|| self.pending.iter().filter(same_size).map(|run| run.first).find(is_free))
             .or_else(|| array.peek(content.len(), taken, now))

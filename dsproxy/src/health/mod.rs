@@ -13,7 +13,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use crate::{attachments, progress::Progress, source::SourceStatus};
+use crate::{attachments, model::ObjectName, progress::Progress, source::SourceStatus};
 
 mod listeners;
 mod node;
@@ -41,6 +41,11 @@ impl Health {
     /// since. And what serves them is still this daemon's.
     fn serves(&self, now: Instant) -> bool {
         self.progress.snapshot().synced && self.is_live(now) && !self.attached.is_taken_away()
+    }
+
+    /// As `serves`, and whether there was room for `service` at all.
+    fn serves_service(&self, service: &ObjectName, now: Instant) -> bool {
+        self.serves(now) && !self.progress.is_unserved(service)
     }
 
     /// Whether a new start would not help: no update waits too long.

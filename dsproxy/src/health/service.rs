@@ -40,10 +40,12 @@ pub(super) fn routes(port: Port) -> Router {
 }
 
 async fn answer(State(port): State<Port>, ConnectInfo(client): ConnectInfo<SocketAddr>) -> Response {
-    let healthy = port.health.serves(Instant::now());
     let checks = port.checks.borrow();
     match plan::holder(&checks, port.number) {
-        Some((service, check)) => tell(service, endpoints_for(check, client.ip()), healthy),
+        Some((service, check)) => {
+            let healthy = port.health.serves_service(service, Instant::now());
+            tell(service, endpoints_for(check, client.ip()), healthy)
+        }
         // The Service has just gone, and this connection is about to.
         None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }

@@ -64,11 +64,11 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 /// When there are none, or they cannot be read.
 pub fn print<V: View>(arguments: &InspectArguments, view: impl Fn(&Live) -> anyhow::Result<V>) -> anyhow::Result<()> {
     let InspectArguments { bpffs, output, watch } = arguments;
-    let live = Live::open(bpffs)?;
     let mut output_stream = io::stdout().lock();
     let clears = watch.is_some() && *output == OutputFormat::Table && output_stream.is_terminal();
     loop {
-        let view = view(&live)?;
+        // Anew each time: an upgrade or `cleanup` leaves maps behind that nobody writes to any more.
+        let view = view(&Live::open(bpffs)?)?;
         let text = match (output, watch) {
             (OutputFormat::Table, _) => view.table(),
             (OutputFormat::Json, None) => serde_json::to_string_pretty(&view).context("write JSON")? + "\n",

@@ -21,8 +21,9 @@ const IPVS_DEVICE: &str = "kube-ipvs0";
 pub struct NodeAddresses {
     /// All of them.
     pub all: BTreeSet<IpAddr>,
-    /// Those that the node would open connections from, by the index of the node device that carries them.
-    pub of_devices: BTreeMap<u32, BTreeSet<IpAddr>>,
+    /// Those that the node would open connections from, by the index of the node device that carries them. Addresses without a network
+    /// around them come last: such a one is a VIP more often than not, and moves to another node when this one fails.
+    pub of_devices: BTreeMap<u32, Vec<IpAddr>>,
 }
 
 /// The node's own addresses in `snapshot`, in which interfaces have the roles of `interfaces`.
@@ -33,14 +34,23 @@ pub fn node_addresses(snapshot: &Snapshot, interfaces: &Interfaces) -> NodeAddre
         if role == Some(Role::PodInterface) {
             continue;
         }
+        let mut preferred = BTreeSet::new();
         for address in snapshot.addresses_of(link.index).filter(|address| is_own(address)) {
             addresses.all.insert(address.address);
             if address.preferred && role == Some(Role::NodeDevice) {
-                addresses.of_devices.entry(link.index).or_default().insert(address.address);
+                preferred.insert((is_alone(address), address.address));
             }
+        }
+        if !preferred.is_empty() {
+            addresses.of_devices.insert(link.index, preferred.into_iter().map(|(_, address)| address).collect());
         }
     }
     addresses
+}
+
+/// Whether there is no network around an address.
+fn is_alone(Address { address, prefix_len, .. }: &Address) -> bool {
+    *prefix_len == if address.is_ipv4() { 32 } else { 128 }
 }
 
 fn is_own(Address { address, global, usable, .. }: &Address) -> bool {
@@ -111,14 +121,21 @@ mod tests {
         let node = "
             eth0 nic addr=192.0.2.10/24 addr=2001:db8::10/64 deprecated=2001:db8::2/64
             dummy0 dummy addr=203.0.113.1/32
-            wg0 wireguard type=65534 addr=10.8.0.1/24
+            wg0 wireguard type=65534 addr=10.8.0.1/32 addr=10.8.0.9/24 addr=2001:db8:8::1/128 addr=2001:db8:8::9/64
         ";
         let of_devices: Vec<_> = addresses(node)
             .of_devices
             .into_iter()
             .flat_map(|(device, addresses)| addresses.into_iter().map(move |address| (device, address.to_string())))
             .collect();
-        let expected = [(1, "192.0.2.10"), (1, "2001:db8::10"), (3, "10.8.0.1")];
+        let expected = [
+            (1, "192.0.2.10"),
+            (1, "2001:db8::10"),
+            (3, "10.8.0.9"),
+            (3, "2001:db8:8::9"),
+            (3, "10.8.0.1"),
+            (3, "2001:db8:8::1"),
+        ];
         assert_eq!(of_devices, expected.map(|(device, address)| (device, address.to_owned())));
     }
 }

@@ -693,8 +693,8 @@ pub(super) fn kernel(operation: &'static str, map: MapKind) -> impl Fn(AyaError)
     move |source| MapError::Kernel { operation, map, source }
 }
 
-/// As `kernel`, where the kernel's way to say "no room" (E2BIG for hashes and arrays, ENOMEM and ENOSPC for what grows)
-/// becomes an error of its own.
+/// As `kernel`, where the kernel's way to say "no room" (E2BIG for hashes and arrays, ENOSPC for tries) becomes an error of its own. That
+/// there is no memory for what grows (ENOMEM) is none: another flag would not help.
 pub(super) fn full(operation: &'static str, map: MapKind, capacity: u32) -> impl Fn(AyaError) -> MapError {
     move |source| match &source {
         AyaError::OutOfBounds { .. } => MapError::Full { map, capacity },

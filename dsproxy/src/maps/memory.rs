@@ -239,6 +239,11 @@ impl MapStore for MemoryMaps {
                 self.source_ranges.remove(&(*service, *range));
             }
             Write::Network { network, flags } => {
+                let family = IpFamily::of(network.addr());
+                let count = self.networks.keys().filter(|held| IpFamily::of(held.addr()) == family).count();
+                if !self.networks.contains_key(network) && count >= self.capacities.networks() as usize {
+                    return full(MapKind::Networks, self.capacities.networks());
+                }
                 self.networks.insert(*network, *flags);
             }
             Write::RemoveNetwork { network } => {

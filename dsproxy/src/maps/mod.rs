@@ -311,7 +311,7 @@ pub enum MapKind {
     Settings,
     /// What XDP is told of the kernel's routing.
     Routing,
-    /// The devices that XDP may use.
+    /// Node devices: what XDP may do with each, or why it leaves it alone.
     XdpDevices,
     /// Packet counters.
     Counters,

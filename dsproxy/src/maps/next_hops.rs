@@ -1,4 +1,4 @@
-//! The maps by which XDP is told which devices it may use and how far the kernel's routing can be relied on. Apart from all
+//! The maps by which XDP is told of node devices and how far the kernel's routing can be relied on. Apart from all
 //! others, for other tasks write to them.
 
 use std::collections::BTreeMap;
@@ -40,18 +40,18 @@ impl NextHopMaps {
         self.routing.set(0, routing, 0).map_err(kernel("write", MapKind::Routing))
     }
 
-    /// The devices that XDP may use, by index.
+    /// The node devices, by index.
     pub fn devices(&self) -> Result<BTreeMap<u32, XdpDevice>, MapError> {
         self.devices.iter().collect::<Result<_, _>>().map_err(kernel("read", MapKind::XdpDevices))
     }
 
-    /// Lets XDP use the device of this index.
+    /// Says of the device of this index what XDP may do with it.
     pub fn set_device(&mut self, index: u32, device: XdpDevice) -> Result<(), MapError> {
         let full = full("write", MapKind::XdpDevices, capacity::XDP_DEVICES);
         self.devices.insert(index, device, 0).map_err(full)
     }
 
-    /// Lets XDP no longer use the device of this index.
+    /// Says nothing of the device of this index any more, which XDP then does not use.
     pub fn remove_device(&mut self, index: u32) -> Result<(), MapError> {
         absent_is_fine(self.devices.remove(&index)).map_err(kernel("remove from", MapKind::XdpDevices))
     }

@@ -4,23 +4,24 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
-use super::{RETRY, Reconciler};
-use crate::maps::{MapError, MapStore};
+use super::{Failure, RETRY, Reconciler};
+use crate::maps::{MapError, MapStore, Write};
 
 impl<S: MapStore> Reconciler<S> {
     /// Brings networks and addresses up to date; what cannot be written is tried again. To be called after Services were: a ClusterIP
     /// that is known before its ports would refuse what they are about to serve.
     pub(super) fn bring_host_up_to_date(&mut self, now: Instant) {
-        let failure = self.write_host(now).err().map(|error| error.to_string());
+        let failure = self.write_host(now).err().map(|error| Failure::of(&error));
         match (&failure, &self.host_failure) {
-            (Some(error), before) if before.as_ref() != Some(error) => {
-                warn!(error, "networks or the node's addresses are not in the maps as they should be");
+            (Some(Failure { text, .. }), before) if before.as_ref().is_none_or(|before| before.text != *text) => {
+                warn!(error = text, "networks or the node's addresses are not in the maps as they should be");
             }
             (None, Some(_)) => info!("networks and the node's addresses are in the maps as they should be again"),
             _ => {}
         }
-        if failure.is_some() {
-            let again = now + RETRY.0;
+        if let Some(Failure { full, .. }) = failure {
+            // Room there is when something goes, and all of this is done then.
+            let again = now + if full { RETRY.1 } else { RETRY.0 };
             self.retry_at = Some(self.retry_at.map_or(again, |at| at.min(again)));
         }
         self.host_failure = failure;
@@ -31,10 +32,32 @@ impl<S: MapStore> Reconciler<S> {
         let pod_cidrs = node.object().map_or(&[][..], |object| &object.pod_cidrs);
         self.networks.set_ranges(self.configured.ranges(self.cluster.service_cidrs(), pod_cidrs));
         let addresses = self.masquerade.plan(&node.masquerade_addresses());
-        self.write(&addresses, now)?;
+        let full = self.write_what_fits(&addresses, now)?;
         let networks = self.networks.plan();
-        self.write(&networks, now)?;
+        let mut no_room = self.write_what_fits(&networks, now)?;
+        if no_room.is_some() {
+            // There may be by now.
+            no_room = self.write_what_fits(&self.networks.plan(), now)?;
+        }
+        if let Some(error) = no_room.or(full) {
+            return Err(error);
+        }
         self.networks.settled();
         Ok(())
+    }
+
+    /// Writes all that there is room for, and says what there was none for, first.
+    fn write_what_fits(&mut self, writes: &[Write], now: Instant) -> Result<Option<MapError>, MapError> {
+        let mut full = None;
+        for write in writes {
+            match self.write(std::slice::from_ref(write), now) {
+                Err(error @ MapError::Full { map, .. }) => {
+                    self.progress.refused(map);
+                    full.get_or_insert(error);
+                }
+                written => written?,
+            }
+        }
+        Ok(full)
     }
 }

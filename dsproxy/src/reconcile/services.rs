@@ -26,6 +26,7 @@ impl<S: MapStore> Reconciler<S> {
         if services.is_empty() {
             return;
         }
+        self.known.settle(now);
         let wanted = self.settle(services);
         let (gone, present): (Vec<_>, Vec<_>) = wanted.iter().partition(|(_, ports)| ports.is_empty());
         let (awaited, gone): (Vec<_>, Vec<_>) = gone.into_iter().partition(|(service, _)| self.is_awaited(service));
@@ -102,7 +103,7 @@ impl<S: MapStore> Reconciler<S> {
     }
 
     /// The frontends that a Service has in the maps.
-    fn frontends_of(&self, service: &ObjectName) -> impl Iterator<Item = FrontendAddress> {
+    pub(super) fn frontends_of(&self, service: &ObjectName) -> impl Iterator<Item = FrontendAddress> {
         let names = self.served.get(service).into_iter().flatten();
         names.flat_map(|name| self.known.frontends_of(name))
     }

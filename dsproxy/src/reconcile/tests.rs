@@ -524,6 +524,76 @@ fn cluster_ips_ranges_and_node_addresses_follow() {
     assert_eq!(world.reconciler.store.contents().service_networks[1], (IpFamily::V6, None));
 }
 
+#[test]
+fn networks_without_room_keep_nothing_else_out_and_make_no_node_unhealthy() {
+    let mut world = World::new(ROOM);
+    world.put("a", Asked::dual(1, &[1]));
+    let ranges = |count: u32| {
+        let range = |number: u32| ipnet::IpNet::new(Ipv4Addr::from_bits(0xac10_0000 + (number << 8)).into(), 24);
+        let cidrs = (0..count).map(|number| range(number).expect("a network")).collect();
+        Event::ServiceCidrs(Delta::Snapshot(vec![ServiceCidr { name: ObjectName::of_cluster("many"), cidrs }]))
+    };
+    let entries = |world: &World, family| world.reconciler.networks.entries(family);
+    world.reconciler.apply(ranges(ROOM.networks()));
+    world.reconciler.reconcile(world.now);
+    assert_eq!(entries(&world, IpFamily::V4), ROOM.networks());
+    world.put("b", Asked::dual(2, &[2]));
+    assert_eq!(world.served_in_full(), ["a", "b"]);
+    assert_eq!(entries(&world, IpFamily::V6), 2, "in the other family there is room");
+    let snapshot = world.snapshot();
+    assert!(snapshot.host_failure.is_some_and(|why| why.contains("networks is full")) && !snapshot.stuck);
+    assert!(world.reconciler.progress.full()[&MapKind::Networks] >= 2);
+
+    // What goes makes room for what waits, in the same go.
+    world.change([("a", None)]);
+    assert_eq!((entries(&world, IpFamily::V4), entries(&world, IpFamily::V6)), (ROOM.networks(), 1));
+    world.reconciler.apply(ranges(3));
+    world.reconciler.reconcile(world.now);
+    assert_eq!(world.snapshot().host_failure, None);
+    assert_eq!((entries(&world, IpFamily::V4), entries(&world, IpFamily::V6)), (4, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_node_is_waited_for_from_when_all_else_was_listed() {
+    let World { reconciler, .. } = World::unsynced(MemoryMaps::new(ROOM), Instant::now());
+    let progress = Arc::clone(&reconciler.progress);
+    let (sender, events) = mpsc::channel(8);
+    let (_addresses, watch) = watch::channel(NodeAddresses::default());
+    let task = tokio::spawn(reconciler.run(events, watch));
+    // The API server is away for long, and then one kind is listed before another.
+    time::sleep(10 * NODE).await;
+    sender.send(Event::Services(Delta::Snapshot(Vec::new()))).await.expect("it listens");
+    time::sleep(NODE).await;
+    sender.send(Event::EndpointSlices(Delta::Snapshot(Vec::new()))).await.expect("it listens");
+    time::sleep(NODE / 2).await;
+    assert!(!progress.snapshot().synced, "what the Node says is waited for");
+    time::sleep(NODE).await;
+    assert!(progress.snapshot().synced, "for so long");
+    task.abort();
+}
+
+/// A run that was killed may leave frontends of a service port without a name.
+#[test]
+fn leftovers_that_could_not_be_removed_are_tried_again() {
+    let mut world = World::new(ROOM);
+    world.put("a", Asked::dual(1, &[1]));
+    world.put("b", Asked::dual(2, &[2]));
+    let mut store = world.reconciler.store.clone();
+    let names = store.contents().names;
+    let (of_a, _) = names.iter().find(|(_, name)| *name == port_name("a")).expect("it is served");
+    store.write(&Write::Name { service: *of_a, name: None }).expect("written");
+    for count in 0..12 {
+        let mut world = World { asked: BTreeMap::new(), ..World::unsynced(store.clone(), world.now) };
+        world.asked.insert("b".to_owned(), Asked::dual(2, &[2]));
+        world.reconciler.store.fail_after(Some(count));
+        world.list();
+        world.pass(Duration::from_secs(1));
+        let left = world.reconciler.store.contents().frontends;
+        assert_eq!(left.len(), 2, "{count}: {left:?}");
+        assert!(!world.snapshot().stuck, "{count}");
+    }
+}
+
 /// Fills one map; gives the Services that fit, and the message about the others.
 fn fill(capacities: Capacities) -> (World, String) {
     let mut world = World::new(capacities);

@@ -49,6 +49,8 @@ pub struct Pace {
     pub watch: Duration,
     /// A watch that the server ends sooner than this, and without a word, is a failure.
     pub shortest_watch: Duration,
+    /// For how long a kind that nothing depends on may be forbidden before it is done without.
+    pub forbidden: Duration,
     /// How long until a kind that the server does not have, or keeps from us, is asked for again, where nothing depends
     /// on it.
     pub withheld: Duration,
@@ -68,6 +70,7 @@ impl Default for Pace {
             answer: Duration::from_secs(60),
             watch: Duration::from_secs(150),
             shortest_watch: Duration::from_secs(1),
+            forbidden: Duration::from_secs(5),
             withheld: Duration::from_secs(60),
             doubt: Duration::from_secs(60),
             page_size: 500,

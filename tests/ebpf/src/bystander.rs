@@ -7,10 +7,10 @@
 #![allow(missing_docs, unreachable_pub)]
 
 use aya_ebpf::{
-    bindings::TC_ACT_UNSPEC,
+    bindings::{TC_ACT_UNSPEC, xdp_action::XDP_PASS},
     btf_maps::Array,
-    macros::{btf_map, cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{btf_map, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use dsproxy_bench_ebpf::{BYSTANDERS, Bystander};
 
@@ -40,6 +40,12 @@ pub fn seen_connect4(_: SockAddrContext) -> i32 {
 pub fn seen_connect6(_: SockAddrContext) -> i32 {
     count(Bystander::Connect6);
     GO_ON
+}
+
+#[xdp]
+pub fn seen_frame(_: XdpContext) -> u32 {
+    count(Bystander::Frame);
+    XDP_PASS
 }
 
 /// The system call is allowed.

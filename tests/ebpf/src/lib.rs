@@ -82,11 +82,13 @@ pub enum Bystander {
     Connect4,
     /// To an IPv6 address.
     Connect6,
+    /// Of frames, before they are packets.
+    Frame,
 }
 
 /// All of them, in the order of their numbers.
-pub const BYSTANDERS: [Bystander; 4] =
-    [Bystander::Ingress, Bystander::Egress, Bystander::Connect4, Bystander::Connect6];
+pub const BYSTANDERS: [Bystander; 5] =
+    [Bystander::Ingress, Bystander::Egress, Bystander::Connect4, Bystander::Connect6, Bystander::Frame];
 
 impl Bystander {
     /// The name of the program, as the kernel keeps it.
@@ -96,6 +98,7 @@ impl Bystander {
             Self::Egress => "seen_egress",
             Self::Connect4 => "seen_connect4",
             Self::Connect6 => "seen_connect6",
+            Self::Frame => "seen_frame",
         }
     }
 }

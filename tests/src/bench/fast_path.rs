@@ -231,7 +231,7 @@ fn site(datapath: &mut Datapath, cached_flows: u32) -> Result<(), BenchError> {
     datapath.write(&IpFamily::ALL.map(|family| Write::Masquerade { device: 0, address: node().of(family) }))?;
     let next_hops = datapath.next_hops();
     // The address is that of the other devices' frames alone.
-    let device = XdpDevice { address: [0; 3], flags: XdpDeviceFlags::TRANSMITS, mtu: 1500 };
+    let device = XdpDevice { address: [0; 3], flags: XdpDeviceFlags::TRANSMITS, mtu: 1500, ..XdpDevice::default() };
     next_hops.set_device(LOOPBACK, device)?;
     let second = dsproxy::jiffies::per_second().map_err(BenchError::Clock)?;
     // Long enough for one size of tables at the usual ticks.

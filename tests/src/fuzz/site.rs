@@ -149,7 +149,12 @@ impl Site {
         self.vouch(scene.xdp.is_some())?;
         if let Some(mtu) = scene.xdp {
             let flags = XdpDeviceFlags::TRANSMITS | XdpDeviceFlags::TAKES_REDIRECTED;
-            let device = XdpDevice { address: [0x0200u16.to_be(), 0, 0x0002u16.to_be()], flags, mtu: mtu.into() };
+            let device = XdpDevice {
+                address: [0x0200u16.to_be(), 0, 0x0002u16.to_be()],
+                flags,
+                mtu: mtu.into(),
+                ..XdpDevice::default()
+            };
             self.datapath.next_hops().set_device(LOOPBACK, device)?;
         }
         let addresses: BTreeMap<_, _> = scene.places.iter().map(|(family, places)| (*family, places.node)).collect();

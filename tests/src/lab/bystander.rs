@@ -3,7 +3,7 @@
 use aya::{
     Ebpf,
     maps::{Array, MapData},
-    programs::{CgroupAttachMode, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, tc},
+    programs::{CgroupAttachMode, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, Xdp, tc, xdp::XdpMode},
 };
 use dsproxy_bench_ebpf::Bystander as Program;
 
@@ -27,7 +27,7 @@ pub enum Order {
 #[derive(Debug)]
 pub struct Bystander {
     object: Ebpf,
-    programs: [Program; 2],
+    programs: Vec<Program>,
 }
 
 impl Bystander {
@@ -60,12 +60,21 @@ impl Bystander {
         Ok(bystander)
     }
 
+    /// Counts the frames that come in by `interface`, by XDP in its driver.
+    pub fn of_frames(namespace: &Namespace, interface: &str) -> Result<Self, LabError> {
+        let mut bystander = Self::load([Program::Frame])?;
+        let frames: &mut Xdp = bystander.program(Program::Frame)?;
+        let attach = || frames.load().and_then(|()| frames.attach(interface, XdpMode::Driver));
+        namespace.run(attach)?.map_err(|error| failure(Program::Frame, &error))?;
+        Ok(bystander)
+    }
+
     /// Counts the sockets of `cgroup` that are connected.
     pub fn of_sockets(cgroup: &Cgroup) -> Result<Self, LabError> {
         let mut bystander = Self::load([Program::Connect4, Program::Connect6])?;
         let directory = cgroup.directory();
         let directory = std::fs::File::open(directory).map_err(|source| LabError::file("open", directory, source))?;
-        for program in bystander.programs {
+        for program in bystander.programs.clone() {
             let socket: &mut CgroupSockAddr = bystander.program(program)?;
             // A link has no flags, and tolerates others by itself.
             let mode = CgroupAttachMode::Single;
@@ -76,20 +85,19 @@ impl Bystander {
     }
 
     /// How often each of its programs has run, by the program's name.
-    pub fn runs(&self) -> Result<[(&'static str, u64); 2], LabError> {
+    pub fn runs(&self) -> Result<Vec<(&'static str, u64)>, LabError> {
         let failed = |error: &dyn std::fmt::Display| LabError::Bystander { what: "RUNS", reason: error.to_string() };
         let map = self.object.map("RUNS").ok_or_else(|| failed(&"there is no such map"))?;
         let map: Array<&MapData, u64> = map.try_into().map_err(|error| failed(&error))?;
         let runs =
             |program: Program| Ok((program.program(), map.get(&(program as u32), 0).map_err(|error| failed(&error))?));
-        let [first, second] = self.programs;
-        Ok([runs(first)?, runs(second)?])
+        self.programs.iter().copied().map(runs).collect()
     }
 
-    fn load(programs: [Program; 2]) -> Result<Self, LabError> {
+    fn load(programs: impl Into<Vec<Program>>) -> Result<Self, LabError> {
         let object = Ebpf::load(OBJECT)
             .map_err(|error| LabError::Bystander { what: "the object", reason: error.to_string() })?;
-        Ok(Self { object, programs })
+        Ok(Self { object, programs: programs.into() })
     }
 
     fn program<'a, P>(&'a mut self, program: Program) -> Result<&'a mut P, LabError>

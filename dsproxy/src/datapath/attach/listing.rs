@@ -10,16 +10,16 @@ use super::{
     pins::Place,
     stray::{self, Strays},
 };
-use crate::interfaces::Interfaces;
+use crate::interfaces::Role;
 
-/// The attachments, by interface; `interfaces` lends the roles.
-pub fn list(pins: &Path, interfaces: &Interfaces) -> Result<Vec<Attachment>, AttachError> {
+/// The attachments, by interface. Those that are not node devices are pods' interfaces, or nothing would be attached to them.
+pub fn list(pins: &Path, is_node_device: impl Fn(u32) -> bool) -> Result<Vec<Attachment>, AttachError> {
     let mut found = Vec::new();
     let mut add = |index, direction, kind, program_id, link_id| {
         found.push(Attachment {
             index,
             interface: name_of(index),
-            role: interfaces.get(&index).map(|interface| interface.role),
+            role: if is_node_device(index) { Role::NodeDevice } else { Role::PodInterface },
             direction,
             kind,
             program_id,
@@ -111,6 +111,6 @@ pub(super) fn all_interfaces() -> Result<BTreeMap<u32, String>, AttachError> {
 }
 
 /// The name of an interface; empty if it is gone.
-pub(super) fn name_of(index: u32) -> String {
+pub fn name_of(index: u32) -> String {
     if_indextoname(index).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }

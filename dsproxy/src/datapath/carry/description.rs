@@ -179,7 +179,7 @@ mod tests {
 
     /// What the description of this layout comes to. Whoever changes a record, or a map, gives the layout a new number, and this one
     /// with it: an older version knows by the number that there is something to carry over.
-    const EXPECTED: (u32, u64) = (9, 13_742_049_523_385_810_734);
+    const EXPECTED: (u32, u64) = (10, 13_745_696_983_267_956_371);
 
     /// FNV-1a: the same on every machine and in every version of Rust.
     fn digest(text: &str) -> u64 {

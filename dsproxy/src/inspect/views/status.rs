@@ -3,17 +3,16 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use dsproxy_common::layout::LAYOUT_VERSION;
+use dsproxy_common::{layout::LAYOUT_VERSION, next_hop::Routing};
 use nix::sys::utsname::uname;
 use serde::Serialize;
 
 use crate::{
     datapath::{
         attach::{
-            self, AttachKind,
+            self, AttachKind, WhyNot,
             cgroup::{self, SocketAttachment},
         },
-        bpffs::Bpffs,
         load,
         probe::{Feature, features},
     },
@@ -23,7 +22,7 @@ use crate::{
         columns::Columns,
         fill::{self, MapFill, fill},
     },
-    interfaces::{self, Overrides, Role},
+    interfaces::Role,
     jiffies,
 };
 
@@ -52,7 +51,7 @@ pub struct Status {
 #[serde(rename_all = "camelCase")]
 struct Hook {
     interface: String,
-    role: Option<Role>,
+    role: Role,
     direction: String,
     kind: String,
     program_id: u32,
@@ -91,18 +90,16 @@ struct PacketCount {
 ///
 /// When maps, links or interfaces cannot be read.
 pub fn status(live: &Live) -> anyhow::Result<Status> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-    let interfaces = runtime.block_on(interfaces::read(&Overrides::new(&[], &[])?))?;
-    let hooks = attach::list(&live.bpffs.links(), &interfaces)?;
-    let is_served = |name: &str| hooks.iter().any(|hook| hook.kind == AttachKind::Xdp && hook.interface == name);
-    let routing = followed_routing(&live.bpffs)?;
-    // Nobody follows it where XDP is off.
-    let in_the_way = routing.seconds_left.and_then(|_| host_settings::in_the_way_of_xdp(Path::new("/")));
-    let without_xdp = attach::without_xdp(&interfaces, in_the_way.as_deref())?
-        .into_iter()
-        .filter(|(interface, _)| !is_served(interface))
-        .map(|(interface, why)| WithoutXdp { interface, reason: why.to_string() })
-        .collect();
+    let next_hops = load::open_pinned_next_hops(&live.bpffs)?;
+    let node_devices = next_hops.devices()?;
+    let hooks = attach::list(&live.bpffs.links(), |index| node_devices.contains_key(&index))?;
+    let routing = followed_routing(next_hops.routing()?)?;
+    let in_the_way = || host_settings::in_the_way_of_xdp(Path::new("/"));
+    let without_xdp = node_devices.iter().filter_map(|(index, device)| {
+        let reason = WhyNot::of(device, in_the_way)?.to_string();
+        Some(WithoutXdp { interface: attach::name_of(*index), reason })
+    });
+    let without_xdp = without_xdp.filter(|without| !without.interface.is_empty()).collect();
     let has_xdp = hooks.iter().any(|hook| hook.kind == AttachKind::Xdp);
     let socket_hooks = cgroup::list(&live.bpffs.links())?;
     let programs = hooks.iter().map(|hook| hook.program_id).chain(socket_hooks.iter().map(|hook| hook.program_id));
@@ -139,8 +136,7 @@ pub fn status(live: &Live) -> anyhow::Result<Status> {
     })
 }
 
-fn followed_routing(bpffs: &Bpffs) -> anyhow::Result<FollowedRouting> {
-    let routing = load::open_pinned_next_hops(bpffs)?.routing()?;
+fn followed_routing(routing: Routing) -> anyhow::Result<FollowedRouting> {
     let second = jiffies::per_second().context("read the clock")?;
     let now = jiffies::now(second).context("read the clock")?;
     let seconds_left = routing.holds(now).then(|| routing.lease.wrapping_sub(now) / second);
@@ -179,9 +175,8 @@ impl View for Status {
         let mut columns = Columns::new(&["INTERFACE", "ROLE", "DIRECTION", "KIND", "PROGRAM"]);
         for Hook { interface, role, direction, kind, program_id } in hooks {
             let role = match role {
-                Some(Role::PodInterface) => "pod interface",
-                Some(Role::NodeDevice) => "node device",
-                None => "",
+                Role::PodInterface => "pod interface",
+                Role::NodeDevice => "node device",
             };
             columns.row([interface.clone(), role.to_owned(), direction.clone(), kind.clone(), program_id.to_string()]);
         }

@@ -141,6 +141,11 @@ impl RequestError {
         matches!(self, Self::Refused { code: 403 | 404, .. })
     }
 
+    /// Whether it is a Role that keeps it from us. A server that starts may say so before it has read its Roles.
+    pub(super) fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Refused { code: 403, .. })
+    }
+
     /// Whether a list could not go on with its next page.
     pub(super) fn is_lost_page(&self) -> bool {
         matches!(self, Self::Gone { operation: Operation { verb: Verb::List, .. }, .. })

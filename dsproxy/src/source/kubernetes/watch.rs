@@ -52,6 +52,8 @@ pub(super) struct Watch<'a, T> {
     listed: Vec<Taken<T>>,
     /// Whether a list was received in full.
     complete: bool,
+    /// Since when the server has said no other than that a Role keeps the kind from us.
+    forbidden_since: Option<Instant>,
     /// The highest version that was seen since the list began.
     version: Option<u64>,
     unreachable: ExponentialBackoff,
@@ -84,6 +86,7 @@ impl<'a, T: Served> Watch<'a, T> {
             doubt: Doubt::new(pace.doubt),
             listed: Vec::new(),
             complete: false,
+            forbidden_since: None,
             version: None,
             unreachable: delays(pace.first_retry, pace.longest_retry_unreachable),
             refused: delays(pace.first_retry, pace.longest_retry_refused),
@@ -212,13 +215,18 @@ impl<'a, T: Served> Watch<'a, T> {
         }
         self.version = self.version.max(carried.version());
         self.answers.heard();
+        self.forbidden_since = None;
         self.start_afresh();
         Ok(())
     }
 
     async fn back_off(&mut self, error: &RequestError) {
         if !T::KIND.is_necessary() && error.is_withheld() {
-            self.do_without(error).await;
+            if self.may_be_allowed_soon(error) {
+                tokio::time::sleep(self.refused.next().unwrap_or(self.pace.forbidden)).await;
+            } else {
+                self.do_without(error).await;
+            }
             return;
         }
         self.doubt.disturb(Instant::now());
@@ -238,6 +246,14 @@ impl<'a, T: Served> Watch<'a, T> {
         self.health.failing(T::KIND, error);
         debug!(kind = %T::KIND, %error, retry_in = ?delay, "API server");
         tokio::time::sleep(delay).await;
+    }
+
+    fn may_be_allowed_soon(&mut self, error: &RequestError) -> bool {
+        if !error.is_forbidden() {
+            return false;
+        }
+        let now = Instant::now();
+        now.duration_since(*self.forbidden_since.get_or_insert(now)) < self.pace.forbidden
     }
 
     /// The server does not have the kind, or not for this proxy: what there is to know is that there is nothing. What was

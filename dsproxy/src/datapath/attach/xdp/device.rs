@@ -17,7 +17,7 @@ pub(super) struct Device {
     /// Whether there are VLAN devices on it.
     pub(super) has_vlans: bool,
     /// What its driver can do; none where the kernel cannot say (before 6.3).
-    features: Option<u64>,
+    pub(super) features: Option<u64>,
 }
 
 impl Device {
@@ -106,8 +106,8 @@ fn link(message: &Message<'_>) -> (Device, Option<u32>) {
 }
 
 /// Bits of what a driver can do (`enum netdev_xdp_act`, include/uapi/linux/netdev.h).
-const BASIC: u64 = 1 << 0;
-const NDO_XMIT: u64 = 1 << 2;
+pub(super) const BASIC: u64 = 1 << 0;
+pub(super) const NDO_XMIT: u64 = 1 << 2;
 
 const GENL_ID_CTRL: u16 = 16;
 const CTRL_CMD_GETFAMILY: u8 = 3;
