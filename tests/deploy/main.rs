@@ -6,9 +6,11 @@ mod chart;
 mod container;
 mod flags;
 mod helm;
+mod in_cluster;
 mod manifests;
 mod podman;
 mod queries;
+mod restricted;
 
 // The small cluster of pods, which the tests of traffic start from as well.
 #[allow(dead_code, reason = "what the tests of traffic alone need of it")]

@@ -169,6 +169,14 @@ impl<'podman> Container<'podman> {
         self.podman.podman(&[&[command, self.name.as_str()], arguments].concat())
     }
 
+    /// Runs a program in it, as `kubectl exec` does without a terminal; the result is its standard output, as it is.
+    pub(crate) fn execute(&self, arguments: &[&str]) -> Vec<u8> {
+        let all = [&["exec", self.name.as_str()], arguments].concat();
+        let output = self.podman.output("podman", &all);
+        succeeded("podman", &all, &output);
+        output.stdout
+    }
+
     /// All that it has printed.
     pub(crate) fn log(&self) -> String {
         let Output { stdout, stderr, .. } = self.podman.output("podman", &["logs", &self.name]);
