@@ -16,6 +16,7 @@ mod process;
 mod rbac;
 mod refusals;
 mod serve;
+mod traffic_metrics;
 mod two_daemons;
 
 // The small cluster of pods, which the tests of traffic start from as well.
