@@ -6,6 +6,7 @@ mod credentials;
 mod doubt;
 mod harness;
 mod history;
+mod hour;
 mod malformed;
 mod manifests;
 mod manifests_broken;

@@ -192,6 +192,32 @@ fn an_answer_that_never_comes_is_given_up() {
 }
 
 #[test]
+fn an_answer_that_stalls_half_way_is_given_up() {
+    network::run(|| async {
+        let server = ApiServer::start().await;
+        server.put(service("web", 1));
+        for verb in [Verb::List, Verb::Watch] {
+            server.faults().next(Matching::only(verb, Resource::Services), 1, Fault::StallAnswer);
+        }
+        let pace = Pace { answer: Duration::from_millis(200), watch: Duration::from_secs(1), ..pace() };
+        let mut source = Source::at(&server, pace).await;
+        source.until("the failure", |status| status.failures() == 1).await;
+        let error = source.status.last_error().expect("an error");
+        assert!(error.contains("list services") && error.contains("did not answer"), "{error}");
+        assert_eq!(source.snapshot_of_services().await, [model_service("web", 1)]);
+        assert_eq!(source.snapshot_of_slices().await, []);
+        // Half a line of a watch is no event, and as good as silence.
+        server.until_watches(Resource::Services, 2).await;
+        server.put(service("web", 2));
+        assert_eq!(source.service().await, Delta::Apply(model_service("web", 2)));
+        source.until_connected().await;
+        source.assert_silent();
+        assert_eq!(source.status.rejected(), 0);
+        assert_eq!(server.count(Verb::List, Resource::Services), 2);
+    });
+}
+
+#[test]
 fn a_server_that_ends_every_watch_at_once_is_not_stormed() {
     network::run(|| async {
         let server = ApiServer::start().await;

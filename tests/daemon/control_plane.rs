@@ -108,6 +108,12 @@ impl ControlPlane {
         self.runtime.block_on(self.server.until_watched());
     }
 
+    /// Waits until a kind is not watched.
+    pub(crate) fn until_unwatched(&self, resource: Resource) {
+        let unwatched = |server: &ApiServer| server.open_watches(resource) == 0;
+        self.runtime.block_on(self.server.until("the end of watches", unwatched));
+    }
+
     /// Waits until an Event tells of the start.
     pub(crate) fn until_told_of_the_start(&self) {
         self.runtime.block_on(self.server.until("the event", |server| !server.events().is_empty()));

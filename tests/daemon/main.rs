@@ -17,6 +17,7 @@ mod rbac;
 mod refusals;
 mod serve;
 mod traffic_metrics;
+mod trouble;
 mod two_daemons;
 
 // The small cluster of pods, which the tests of traffic start from as well.

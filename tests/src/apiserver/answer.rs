@@ -5,6 +5,10 @@
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
+use futures::{
+    future::ready,
+    stream::{self, Stream, StreamExt as _},
+};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{
     Method, Response, StatusCode,
@@ -17,7 +21,7 @@ use super::{
     faults::{Fault, Refusal},
     lock,
     request::{Request, Verb, is_authorized},
-    stream,
+    stream::open as open_watch,
 };
 
 pub(super) type Body = BoxBody<Bytes, io::Error>;
@@ -52,7 +56,7 @@ pub(super) async fn answer(
         Some(Fault::Delay(delay)) => tokio::time::sleep(*delay).await,
         Some(Fault::Hang) => std::future::pending().await,
         Some(Fault::Answer(text)) => return Ok(with_body(StatusCode::OK, whole(text.clone()))),
-        Some(Fault::CutAnswer) | None => {}
+        Some(Fault::CutAnswer | Fault::StallAnswer) | None => {}
     }
 
     let bewildered = |bewildering: String| {
@@ -63,19 +67,17 @@ pub(super) async fn answer(
         Verb::List | Verb::Look => match list(&request, shared) {
             Err(bewildering) => Ok(bewildered(bewildering)),
             Ok(Err(refusal)) => Ok(refuse(&refusal)),
-            Ok(Ok(list)) if matches!(fault, Some(Fault::CutAnswer)) => {
-                let text = list.to_string();
-                let half = Bytes::from(text.as_bytes()[..text.len() / 2].to_vec());
-                let frames = [Ok(Frame::data(half)), Err(io::ErrorKind::BrokenPipe.into())];
-                let body = StreamBody::new(futures::stream::iter(frames)).boxed();
-                Ok(with_body(StatusCode::OK, body))
-            }
-            Ok(Ok(list)) => Ok(with_body(StatusCode::OK, whole(list.to_string()))),
+            Ok(Ok(list)) => Ok(match fault {
+                Some(Fault::CutAnswer) => half(&list.to_string(), stream::once(ready(broken()))),
+                Some(Fault::StallAnswer) => half(&list.to_string(), stream::pending()),
+                _ => with_body(StatusCode::OK, whole(list.to_string())),
+            }),
         },
-        Verb::Watch if fault.is_some_and(|fault| matches!(fault, Fault::CutAnswer)) => {
-            Err(io::ErrorKind::BrokenPipe.into())
+        Verb::Watch if matches!(fault, Some(Fault::CutAnswer)) => Err(io::ErrorKind::BrokenPipe.into()),
+        Verb::Watch if matches!(fault, Some(Fault::StallAnswer)) => {
+            Ok(half("{\"type\":\"MODIFIED\",\"object\":{\"kind\":", stream::pending()))
         }
-        Verb::Watch => match stream::open(&request, shared) {
+        Verb::Watch => match open_watch(&request, shared) {
             Err(bewildering) => Ok(bewildered(bewildering)),
             Ok(Err(refusal)) => Ok(refuse(&refusal)),
             Ok(Ok(body)) => Ok(with_body(StatusCode::OK, body)),
@@ -167,6 +169,17 @@ pub(super) fn refuse(refusal: &Refusal) -> Response<Body> {
 
 fn whole(text: String) -> Body {
     Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed()
+}
+
+/// The first half of an answer, and what comes then in place of the second.
+fn half(text: &str, rest: impl Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync + 'static) -> Response<Body> {
+    let half = Bytes::from(text.as_bytes()[..text.len() / 2].to_vec());
+    let frames = stream::once(ready(Ok(Frame::data(half)))).chain(rest);
+    with_body(StatusCode::OK, BodyExt::boxed(StreamBody::new(frames)))
+}
+
+fn broken() -> io::Result<Frame<Bytes>> {
+    Err(io::ErrorKind::BrokenPipe.into())
 }
 
 fn with_body(code: StatusCode, body: Body) -> Response<Body> {

@@ -24,6 +24,8 @@ pub enum Fault {
     Hang,
     /// The connection ends within the answer.
     CutAnswer,
+    /// Half of the answer comes, and then nothing, without an end.
+    StallAnswer,
     /// It is answered with this text.
     Answer(String),
 }
