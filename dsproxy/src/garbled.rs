@@ -1,9 +1,12 @@
 //! Text that was right, garbled in the ways that files are: for the readers of what others have written, none of which may panic, or take
 //! longer than somebody would wait.
 //!
-//! `cargo xtask fuzz readers --count N` throws more of it than an ordinary run of the tests does.
+//! `cargo xtask fuzz readers` throws more of it than an ordinary run of the tests does, and other text each time.
 
-use std::time::{Duration, Instant};
+use std::{
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
 use proptest::{
     prelude::*,
@@ -15,6 +18,10 @@ use serde_json::Value;
 /// How many garbled texts each reader gets, unless the variable of this name says otherwise.
 const CASES: u32 = 2_000;
 const CASES_VARIABLE: &str = "DSPROXY_FUZZ_CASES";
+
+/// What they follow from, likewise: an ordinary run is always the same, so that what fails fails again.
+const SEED: u64 = 7;
+const SEED_VARIABLE: &str = "DSPROXY_FUZZ_SEED";
 
 /// Longer than any reader may take for a text of some kilobytes, on a busy machine and not optimised.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -126,12 +133,20 @@ impl Change {
     }
 }
 
-fn runner() -> TestRunner {
-    let cases = std::env::var(CASES_VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(CASES);
-    // Always the same, so that what fails fails again.
-    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
-    let seed = [7; 32];
-    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed))
+/// What a variable says, if it is set. One that says nothing is a mistake that would go unnoticed.
+fn told<T: FromStr>(variable: &str, otherwise: T) -> T {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable}={text:?} is no number")),
+        Err(_) => otherwise,
+    }
+}
+
+fn runner(seed: u64) -> TestRunner {
+    let config =
+        ProptestConfig { cases: told(CASES_VARIABLE, CASES), failure_persistence: None, ..ProptestConfig::default() };
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
 }
 
 /// Hands `text`, garbled ever differently, to `reader`, which is to come back, and soon.
@@ -178,7 +193,8 @@ fn run<S: Strategy>(strategy: &S, reader: impl Fn(S::Value) -> TestCaseResult)
 where
     S::Value: std::fmt::Debug,
 {
-    let outcome = runner().run(strategy, |input| {
+    let seed = told(SEED_VARIABLE, SEED);
+    let outcome = runner(seed).run(strategy, |input| {
         let started = Instant::now();
         reader(input)?;
         let took = started.elapsed();
@@ -186,7 +202,7 @@ where
         Ok(())
     });
     if let Err(error) = outcome {
-        panic!("{error}");
+        panic!("{error}\nagain: cargo xtask fuzz readers --seed {seed}, with as many texts");
     }
 }
 

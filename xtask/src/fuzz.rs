@@ -1,6 +1,8 @@
 //! `cargo xtask fuzz`: packets for the kernel programs, which `dsproxy-fuzz` throws, and garbled text for the readers of files and objects, which
 //! are tests of the daemon's crate.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use clap::Subcommand;
 
 use crate::{cargo, run};
@@ -17,16 +19,20 @@ pub(crate) enum Target {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
-    /// Manifests, API objects and kube-proxy's file, to those who read them.
+    /// Manifests, API objects, kube-proxy's file and kubeconfigs, to those who read them.
     Readers {
         /// How many texts each reader gets.
         #[arg(long, default_value_t = 100_000)]
         count: u32,
+        /// What they follow from; without it, the time, so that each run is another one. A run prints its own.
+        #[arg(long)]
+        seed: Option<u64>,
     },
 }
 
-/// Says how many texts each reader gets (`dsproxy/src/garbled.rs`).
+/// Say how many texts each reader gets, and what they follow from (`dsproxy/src/garbled.rs`).
 const CASES: &str = "DSPROXY_FUZZ_CASES";
+const SEED: &str = "DSPROXY_FUZZ_SEED";
 
 pub(crate) fn run(target: &Target) -> anyhow::Result<()> {
     run::pass_on_signals()?;
@@ -36,9 +42,12 @@ pub(crate) fn run(target: &Target) -> anyhow::Result<()> {
             let (count, seed) = (count.to_string(), seed.to_string());
             run::succeed(command.args(["packets", "--count", &count, "--seed", &seed]))
         }
-        Target::Readers { count } => {
+        Target::Readers { count, seed } => {
+            let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let seed = seed.unwrap_or_else(now);
+            println!("xtask fuzz readers --count {count} --seed {seed}");
             let mut command = cargo::cargo(&["test", "--release", "-p", "dsproxy", "--lib", "--", "garbled"]);
-            run::succeed(command.env(CASES, count.to_string()))
+            run::succeed(command.env(CASES, count.to_string()).env(SEED, seed.to_string()))
         }
     }
 }

@@ -239,4 +239,24 @@ mod tests {
         let error = Connection::open(None, Some(file.path())).await.err().expect("an error");
         assert!(error.to_string().contains("certificate authority"), "{error}");
     }
+
+    #[test]
+    fn a_garbled_kubeconfig_leads_to_a_client_or_is_refused() {
+        // With an authority of its own, for those of the machine take long to read.
+        let sound = include_str!("connection/kubeconfig.yaml");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let open = |text: &[u8]| {
+            std::fs::write(file.path(), text).expect("write the kubeconfig");
+            runtime.block_on(Connection::open(None, Some(file.path()))).err()
+        };
+        assert!(open(sound.as_bytes()).is_none(), "what is garbled is sound");
+        crate::garbled::hands_to(sound, |bytes| {
+            if let Some(error) = open(bytes) {
+                let text = error.to_string();
+                proptest::prop_assert!(text.contains("kubeconfig") || text.contains("API server"), "{text}");
+            }
+            Ok(())
+        });
+    }
 }
