@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use dsproxy_tests::{
-    churn::{self, Churn},
+    churn::Churn,
     soak::{Soak, run},
 };
 
@@ -14,10 +14,13 @@ struct Arguments {
     /// How long.
     #[arg(long, default_value_t = 30)]
     minutes: u64,
-    /// What is planned by; without it, the time.
+    /// What is planned by, and packets follow from; without it, the time.
     #[arg(long)]
     seed: Option<u64>,
-    /// How many seconds of churn among ten thousand Services come first.
+    /// How many packets are thrown at the kernel programs first.
+    #[arg(long, default_value_t = 1_000_000)]
+    packets: u64,
+    /// How many seconds of 100 changes a second among 10,000 Services come before the load.
     #[arg(long, default_value_t = 60)]
     churn: u64,
     /// Write the whole report to this file, as JSON.
@@ -26,20 +29,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { minutes, seed, churn, json } = Arguments::parse();
-    if churn > 0 {
-        println!("{churn} s of 100 changes a second among 10,000 Services");
-        let churn = Churn { services: 10_000, rate: 100, length: Duration::from_secs(churn) };
-        match churn::run(churn).and_then(|churned| churned.judge(churn::LAG, churn::LATER).map(|()| churned)) {
-            Ok(churned) => println!("{churned:?}"),
-            Err(error) => {
-                eprintln!("dsproxy-soak: {error:#}");
-                return ExitCode::FAILURE;
-            }
-        }
-    }
+    let Arguments { minutes, seed, packets, churn, json } = Arguments::parse();
     let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let soak = Soak { length: Duration::from_secs(minutes * 60), seed: seed.unwrap_or_else(now), json };
+    let churn = (churn > 0).then(|| Churn { services: 10_000, rate: 100, length: Duration::from_secs(churn) });
+    let length = Duration::from_secs(minutes * 60);
+    let soak = Soak { length, seed: seed.unwrap_or_else(now), packets, churn, json };
     match run(&soak) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

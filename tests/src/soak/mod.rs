@@ -1,10 +1,11 @@
 //! A soak: everything that a node goes through, for as long as is wanted, all at once, under load. Not one connection may fail.
 //!
-//! `plan` says what happens when, from a seed; `stage` is where; `plane` is the API server; `traffic` the clients; `watch` looks
+//! `prelude` is what comes before; `plan` says what happens when, from a seed; `stage` is where; `plane` is the API server; `traffic` the clients; `watch` looks
 //! at the daemon; `report` judges.
 
 mod plan;
 pub(crate) mod plane;
+mod prelude;
 mod report;
 mod stage;
 mod traffic;
@@ -26,12 +27,16 @@ use anyhow::bail;
 use self::{
     plan::{Act, Stream, plan},
     plane::Plane,
+    prelude::Prelude,
     report::{Acts, Report},
     stage::Stage,
     traffic::Traffic,
     watch::{Fill, Sample},
 };
-use crate::lab::{Daemon, DaemonOptions, Extent, Lab, Side, attachments, find_leftovers};
+use crate::{
+    churn::Churn,
+    lab::{Daemon, DaemonOptions, Extent, Lab, Side, attachments, find_leftovers},
+};
 
 /// How often the daemon is looked at, and every how manieth time its metrics: what it does for these is work as well.
 const LOOK: Duration = Duration::from_millis(500);
@@ -42,8 +47,12 @@ const LOOKS_AT_METRICS: usize = 10;
 pub struct Soak {
     /// How long.
     pub length: Duration,
-    /// What it is planned by.
+    /// What it is planned by, and what the packets before it follow from.
     pub seed: u64,
+    /// How many packets are thrown at the kernel programs first.
+    pub packets: u64,
+    /// What of many Services changes before the load, if anything does.
+    pub churn: Option<Churn>,
     /// Where the whole report goes, as JSON.
     pub json: Option<PathBuf>,
 }
@@ -56,12 +65,14 @@ pub struct Soak {
 pub fn run(soak: &Soak) -> anyhow::Result<bool> {
     let streams = plan(soak.seed, soak.length);
     println!("A soak of {} s; --seed {} gives this plan again:", soak.length.as_secs(), soak.seed);
+    let prelude = Prelude::play(soak.packets, soak.seed, soak.churn);
     print_plan(&streams);
     let (mut report, log) = {
         let lab = Lab::new()?;
         let plane = Plane::start(lab.node(Side::A).namespace())?;
         perform(soak, &streams, &lab, &plane)?
     };
+    report.prelude = prelude;
     report.left_behind.extend(find_leftovers(&Extent::Own).iter().map(ToString::to_string));
     if let Some(path) = &soak.json {
         report.write(path)?;
@@ -202,7 +213,9 @@ fn perform(soak: &Soak, streams: &[Stream], lab: &Lab, plane: &Plane) -> anyhow:
     let log = scene.daemon().whole_log();
     let left_behind = clean_up(lab, &mut scene.daemon())?;
     let growth = watch::growth(&samples);
-    let report = Report { seed: soak.seed, seconds, acts, traffic, growth, fill, samples, left_behind, troubles };
+    let prelude = Prelude::default();
+    let report =
+        Report { seed: soak.seed, seconds, prelude, acts, traffic, growth, fill, samples, left_behind, troubles };
     Ok((report, log))
 }
 

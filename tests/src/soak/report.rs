@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::{
+    prelude::Prelude,
     traffic::Outcome,
     watch::{Fill, Growth, Sample},
 };
@@ -23,6 +24,8 @@ pub(super) struct Acts {
 pub(super) struct Report {
     pub(super) seed: u64,
     pub(super) seconds: u64,
+    /// What came before the load.
+    pub(super) prelude: Prelude,
     pub(super) acts: Vec<Acts>,
     pub(super) traffic: Vec<Outcome>,
     pub(super) growth: Option<Growth>,
@@ -60,7 +63,7 @@ impl Report {
             }
         }
         faults.extend(self.left_behind.iter().map(|what| format!("left behind: {what}")));
-        faults.extend(self.troubles.iter().cloned());
+        faults.extend(self.prelude.troubles.iter().chain(&self.troubles).cloned());
         faults
     }
 
@@ -74,6 +77,9 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\nSoak of {} s, seed {}\n", self.seconds, self.seed)?;
+        let Prelude { packets, churn, troubles: _ } = &self.prelude;
+        packets.iter().try_for_each(|thrown| writeln!(f, "{thrown}"))?;
+        churn.iter().try_for_each(|kept| writeln!(f, "{kept}"))?;
         writeln!(
             f,
             "{:<36} {:<6} {:<8} {:<5} {:>11} {:>10} {:>7} {:>6} {:>9} {:>9} {:>10}",
@@ -159,6 +165,7 @@ mod tests {
         Report {
             seed: 1,
             seconds: 60,
+            prelude: Prelude::default(),
             acts: vec![Acts { name: "pods", planned: 2, done: 2 }],
             traffic: vec![outcome(1000, 0)],
             growth: Some(growth),
@@ -173,7 +180,8 @@ mod tests {
     fn one_fault_of_any_kind_is_enough() {
         assert_eq!(report().faults(), Vec::<String>::new());
         assert!(report().to_string().ends_with("soak: well\n"));
-        let faulty: [fn(&mut Report); 6] = [
+        let faulty: [fn(&mut Report); 7] = [
+            |report| report.prelude.troubles.push("a packet became what it should not".to_owned()),
             |report| report.traffic.push(outcome(1000, 1)),
             |report| report.traffic.push(outcome(10, 0)),
             |report| report.growth = None,
