@@ -1,4 +1,5 @@
-//! What it takes to bring a cluster into the maps: from nothing, and for one endpoint that changes.
+//! What it takes the reconciler alone to bring a cluster into the maps: from nothing, and for one endpoint that changes. There is no API
+//! server, and no packet; `daemon` has both, and the aims.
 //!
 //! A fresh process each time, so that its memory is that of this work alone.
 
@@ -44,28 +45,6 @@ const CHANGES: u32 = 100;
 
 /// Before each of those that are not to come back to back: long enough for everything about the one before to be over.
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// What bringing a cluster into the maps should take at most.
-#[derive(Clone, Copy, Debug)]
-pub struct ControlPlaneAims {
-    /// From nothing to the last Service, in seconds.
-    pub cold_start: f64,
-    /// Resident memory, in MiB.
-    pub resident: f64,
-}
-
-impl ControlPlaneAims {
-    /// Of 10,000 Services with 10 endpoints.
-    pub const LARGE: Self = Self { cold_start: 2.0, resident: 150.0 };
-    /// Of 50,000 Services with 10 endpoints.
-    pub const LARGEST: Self = Self { cold_start: 10.0, resident: 500.0 };
-}
-
-/// The p99 of one change, in milliseconds, should be no more.
-const CHANGE_AIM: f64 = 20.0;
-
-/// Nor its processor time, in milliseconds.
-const CHANGE_PROCESSOR_TIME_AIM: f64 = 2.0;
 
 /// What one process has found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -282,9 +261,14 @@ fn resident_at_most() -> Result<f64, BenchError> {
 fn of_status(field: &str) -> Result<f64, BenchError> {
     let path = "/proc/self/status";
     let status = fs::read_to_string(path).map_err(|source| BenchError::Machine { path: path.into(), source })?;
+    Ok(field_of_status(&status, field))
+}
+
+/// A field of a process's `status`, in MiB.
+pub(super) fn field_of_status(status: &str, field: &str) -> f64 {
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-    Ok(kibibytes.unwrap_or(f64::NAN) / 1024.0)
+    kibibytes.unwrap_or(f64::NAN) / 1024.0
 }
 
 /// What the kernel says its maps that this process holds take: all of them, and the connection tables alone, in MiB.
@@ -329,17 +313,12 @@ pub(super) fn child<T: DeserializeOwned>(what: &str, services: u32, endpoints: u
 /// # Errors
 ///
 /// When one of them fails.
-pub fn measure_control_plane(
-    services: u32,
-    endpoints: u32,
-    processes: u32,
-    aims: ControlPlaneAims,
-) -> Result<Vec<Figure>, BenchError> {
+pub fn measure_control_plane(services: u32, endpoints: u32, processes: u32) -> Result<Vec<Figure>, BenchError> {
     let mut runs: Vec<ColdStart> = Vec::new();
     for _ in 0..processes {
         runs.push(child("cold-start", services, endpoints)?);
     }
-    let what = format!("{services} Services x {endpoints} endpoints, both families");
+    let what = format!("the reconciler alone, {services} Services x {endpoints} endpoints, both families");
     let figure = |name: &str, unit, value: &dyn Fn(&ColdStart) -> f64| {
         Figure::of_samples(format!("{what}: {name}"), unit, runs.iter().map(value))
             .at("part", PART)
@@ -350,10 +329,9 @@ pub fn measure_control_plane(
         figure("empty maps into the kernel", "s", &|run| run.open_seconds),
         figure("from there until the programs are loaded", "s", &|run| run.verify_seconds),
         figure("meanwhile, from the events to the last write", "s", &|run| run.write_seconds),
-        figure("cold start, all of it", "s", &|run| run.open_seconds + run.verify_seconds.max(run.write_seconds))
-            .at_most(aims.cold_start),
+        figure("cold start, all of it", "s", &|run| run.open_seconds + run.verify_seconds.max(run.write_seconds)),
         figure("processor time of a cold start", "s", &|run| run.processor_seconds),
-        figure("resident memory", "MiB", &|run| run.resident_after).at_most(aims.resident),
+        figure("resident memory", "MiB", &|run| run.resident_after),
         figure("resident memory at its most", "MiB", &|run| run.resident_peak),
         figure("resident memory before, the objects themselves", "MiB", &|run| run.resident_before),
         figure("maps in the kernel", "MiB", &|run| run.map_memory),
@@ -366,10 +344,8 @@ pub fn measure_control_plane(
             |share| move |run: &ColdStart| Sorted::new(changes(run).milliseconds.iter().copied()).quantile(share);
         figures.extend([
             figure(&format!("one endpoint change to its last write, {kind}, p50"), "ms", &share(0.5)),
-            figure(&format!("one endpoint change to its last write, {kind}, p99"), "ms", &share(0.99))
-                .at_most(CHANGE_AIM),
-            figure(&format!("processor time of one endpoint change, {kind}"), "ms", &|run| changes(run).processor_time)
-                .at_most(CHANGE_PROCESSOR_TIME_AIM),
+            figure(&format!("one endpoint change to its last write, {kind}, p99"), "ms", &share(0.99)),
+            figure(&format!("processor time of one endpoint change, {kind}"), "ms", &|run| changes(run).processor_time),
         ]);
     }
     Ok(figures)

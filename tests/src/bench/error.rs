@@ -116,6 +116,9 @@ pub enum BenchError {
     /// The lab failed.
     #[error(transparent)]
     Lab(#[from] LabError),
+    /// The tests' API server could not be used.
+    #[error("{0:#}")]
+    ApiServer(anyhow::Error),
     /// Rules to compare with could not be loaded.
     #[error(transparent)]
     Rules(#[from] RulesError),

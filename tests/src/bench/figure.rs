@@ -6,11 +6,35 @@ use serde::{Deserialize, Serialize};
 
 use super::{Machine, statistics::Sorted};
 
-/// What a figure should be at most.
+/// What a figure should be, in its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Aim {
-    /// The bound, in the figure's unit.
-    pub at_most: f64,
+#[serde(rename_all = "snake_case")]
+pub enum Aim {
+    /// Its minimum is to be no more: of what noise only ever adds to.
+    AtMost(f64),
+    /// Its median is to be no more: of differences, quantiles and the like, which noise moves either way.
+    MedianAtMost(f64),
+    /// Its median is to be no less: of shares and rates.
+    AtLeast(f64),
+}
+
+impl Aim {
+    /// The bound.
+    pub fn bound(self) -> f64 {
+        match self {
+            Self::AtMost(bound) | Self::MedianAtMost(bound) | Self::AtLeast(bound) => bound,
+        }
+    }
+}
+
+impl fmt::Display for Aim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bound = number(self.bound());
+        match self {
+            Self::AtMost(_) | Self::MedianAtMost(_) => write!(f, "{bound}"),
+            Self::AtLeast(_) => write!(f, "at least {bound}"),
+        }
+    }
 }
 
 /// Which of two values is the better one.
@@ -34,7 +58,7 @@ pub struct Figure {
     /// Which values are better.
     #[serde(default)]
     pub better: Better,
-    /// The least of all rounds. Of a time it is the best, and it is this that is held against the aim: noise only ever adds.
+    /// The least of all rounds. Of a time it is the best.
     pub minimum: f64,
     /// The median of all rounds.
     pub median: f64,
@@ -84,9 +108,19 @@ impl Figure {
         Self { spread: Some(spread), ..Self::new(name, unit, sorted.minimum(), sorted.median()) }
     }
 
-    /// With an aim.
-    pub fn at_most(self, at_most: f64) -> Self {
-        Self { aim: Some(Aim { at_most }), ..self }
+    /// With an aim for its minimum.
+    pub fn at_most(self, bound: f64) -> Self {
+        Self { aim: Some(Aim::AtMost(bound)), ..self }
+    }
+
+    /// With an aim for its median.
+    pub fn median_at_most(self, bound: f64) -> Self {
+        Self { aim: Some(Aim::MedianAtMost(bound)), ..self }
+    }
+
+    /// With an aim that its median is to reach.
+    pub fn at_least(self, bound: f64) -> Self {
+        Self { aim: Some(Aim::AtLeast(bound)), ..self }
     }
 
     /// With one more number.
@@ -120,9 +154,18 @@ impl Figure {
         }
     }
 
-    /// Whether the aim is met; true without one.
+    /// What is held against the aim, and by how much it misses it; not above zero where it is met. None without an aim.
+    pub fn held(&self) -> Option<(f64, f64)> {
+        Some(match self.aim? {
+            Aim::AtMost(bound) => (self.minimum, self.minimum - bound),
+            Aim::MedianAtMost(bound) => (self.median, self.median - bound),
+            Aim::AtLeast(bound) => (self.median, bound - self.median),
+        })
+    }
+
+    /// Whether the aim is met; true without one. What is no number meets none.
     pub fn is_met(&self) -> bool {
-        self.aim.is_none_or(|Aim { at_most }| self.minimum <= at_most)
+        self.held().is_none_or(|(_, missed_by)| missed_by <= 0.0)
     }
 }
 
@@ -130,11 +173,11 @@ impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, unit, better: _, minimum, median, spread: _, also, aim, of: _ } = self;
         write!(f, "{name:<82} {:>8} {:>8} {unit:<3}", number(*minimum), number(*median))?;
-        if let Some(Aim { at_most }) = aim {
+        if let (Some(aim), Some((_, missed_by))) = (aim, self.held()) {
             if self.is_met() {
-                write!(f, " aim {}: met", number(*at_most))?;
+                write!(f, " aim {aim}: met")?;
             } else {
-                write!(f, " aim {}: MISSED by {}", number(*at_most), number(minimum - at_most))?;
+                write!(f, " aim {aim}: MISSED by {}", number(missed_by))?;
             }
         }
         if let Some((also, value)) = also {
@@ -182,6 +225,15 @@ mod tests {
         assert!(figure.is_met() && figure.clone().at_most(80.0).is_met());
         assert!(figure.clone().at_most(80.0).to_string().ends_with("aim 80.0: met"));
         assert!(figure.at_most(70.0).to_string().ends_with("aim 70.0: MISSED by 9.40"));
+    }
+
+    #[test]
+    fn a_median_is_held_against_an_aim_for_medians() {
+        let figure = Figure::new("x", "", 0.9, 1.1);
+        assert!(figure.clone().at_least(1.1).is_met() && figure.clone().median_at_most(1.1).is_met());
+        assert!(figure.clone().median_at_most(1.0).to_string().ends_with("aim 1.00: MISSED by 0.100"));
+        assert!(figure.at_least(1.25).to_string().ends_with("aim at least 1.25: MISSED by 0.150"));
+        assert!(!Figure::new("x", "", f64::NAN, f64::NAN).at_least(1.0).is_met());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod account;
 mod compare;
 mod control_plane;
+mod daemon;
 mod error;
 mod fast_path;
 mod figure;
@@ -24,7 +25,8 @@ mod wrapper;
 
 pub use account::{Fault, Taken, follow_life, measure_account};
 pub use compare::{Change, Comparison};
-pub use control_plane::{ColdStart, ControlPlaneAims, cold_start, measure_control_plane};
+pub use control_plane::{ColdStart, cold_start, measure_control_plane};
+pub use daemon::{DaemonAims, measure_daemon};
 pub use error::BenchError;
 pub use fast_path::measure_fast_path;
 pub use figure::{Aim, Better, Figure, Report, Spread};

@@ -225,7 +225,7 @@ fn metadata(name: &ObjectName) -> Value {
     })
 }
 
-fn service_json(service: &Service) -> Value {
+pub(super) fn service_json(service: &Service) -> Value {
     let ports = service.ports.iter();
     json!({
         "apiVersion": "v1", "kind": "Service", "metadata": metadata(&service.name),
@@ -239,7 +239,7 @@ fn service_json(service: &Service) -> Value {
     })
 }
 
-fn slice_json(slice: &EndpointSlice) -> Value {
+pub(super) fn slice_json(slice: &EndpointSlice) -> Value {
     let mut metadata = metadata(&slice.name);
     metadata["labels"]["kubernetes.io/service-name"] = json!(&*slice.service.name);
     let endpoint = |(number, endpoint): (usize, &dsproxy::model::Endpoint)| {

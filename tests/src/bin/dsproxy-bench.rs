@@ -10,8 +10,8 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use dsproxy_tests::bench::{
-    Comparison, ControlPlaneAims, Effort, Figure, Machine, RateEffort, Report, Source, TrafficEffort,
-    account_for_start, cold_start, measure_account, measure_control_plane, measure_fast_path, measure_packets,
+    Comparison, DaemonAims, Effort, Figure, Machine, RateEffort, Report, Source, TrafficEffort, account_for_start,
+    cold_start, measure_account, measure_control_plane, measure_daemon, measure_fast_path, measure_packets,
     measure_rate, measure_scale, measure_start, measure_traffic, write_documents,
 };
 
@@ -56,7 +56,9 @@ enum Part {
     Account,
     /// The same ways among 10 to 100,000 Services.
     Scale,
-    /// Bringing Services into the maps.
+    /// The daemon itself with many Services: its start, its memory, and a change until a client sees it.
+    Daemon,
+    /// Bringing Services into the maps, without API server and packets.
     ControlPlane,
     /// Real sockets, through dsproxy and through kube-proxy-shaped rules.
     Traffic,
@@ -142,10 +144,15 @@ fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let wanted = |part| only.contains(&part) || (only.is_empty() && part != Part::Pktgen);
     let mut report = Report { machine, figures: Vec::new() };
     // Before this process is bound to one processor: children would inherit it, and the daemon is not bound either.
+    let processes = rounds.unwrap_or(5);
+    if wanted(Part::Daemon) {
+        for (services, aims) in [(10_000, DaemonAims::LARGE), (50_000, DaemonAims::LARGEST)] {
+            note(&mut report, measure_daemon(services, 10, processes, aims, |doing| eprintln!("{doing}"))?);
+        }
+    }
     if wanted(Part::ControlPlane) {
-        let processes = rounds.unwrap_or(5);
-        for (services, aims) in [(10_000, ControlPlaneAims::LARGE), (50_000, ControlPlaneAims::LARGEST)] {
-            note(&mut report, measure_control_plane(services, 10, processes, aims)?);
+        for services in [10_000, 50_000] {
+            note(&mut report, measure_control_plane(services, 10, processes)?);
             note(&mut report, measure_start(services, 10, processes)?);
         }
     }

@@ -90,15 +90,23 @@ impl<'lab> Daemon<'lab> {
         Self::start_with(lab, ("--kubeconfig", kubeconfig), options)
     }
 
-    fn start_with(
-        lab: &'lab Lab,
-        (flag, path): (&'static str, &Path),
-        options: DaemonOptions,
-    ) -> Result<Self, LabError> {
+    fn start_with(lab: &'lab Lab, source: (&'static str, &Path), options: DaemonOptions) -> Result<Self, LabError> {
+        let mut daemon = Self::prepare(lab, source, options)?;
+        daemon.start_again()?;
+        Ok(daemon)
+    }
+
+    /// What [`start_by_kubeconfig`](Self::start_by_kubeconfig) would start, to be started by
+    /// [`start_unwatched`](Self::start_unwatched).
+    pub fn by_kubeconfig(lab: &'lab Lab, kubeconfig: &Path, options: DaemonOptions) -> Result<Self, LabError> {
+        Self::prepare(lab, ("--kubeconfig", kubeconfig), options)
+    }
+
+    fn prepare(lab: &'lab Lab, (flag, path): (&'static str, &Path), options: DaemonOptions) -> Result<Self, LabError> {
         let side = options.side.unwrap_or(Side::A);
         let bpffs = lab.directory().join(format!("bpffs-{}", side.role()));
         fs::create_dir_all(&bpffs).map_err(|source| LabError::file("create", &bpffs, source))?;
-        let mut daemon = Self {
+        Ok(Self {
             lab,
             namespace: lab.node(side).namespace().clone(),
             binary: daemon_binary()?,
@@ -107,9 +115,7 @@ impl<'lab> Daemon<'lab> {
             log: lab.directory().join(format!("dsproxy-{}.log", side.role())),
             options,
             child: None,
-        };
-        daemon.start_again()?;
-        Ok(daemon)
+        })
     }
 
     /// Starts it after [`kill`](Self::kill) or [`terminate`](Self::terminate), with the same arguments.

@@ -55,12 +55,16 @@ impl Plane {
 
     /// Creates or changes a Service and its slices.
     pub(crate) fn apply(&self, service: &ServiceManifest) -> anyhow::Result<()> {
-        let objects = service.objects().context("write a Service as JSON")?;
+        self.put_all(service.objects().context("write a Service as JSON")?);
+        Ok(())
+    }
+
+    /// Creates or changes objects.
+    pub(crate) fn put_all(&self, objects: impl IntoIterator<Item = serde_json::Value>) {
         let server = self.server();
         for object in objects {
             server.put(object);
         }
-        Ok(())
     }
 
     /// Deletes a Service and its slices.

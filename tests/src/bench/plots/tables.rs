@@ -316,7 +316,7 @@ fn list(figures: &[&Figure]) -> String {
 
 fn aim(figure: &Figure) -> String {
     let verdict = if figure.is_met() { "met" } else { "missed" };
-    figure.aim.map_or_else(String::new, |aim| format!("{}: {verdict}", number(aim.at_most)))
+    figure.aim.map_or_else(String::new, |aim| format!("{aim}: {verdict}"))
 }
 
 /// The figures whose names differ in protocol and family alone, one row for all of a kind: minimum, median in parentheses, and whether an
