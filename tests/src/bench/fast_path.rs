@@ -26,7 +26,7 @@ use crate::{
 
 /// The first port of clients: the first of those that a masqueraded packet keeps, of which there are 16,384.
 const CLIENT_PORT: u16 = 49_152;
-const LOG_PORTS: u32 = 14;
+pub(super) const LOG_PORTS: u32 = 14;
 
 /// 64 k and a million flows: clients' ports, and Services with a backend each.
 pub(super) const MANY: Range = Range { ports: LOG_PORTS, addresses: 2 };
@@ -34,6 +34,8 @@ const MOST: Range = Range { ports: LOG_PORTS, addresses: 6 };
 
 /// What is measured with tables of one size.
 struct Room {
+    /// What figures call it.
+    name: &'static str,
     /// Connections.
     connections: u32,
     /// Flows that are remembered.
@@ -45,19 +47,22 @@ struct Room {
 /// As it comes, and with room for every flow: two places for each.
 const ROOMS: [Room; 3] = [
     Room {
+        name: "",
         connections: capacity::CONNECTIONS,
         cached_flows: capacity::CACHED_FLOWS,
         flows: &[("", Range::ONE, None), (", 64 k flows", MANY, Some(246.0))],
     },
     Room {
+        name: ", with room for 64 k flows",
         connections: capacity::CONNECTIONS,
         cached_flows: 1 << 17,
-        flows: &[(", 64 k flows, with room for them", MANY, Some(246.0))],
+        flows: &[(", 64 k flows", MANY, Some(246.0))],
     },
     Room {
+        name: ", with room for 1 M flows",
         connections: 1 << 21,
         cached_flows: 1 << 21,
-        flows: &[(", 1 M flows, with room for them", MOST, Some(600.0))],
+        flows: &[(", 1 M flows", MOST, Some(600.0))],
     },
 ];
 
@@ -112,7 +117,7 @@ impl Ways {
     }
 
     /// A packet of the client's through the stack, and the backend's answer.
-    fn passages(&self, entering: Reason) -> [Path; 4] {
+    pub(super) fn passages(&self, entering: Reason) -> [Path; 4] {
         use End::{Backend, Client, Node, Vip};
         let (ingress, egress) = (Place::Tc(Hook::NodeIngress), Place::Tc(Hook::NodeEgress));
         [
@@ -168,8 +173,9 @@ pub(super) fn as_it_comes(services: u32) -> Result<Datapath, BenchError> {
 }
 
 fn load(services: u32, room: &Room) -> Result<Datapath, BenchError> {
-    let Room { connections, cached_flows, flows: _ } = *room;
-    let services = services.max(MOST.len() >> LOG_PORTS);
+    let Room { name: _, connections, cached_flows, flows } = *room;
+    let needed = flows.iter().map(|(_, flows, _)| flows.len() >> LOG_PORTS).max().unwrap_or_default();
+    let services = services.max(needed);
     let capacities =
         Capacities { brief_connections: Capacities::default().brief_connections, ..capacities(services, connections) };
     let settings = DatapathSettings { cached_flows, ..DatapathSettings::default() };
@@ -191,7 +197,10 @@ fn measure_room(services: u32, effort: Effort<'_>, room: &Room) -> Result<Vec<Fi
         for (name, flows, aim) in room.flows {
             let ways = Ways { family, flows: *flows };
             let aim = aim.unwrap_or(of_family(family, 118.0, 116.0));
-            let wanted = ways.measured(name, aim).into_iter().filter(|path| path.name.contains(filter));
+            let wanted = ways
+                .measured(&format!("{name}{}", room.name), aim)
+                .into_iter()
+                .filter(|path| path.name.contains(filter));
             // Many times round: the first time each flow is looked up, some seconds having passed.
             let repeat = repeat.max(16 * flows.len().min(1 << 17));
             let count = probes.len();
@@ -204,7 +213,7 @@ fn measure_room(services: u32, effort: Effort<'_>, room: &Room) -> Result<Vec<Fi
         if let Some(ways) = most {
             let nothing = Ways { family, flows: MANY }.measured("", 0.0)[0].clone();
             floors.push(Probe::new(nothing, None, repeat));
-            probes.push(Probe::new(nobody(family), Some(datapath), repeat));
+            probes.push(Probe::new(nobody(family, room.name), Some(datapath), repeat));
             ways.establish(&mut wrapper, datapath)?;
         }
     }
@@ -213,21 +222,22 @@ fn measure_room(services: u32, effort: Effort<'_>, room: &Room) -> Result<Vec<Fi
         measure_all(&mut wrapper, &mut probes, 1)?;
     }
     let empty = floors.iter().map(|floor| {
-        let name = format!("XDP, an empty program and the wrapper, {}", floor.path.family);
+        let name = format!("XDP, an empty program and the wrapper{}, {}", room.name, floor.path.family);
         Figure::new(name, "ns", floor.minimum(), floor.median())
     });
     Ok(empty.chain(probes.iter().map(|probe| figure(probe, &floors))).collect())
 }
 
-/// Packets for no Service.
-fn nobody(family: IpFamily) -> Path {
+/// Packets for no Service; figures call their room `room`.
+pub(super) fn nobody(family: IpFamily, room: &str) -> Path {
     let source = (client(family), Range::ONE);
     let destination = (vip(family, NO_SERVICE), Range::ONE);
-    Path::at("XDP, for nobody", Protocol::Tcp, source, destination, (Place::Xdp, Reason::NotService)).at_most(40.0)
+    let name = format!("XDP, for nobody{room}");
+    Path::at(&name, Protocol::Tcp, source, destination, (Place::Xdp, Reason::NotService)).at_most(40.0)
 }
 
 /// Tells XDP that everything comes and goes by one device.
-fn site(datapath: &mut Datapath, cached_flows: u32) -> Result<(), BenchError> {
+pub(super) fn site(datapath: &mut Datapath, cached_flows: u32) -> Result<(), BenchError> {
     datapath.write(&IpFamily::ALL.map(|family| Write::Masquerade { device: 0, address: node().of(family) }))?;
     let next_hops = datapath.next_hops();
     // The address is that of the other devices' frames alone.

@@ -13,10 +13,12 @@ mod fast_path;
 mod figure;
 mod flood;
 mod machine;
+mod node_port;
 mod packets;
 mod path;
 mod plots;
 mod probe;
+mod scale;
 mod services;
 mod start;
 mod statistics;
@@ -32,9 +34,10 @@ pub use fast_path::measure_fast_path;
 pub use figure::{Aim, Better, Figure, Report, Spread};
 pub use flood::{Flood, Flooded};
 pub use machine::Machine;
-pub use packets::{measure_packets, measure_scale};
+pub use packets::measure_packets;
 pub use plots::{PlotError, write_documents};
 pub use probe::Effort;
+pub use scale::measure_scale;
 pub use start::{StartAccount, account_for_start, measure_start};
 pub use traffic::{
     ExchangeFailed, Measure, MeasureFailed, RateEffort, Source, TrafficEffort, measure_rate, measure_traffic,

@@ -5,9 +5,10 @@ use dsproxy_common::{IpFamily, Protocol, count::Reason};
 
 use super::{
     BenchError, Figure,
+    node_port::measure_node_port,
     path::{Path, Range},
-    probe::{Effort, Probe, figure, measure_all, net, run},
-    services::{PORT, TARGET_PORT, background, background_vip, capacities, client, endpoint, measured, vip},
+    probe::{Effort, Probe, figure, measure_all, run},
+    services::{PORT, TARGET_PORT, background, capacities, client, endpoint, measured, vip},
     wrapper::Wrapper,
 };
 use crate::prog::{Datapath, of_family};
@@ -15,14 +16,17 @@ use crate::prog::{Datapath, of_family};
 /// The Services that packets are sent to, by number.
 const SINGLE_TCP: u32 = 1;
 const SINGLE_UDP: u32 = 2;
-const LIST: u32 = 3;
+pub(super) const LIST: u32 = 3;
 const MAGLEV: u32 = 4;
 const NO_SERVICE: u32 = 99;
 
-/// Connections that have room in one family's table.
-const CONNECTIONS: u32 = 262_144;
+/// What the first packet of a flow should cost at most, in nanoseconds.
+pub(super) const FIRST_PACKET: f64 = 960.0;
 
-fn load(background_services: u32, connections: u32) -> Result<Datapath, BenchError> {
+/// Connections that have room in one family's table.
+pub(super) const CONNECTIONS: u32 = 262_144;
+
+pub(super) fn load(background_services: u32, connections: u32) -> Result<Datapath, BenchError> {
     let mut datapath = Datapath::load(&capacities(background_services, connections))?;
     datapath.serve_all((0..background_services).map(background))?;
     let ports = [
@@ -43,18 +47,18 @@ fn single(protocol: Protocol) -> u32 {
 }
 
 /// From clients to the Service with one endpoint.
-fn forward(name: &str, family: IpFamily, protocol: Protocol, clients: Range, reason: Reason) -> Path {
+pub(super) fn forward(name: &str, family: IpFamily, protocol: Protocol, clients: Range, reason: Reason) -> Path {
     Path::new(name, protocol, (client(family), clients), (vip(family, single(protocol)), Range::ONE), reason)
 }
 
 /// From that endpoint to clients.
-fn reply(name: &str, family: IpFamily, protocol: Protocol, clients: Range) -> Path {
+pub(super) fn reply(name: &str, family: IpFamily, protocol: Protocol, clients: Range) -> Path {
     let backend = endpoint(family, 0x0080_0000 + single(protocol) * 1_000);
     Path::new(name, protocol, (backend, Range::ONE), (client(family), clients), Reason::Replied)
 }
 
 /// From clients to no Service.
-fn miss(name: &str, family: IpFamily, destinations: Range) -> Path {
+pub(super) fn miss(name: &str, family: IpFamily, destinations: Range) -> Path {
     let nobody = if destinations.len() == 1 {
         vip(family, NO_SERVICE)
     } else {
@@ -66,13 +70,13 @@ fn miss(name: &str, family: IpFamily, destinations: Range) -> Path {
 }
 
 /// New connections to the Service `number`.
-fn open(name: &str, family: IpFamily, number: u32) -> Path {
+pub(super) fn open(name: &str, family: IpFamily, number: u32) -> Path {
     Path::new(name, Protocol::Tcp, (client(family), Range::ENDLESS), (vip(family, number), Range::ONE), Reason::Opened)
 }
 
 /// Opens the connections of `clients` to the Service with one endpoint, and lets both sides be heard: TCP that has not been
 /// confirmed is looked for in two tables.
-fn establish(
+pub(super) fn establish(
     wrapper: &mut Wrapper,
     datapath: &Datapath,
     family: IpFamily,
@@ -90,7 +94,7 @@ fn establish(
 }
 
 /// The probes of what is taken off, for each family and protocol.
-fn floors<'a>(repeat: u32) -> Vec<Probe<'a>> {
+pub(super) fn floors<'a>(repeat: u32) -> Vec<Probe<'a>> {
     let all =
         IpFamily::ALL.into_iter().flat_map(|family| [Protocol::Tcp, Protocol::Udp].map(|protocol| (family, protocol)));
     all.map(|(family, protocol)| {
@@ -140,6 +144,7 @@ pub fn measure_packets(services: u32, effort: Effort<'_>) -> Result<Vec<Figure>,
     drop(all);
 
     figures.extend(measure_opening(&mut wrapper, &mut tcp, effort)?);
+    figures.extend(measure_node_port(&mut wrapper, effort)?);
     Ok(figures)
 }
 
@@ -185,7 +190,7 @@ fn measure_opening(
             floor.path.reason = Reason::Opened;
             all.push(floor);
             for (name, number) in kinds {
-                let path = open(&format!("new flow, {name}{room}"), family, number);
+                let path = open(&format!("new flow, {name}{room}"), family, number).at_most(FIRST_PACKET);
                 if path.name.contains(filter) {
                     all.push(Probe::new(path, Some(datapath), repeat).endless());
                 }
@@ -200,90 +205,4 @@ fn measure_opening(
         figures.extend(measured.iter().map(|probe| figure(probe, &floor)));
     }
     Ok(figures)
-}
-
-/// The same ways among few and among very many Services, and how much the many add.
-///
-/// # Errors
-///
-/// As `measure_packets`.
-pub fn measure_scale(counts: &[u32], effort: Effort<'_>) -> Result<Vec<Figure>, BenchError> {
-    let Effort { filter, rounds, repeat } = effort;
-    let mut wrapper = Wrapper::load()?;
-    // Small tables of connections: what is looked at is the number of Services.
-    let datapaths = counts.iter().map(|count| load(*count, 65_536)).collect::<Result<Vec<_>, _>>()?;
-    let opening_repeat = repeat / 20;
-    let mut all = floors(repeat);
-    let floor_count = all.len();
-    for family in IpFamily::ALL {
-        let ways = [
-            (miss("for no Service", family, Range::ONE), false),
-            (forward("established", family, Protocol::Tcp, Range::ONE, Reason::Forwarded), false),
-            (reply("reply", family, Protocol::Tcp, Range::ONE), false),
-            (open("new flow, 10 endpoints, table full", family, LIST), true),
-        ];
-        for (path, is_new) in ways.into_iter().filter(|(path, _)| path.name.contains(filter)) {
-            for datapath in &datapaths {
-                let probe = Probe::new(path.clone(), Some(datapath), if is_new { opening_repeat } else { repeat });
-                all.push(if is_new { probe.endless() } else { probe });
-            }
-        }
-        for datapath in &datapaths {
-            establish(&mut wrapper, datapath, family, Protocol::Tcp, Range::ONE)?;
-            let filling = forward("filling", family, Protocol::Udp, Range::ENDLESS, Reason::Opened);
-            run(&mut wrapper, &filling, Some(datapath), 0, 100_000)?;
-        }
-    }
-    measure_all(&mut wrapper, &mut all, rounds)?;
-    let (floor, measured) = all.split_at(floor_count);
-    let mut figures = Vec::new();
-    for group in measured.chunks(counts.len()) {
-        for (probe, count) in group.iter().zip(counts) {
-            let (minimum, median) = net(probe, floor);
-            figures.push(Figure::new(format!("{}, {count} Services", probe.path.name), "ns", minimum, median));
-        }
-        if let ([first, .., last], [fewest, .., most]) = (group, counts) {
-            let (few, many) = (net(first, floor), net(last, floor));
-            let growth = |few: f64, many: f64| (many / few - 1.0) * 100.0;
-            let name = format!("{}, growth from {fewest} to {most} Services", first.path.name);
-            figures.push(Figure::new(name, "%", growth(few.0, many.0), growth(few.1, many.1)).at_most(10.0));
-        }
-    }
-    figures.extend(measure_spread(&mut wrapper, counts, &datapaths, effort)?);
-    Ok(figures)
-}
-
-/// Flows that each go to a Service of its own, as many as there are Services, up to 64 k.
-fn measure_spread(
-    wrapper: &mut Wrapper,
-    counts: &[u32],
-    datapaths: &[Datapath],
-    Effort { filter, rounds, repeat }: Effort<'_>,
-) -> Result<Vec<Figure>, BenchError> {
-    let mut all = floors(repeat);
-    let floor_count = all.len();
-    for (count, datapath) in counts.iter().zip(datapaths) {
-        for family in IpFamily::ALL {
-            // Half of what the table of connections holds, so that none is pushed out.
-            let addresses = count.ilog2().min(15);
-            let services = Range { ports: 0, addresses };
-            let mut first = vip(family, 0);
-            first.set_ip(background_vip(family, 0));
-            let name = format!("established, {} flows to a Service each", services.len());
-            let path =
-                |reason| Path::new(&name, Protocol::Tcp, (client(family), Range::ONE), (first, services), reason);
-            if name.contains(filter) {
-                let answering = (endpoint(family, 0), services);
-                let to_client = (client(family), Range::ONE);
-                let answers = Path::new("answering", Protocol::Tcp, answering, to_client, Reason::Replied);
-                for path in [path(Reason::Opened), answers, path(Reason::Forwarded)] {
-                    run(wrapper, &path, Some(datapath), 0, services.len())?;
-                }
-                all.push(Probe::new(path(Reason::Forwarded), Some(datapath), repeat.max(10 * services.len())));
-            }
-        }
-    }
-    measure_all(wrapper, &mut all, rounds)?;
-    let (floor, measured) = all.split_at(floor_count);
-    Ok(measured.iter().map(|probe| figure(probe, floor)).collect())
 }

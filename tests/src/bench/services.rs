@@ -7,7 +7,7 @@ use dsproxy::{
     model::ObjectName,
     resolve::{Distribution, ResolvedEndpoint, ResolvedFamily, ResolvedFrontend, ResolvedPort, ServicePortName},
 };
-use dsproxy_common::{IpFamily, Protocol};
+use dsproxy_common::{IpFamily, Protocol, service::FrontendKind};
 
 use crate::prog::of_family;
 
@@ -35,6 +35,15 @@ pub(super) fn background(number: u32) -> ResolvedPort {
     port(&format!("background-{number}"), Protocol::Tcp, Distribution::List, |family| {
         (background_vip(family, number), vec![endpoint(family, number)])
     })
+}
+
+/// As `background`, reached from outside at the same address: the programs take any for a node's.
+pub(super) fn node_port(number: u32) -> ResolvedPort {
+    let mut port = background(number);
+    for frontend in port.families.iter_mut().flat_map(|family| &mut family.frontends) {
+        frontend.kind = FrontendKind::NodePort;
+    }
+    port
 }
 
 /// One of the few Services that packets are sent to, with so many endpoints.
