@@ -80,6 +80,19 @@ pub fn take(_: XdpContext) -> u32 {
     XDP_PASS
 }
 
+/// Sends every packet back where it came from, with its link-layer addresses exchanged and otherwise as it is.
+#[xdp]
+pub fn reflect(context: XdpContext) -> u32 {
+    let start = context.data();
+    if start + ETHERTYPE > context.data_end() {
+        return XDP_PASS;
+    }
+    let addresses = start as *mut [[u8; 6]; 2];
+    // SAFETY: bytes that were just found to be in the packet, which have no alignment.
+    unsafe { (*addresses).swap(0, 1) };
+    XDP_TX
+}
+
 /// Counts what was translated, and ends it there.
 #[xdp]
 pub fn count(context: XdpContext) -> u32 {

@@ -19,7 +19,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ds
 
 const TAKE: &str = "take";
 const COUNT: &str = "count";
-const PROGRAMS: [&str; 6] = ["send_v4", "send_v6", "send_tcp_v4", "send_tcp_v6", TAKE, COUNT];
+const REFLECT: &str = "reflect";
+const PROGRAMS: [&str; 7] = ["send_v4", "send_v6", "send_tcp_v4", "send_tcp_v6", TAKE, COUNT, REFLECT];
 
 const TEMPLATE: &str = "TEMPLATE";
 const PLAN: &str = "PLAN";
@@ -94,6 +95,11 @@ impl Live {
         let failed = |source| BenchError::WrapperMap { name: TARGET_PORT, source };
         self.target_port.set(0, u32::from(port), 0).map_err(failed)?;
         self.attach(COUNT, namespace, interface)
+    }
+
+    /// Has a device send back whatever it gets.
+    pub(in crate::bench) fn reflect_at(&mut self, namespace: &Namespace, interface: &str) -> Result<(), BenchError> {
+        self.attach(REFLECT, namespace, interface)
     }
 
     fn attach(&mut self, name: &'static str, namespace: &Namespace, interface: &str) -> Result<(), BenchError> {

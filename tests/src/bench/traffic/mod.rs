@@ -13,6 +13,7 @@ mod backend;
 mod client;
 mod figures;
 pub(super) mod live;
+mod one_armed;
 mod pktgen;
 mod processor_time;
 mod rate;
@@ -27,8 +28,8 @@ pub use client::{ExchangeFailed, Measure, MeasureFailed};
 pub use rate::{RateEffort, Source, measure_rate};
 
 use super::{BenchError, Figure};
-pub(super) use figures::PART;
 use figures::Samples;
+pub(super) use figures::PART;
 use stage::{Stage, Way};
 use variant::VARIANTS;
 

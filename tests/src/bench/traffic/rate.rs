@@ -14,6 +14,7 @@ use super::{
         path::{Path, Range},
     },
     live::{Live, Sent},
+    one_armed,
     pktgen::Pktgen,
     processor_time::{Confined, ProcessorClock},
     stage::{Stage, Way},
@@ -150,7 +151,10 @@ pub fn measure_rate(effort: &RateEffort, mut progress: impl FnMut(&str)) -> Resu
         proxies.push(variant.start(stage)?);
     }
     let clock = ProcessorClock::new()?;
-    let mut figures = Vec::new();
+    let mut figures = match source {
+        Source::LiveFrames => one_armed::measure(effort, &mut progress)?,
+        Source::Pktgen => Vec::new(),
+    };
     for &count in services {
         for (stage, proxy) in stages.iter().zip(&mut proxies) {
             proxy.serve(stage, count)?;
@@ -179,6 +183,11 @@ pub fn measure_rate(effort: &RateEffort, mut progress: impl FnMut(&str)) -> Resu
         }
     }
     Ok(figures)
+}
+
+fn figure_name(source: Source, variant: &str, family: IpFamily, flows: u32, services: u32, what: &str) -> String {
+    let many = if flows == 1 { "1 flow".to_owned() } else { format!("{flows} flows") };
+    format!("{}, {family}, {many}, {services} Services, {variant}: {what}", source.title())
 }
 
 impl Course {
@@ -216,9 +225,7 @@ impl Samples {
 
     fn figures(self, source: Source, variant: &str, family: IpFamily, flows: u32, services: u32) -> Vec<Figure> {
         let Self { rates, times, lost, sent, arrived } = self;
-        let many = if flows == 1 { "1 flow".to_owned() } else { format!("{flows} flows") };
-        let title = source.title();
-        let name = |what: &str| format!("{title}, {family}, {many}, {services} Services, {variant}: {what}");
+        let name = |what: &str| figure_name(source, variant, family, flows, services, what);
         let counts = match source {
             Source::LiveFrames => Vec::new(),
             Source::Pktgen => vec![

@@ -128,19 +128,23 @@ impl Proxy<'_> {
             Self::Dsproxy { daemon, manifests } => {
                 manifests.write_all("services.yaml", &desired.manifests())?;
                 let ports: usize = desired.services.iter().map(|service| service.ports.len()).sum();
-                let wanted = IpFamily::ALL.len() * ports;
-                eventually("waiting for dsproxy to serve every Service", SERVED_WITHIN, || {
-                    // Each look reads all the maps; the daemon has better things to do meanwhile.
-                    thread::sleep(Duration::from_millis(500));
-                    let listed = daemon.json(&["services"]).map_err(|error| error.to_string())?;
-                    let rows = listed.as_array().map(Vec::as_slice).unwrap_or_default();
-                    match rows.iter().filter(|row| row["kind"] == "ClusterIP").count() {
-                        found if found == wanted => Ok(()),
-                        found => Err(format!("{found} ClusterIPs with their ports of {wanted}")),
-                    }
-                })?;
+                wait_until_served(daemon, IpFamily::ALL.len() * ports)?;
             }
         }
         Ok(())
     }
+}
+
+/// Waits until `daemon` serves so many ClusterIPs with their ports.
+pub(super) fn wait_until_served(daemon: &Daemon<'_>, wanted: usize) -> Result<(), BenchError> {
+    Ok(eventually("waiting for dsproxy to serve every Service", SERVED_WITHIN, || {
+        // Each look reads all the maps; the daemon has better things to do meanwhile.
+        thread::sleep(Duration::from_millis(500));
+        let listed = daemon.json(&["services"]).map_err(|error| error.to_string())?;
+        let rows = listed.as_array().map(Vec::as_slice).unwrap_or_default();
+        match rows.iter().filter(|row| row["kind"] == "ClusterIP").count() {
+            found if found == wanted => Ok(()),
+            found => Err(format!("{found} ClusterIPs with their ports of {wanted}")),
+        }
+    })?)
 }
