@@ -1,5 +1,8 @@
 //! `cargo xtask bench`: builds the daemon and the benchmarks optimised, and hands the arguments on.
 //!
+//! `bench rate` is `bench --only rate`. `bench all` is all that docs/benchmarks.md has: the benchmark, then the packet generator, then the plots
+//! and tables of both.
+//!
 //! `bench pktgen` takes a kernel with a packet generator. Where this machine's has none the benchmark runs on one of Debian's, in an
 //! emulated machine: its figures say how the ways of a packet compare, and not what they cost.
 
@@ -12,6 +15,12 @@ use crate::{
     run, setup, vm,
 };
 
+/// What repeats everything.
+const ALL: &str = "all";
+
+/// A part that may be asked for by its name alone.
+const RATE: &str = "rate";
+
 /// The part that asks for the generator.
 const PKTGEN: &str = "pktgen";
 
@@ -23,8 +32,11 @@ const IN_THE_GUEST: [&str; 6] = ["--rounds", "3", "--frames", "20000", "--servic
 
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     run::pass_on_signals()?;
-    if let Some((PKTGEN, arguments)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
-        return pktgen(arguments);
+    match arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some((ALL, arguments)) => return all(arguments),
+        Some((PKTGEN, arguments)) => return pktgen(arguments),
+        Some((RATE, arguments)) => return run(&[&["--only", RATE].map(str::to_owned), arguments].concat()),
+        _ => {}
     }
     // What only reads earlier runs needs no daemon.
     if !matches!(arguments.first().map(String::as_str), Some("compare" | "plots")) {
@@ -36,6 +48,22 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
 fn bench(arguments: &[String]) -> anyhow::Result<()> {
     let mut command = cargo::cargo(&["run", "--release", "-p", "dsproxy-tests", "--bin", "dsproxy-bench", "--"]);
     run::succeed(command.args(arguments))
+}
+
+/// Measures everything, and writes the document anew. `arguments` are those of the benchmark, not of the generator.
+fn all(arguments: &[String]) -> anyhow::Result<()> {
+    let directory = cargo::target_directory()?.join("bench");
+    fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    let (json, arguments) = take_json(arguments)?;
+    let in_directory = |name: &str| directory.join(name).display().to_string();
+    let [json, generated] = [json.unwrap_or_else(|| in_directory("run.json")), in_directory("pktgen.json")];
+    let into = |file: &str| ["--json".to_owned(), file.to_owned()];
+    cargo::build_daemon(Profile::Release)?;
+    bench(&[&into(&json)[..], &arguments].concat())?;
+    pktgen(&into(&generated)).with_context(|| {
+        format!("the rest is measured: after `bench pktgen --json {generated}`, write both by `bench plots {json} {generated}`")
+    })?;
+    bench(&["plots".to_owned(), json, generated])
 }
 
 fn pktgen(arguments: &[String]) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::{Better, Figure, Report, figure::number};
+use super::{Better, Figure, Machine, Report, figure::number};
 
 /// What always counts as noise, as a share of the older median: runs of the same build differ by that much.
 const LEAST_NOISE: f64 = 0.03;
@@ -16,6 +16,8 @@ const ENOUGH: usize = 4;
 /// All that two runs differ in.
 #[derive(Clone, Debug)]
 pub struct Comparison {
+    /// The older and the newer run's machines, where these are not alike.
+    pub machines: Option<[Machine; 2]>,
     /// What became worse, the most first.
     pub worse: Vec<Change>,
     /// What became better, the most first.
@@ -53,7 +55,9 @@ impl Comparison {
         let only_in = |these: &BTreeMap<String, Figure>, others: &BTreeMap<String, Figure>| -> Vec<String> {
             these.keys().filter(|name| !others.contains_key(*name)).cloned().collect()
         };
+        let machines = [&old.machine, &new.machine];
         let mut comparison = Self {
+            machines: (!machines[0].is_like(machines[1])).then(|| machines.map(Clone::clone)),
             worse: Vec::new(),
             better: Vec::new(),
             same: 0,
@@ -121,7 +125,11 @@ impl fmt::Display for Change {
 
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { worse, better, same, gone, added } = self;
+        let Self { machines, worse, better, same, gone, added } = self;
+        if let Some([old, new]) = machines {
+            writeln!(f, "DIFFERENT MACHINES: what follows says more of these than of dsproxy.")?;
+            writeln!(f, "  older: {old}\n  newer: {new}")?;
+        }
         for (what, changes) in [("worse", worse), ("better", better)] {
             writeln!(f, "{}: {what} beyond noise", changes.len())?;
             for change in changes {
@@ -144,7 +152,6 @@ impl fmt::Display for Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::Machine;
 
     fn report(figures: Vec<Figure>) -> Report {
         let machine = Machine {
@@ -209,6 +216,16 @@ mod tests {
     fn what_one_run_lacks_is_named() {
         let comparison = Comparison::of(&report(vec![figure("old", CALM)]), &report(vec![figure("new", CALM)]));
         assert_eq!((comparison.gone, comparison.added), (vec!["old".to_owned()], vec!["new".to_owned()]));
+    }
+
+    #[test]
+    fn machines_that_are_not_alike_are_named() {
+        let (old, mut new) = (report(Vec::new()), report(Vec::new()));
+        new.machine.load = 2.0;
+        assert!(Comparison::of(&old, &new).machines.is_none(), "how busy it was makes no other machine");
+        new.machine.kernel = "6.1".to_owned();
+        let text = Comparison::of(&old, &new).to_string();
+        assert!(text.starts_with("DIFFERENT MACHINES") && text.contains("kernel 6.1"), "{text}");
     }
 
     #[test]

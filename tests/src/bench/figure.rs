@@ -1,6 +1,10 @@
 //! Figures, what they should be, and how they are shown: as a table for whoever reads along, as JSON for whoever compares.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -208,6 +212,12 @@ pub struct Report {
 }
 
 impl Report {
+    /// Names that more than one figure has: of these, all but one would be lost where reports are compared.
+    pub fn ambiguous(&self) -> BTreeSet<&str> {
+        let mut seen = BTreeSet::new();
+        self.figures.iter().map(|figure| figure.name.as_str()).filter(|name| !seen.insert(*name)).collect()
+    }
+
     /// How many aims there are, and how many of them are met.
     pub fn aims(&self) -> (usize, usize) {
         let aims = || self.figures.iter().filter(|figure| figure.aim.is_some());
@@ -241,6 +251,16 @@ mod tests {
         let samples = [3.0, 1.0, 2.0];
         assert_eq!(Figure::of_samples("x", "us", samples).best(), 1.0);
         assert_eq!(Figure::of_samples("x", "/s", samples).higher_is_better().best(), 3.0);
+    }
+
+    #[test]
+    fn a_name_that_two_figures_have_is_found() {
+        let machine = serde_json::json!({
+            "processor": "", "processors": 2, "kernel": "", "mitigations": [], "jit": 1, "load": 0.0,
+        });
+        let figures = ["x", "y", "x"].map(|name| Figure::new(name, "ns", 1.0, 1.0)).into();
+        let machine = serde_json::from_value(machine).expect("a machine");
+        assert_eq!(Report { machine, figures }.ambiguous(), BTreeSet::from(["x"]));
     }
 
     #[test]

@@ -55,6 +55,13 @@ impl Machine {
         })
     }
 
+    /// Whether another run was on a machine like this one, however busy it was.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let Self { processor, processors, kernel, mitigations, jit, load: _ } = self;
+        (processor, processors, kernel, mitigations, jit)
+            == (&other.processor, &other.processors, &other.kernel, &other.mitigations, &other.jit)
+    }
+
     /// Binds this process to one processor: the last, which interrupts are least fond of.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use dsproxy_tests::bench::{
     Comparison, DaemonAims, Effort, Figure, Machine, RateEffort, Report, Source, TrafficEffort, account_for_start,
@@ -193,6 +193,10 @@ fn measure(arguments: Arguments) -> anyhow::Result<()> {
         let mut file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         serde_json::to_writer_pretty(&mut file, &report).with_context(|| format!("write {}", path.display()))?;
         writeln!(file).with_context(|| format!("write {}", path.display()))?;
+    }
+    let ambiguous = report.ambiguous();
+    if !ambiguous.is_empty() {
+        bail!("more than one figure has each of these names: {ambiguous:?}");
     }
     Ok(())
 }
