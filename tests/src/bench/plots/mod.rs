@@ -1,5 +1,6 @@
 //! What a run looks like: plots and tables for docs/benchmarks.md, made from its JSON and nothing else.
 
+mod aims;
 mod draw;
 mod select;
 mod tables;
@@ -72,6 +73,10 @@ pub fn write_documents(reports: &[Report], directory: &Path) -> Result<Vec<PathB
     })?;
     let mut written = Vec::new();
     let mut content = String::new();
+    let aims = aims::aims(&reports.iter().flat_map(|report| &report.figures).collect::<Vec<_>>());
+    if !aims.is_empty() {
+        content += &format!("### Aims\n\n{aims}\n");
+    }
     for report in reports {
         content += &format!("{}\n\n", tables::machine(report));
         for plot in plots_of(report) {

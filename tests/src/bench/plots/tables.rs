@@ -5,9 +5,10 @@ use super::{
         Figure, Report, Source,
         account::{COLUMNS as CALLS, PART as ACCOUNT, PRICES},
         control_plane::PART as CONTROL_PLANE,
+        daemon::PART as DAEMON,
         figure::number,
         start::PART as START,
-        traffic::PART as TRAFFIC,
+        traffic::{ONE_ARMED, PART as TRAFFIC},
     },
     select::values,
 };
@@ -103,11 +104,15 @@ pub(super) fn all(report: &Report) -> String {
         }
     }
     let rest: Vec<&Figure> = figures.iter().filter(|figure| figure.of.is_empty()).collect();
-    let control_plane: Vec<&Figure> =
-        figures.iter().filter(|figure| figure.is_at(&[("part", CONTROL_PLANE)])).collect();
-    for (heading, figures, table) in
-        [("A change", control_plane, list as fn(&[&Figure]) -> String), ("A packet", rest, packets)]
-    {
+    let of_part = |part| figures.iter().filter(|figure| figure.is_at(&[("part", part)])).collect::<Vec<&Figure>>();
+    type Table = fn(&[&Figure]) -> String;
+    let lists: [(&str, Vec<&Figure>, Table); 4] = [
+        ("One veth pair: there and back out of it", of_part(ONE_ARMED), list),
+        ("A start and a change: the daemon", of_part(DAEMON), list),
+        ("A start and a change: the reconciler alone", of_part(CONTROL_PLANE), list),
+        ("A packet", rest, packets),
+    ];
+    for (heading, figures, table) in lists {
         if !figures.is_empty() {
             text += &format!("### {heading}\n\n{}\n", table(&figures));
         }
@@ -115,11 +120,11 @@ pub(super) fn all(report: &Report) -> String {
     text
 }
 
-fn row(cells: impl IntoIterator<Item = String>) -> String {
+pub(super) fn row(cells: impl IntoIterator<Item = String>) -> String {
     cells.into_iter().map(|cell| format!("| {cell} ")).collect::<String>() + "|\n"
 }
 
-fn head(cells: &[String]) -> String {
+pub(super) fn head(cells: &[String]) -> String {
     row(cells.iter().cloned()) + &row(cells.iter().map(|_| "---".to_owned()))
 }
 

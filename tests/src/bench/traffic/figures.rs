@@ -14,6 +14,22 @@ use super::{
 /// The name of the part, by which plots and tables find these figures.
 pub(in super::super) const PART: &str = "traffic";
 
+/// The variant that has aims, and the one that it is to be ahead of where there are so many Services.
+const OWN: &str = "dsproxy";
+pub(super) const RULES: &str = "nftables rules";
+pub(super) const MANY_SERVICES: u32 = 10_000;
+
+/// What it is of that variant's, in figures' names.
+pub(in super::super) const RATE_SHARE: &str = "rate, share of nftables rules";
+pub(in super::super) const LATENCY_SHARE: &str = "latency p99, share of nftables rules";
+
+/// The share of the floor's rate that new connections are to reach, one at a time.
+const CONNECTION_SHARE: f64 = 0.95;
+
+/// Processor time that a connection, and a request on a kept one, may add to the floor's, in us.
+const CONNECTION_TIME: f64 = 4.0;
+const REQUEST_TIME: f64 = 0.8;
+
 /// What was measured, in the order in which it is shown.
 type Cell = (Measure, Way, IpFamily);
 
@@ -68,9 +84,18 @@ impl Samples {
     /// The figures of a run with so many Services.
     pub(super) fn figures(&self, services: u32) -> Vec<Figure> {
         let mut figures = Vec::new();
+        let rules = VARIANTS.iter().position(|variant| variant.name == RULES);
         for ((measure, way, family), variants) in &self.0 {
             for (place, samples) in variants.iter().enumerate() {
-                let of = figures_of(*measure, samples, (place > 0).then_some(&variants[0][..]));
+                let mut of = figures_of(*measure, samples, (place > 0).then_some(&variants[0][..]));
+                if VARIANTS[place].name == OWN {
+                    of = of
+                        .into_iter()
+                        .map(|(what, figure)| (what, held_against_floor(*measure, what, figure)))
+                        .collect();
+                    let rules = rules.map(|rules| &variants[rules][..]).unwrap_or_default();
+                    of.extend(ahead_of_rules(*measure, samples, rules, services));
+                }
                 figures.extend(of.into_iter().map(|(what, figure)| {
                     let (measure, way, variant) = (measure.name(), way.name(), VARIANTS[place].name);
                     let name = format!("{measure}, {way}, {family}, {services} Services, {variant}: {what}");
@@ -113,11 +138,42 @@ fn figures_of(measure: Measure, samples: &[Sample], floor: Option<&[Sample]>) ->
     figures
 }
 
+/// With what is aimed at in comparison with the floor.
+fn held_against_floor(measure: Measure, what: &str, figure: Figure) -> Figure {
+    match (measure, what) {
+        (Measure::Connections, "rate, share of the floor") => figure.at_least(CONNECTION_SHARE),
+        (Measure::Connections, "processor time added") => figure.median_at_most(CONNECTION_TIME),
+        (Measure::Requests, "processor time added") => figure.median_at_most(REQUEST_TIME),
+        _ => figure,
+    }
+}
+
+/// What the samples are of those of the rules in the same rounds; with many Services they are to be no worse.
+fn ahead_of_rules(
+    measure: Measure,
+    samples: &[Sample],
+    rules: &[Sample],
+    services: u32,
+) -> Vec<(&'static str, Figure)> {
+    let share = |of: fn(&Sample) -> f64| {
+        Figure::of_samples("", "", samples.iter().zip(rules).map(move |(own, rules)| of(own) / of(rules)))
+    };
+    let has_aim = services >= MANY_SERVICES;
+    let rate = share(|sample| sample.rate).higher_is_better();
+    let mut figures = vec![(RATE_SHARE, if has_aim { rate.at_least(1.0) } else { rate })];
+    if measure != Measure::Bulk {
+        let latency = share(|sample| sample.p99);
+        figures.push((LATENCY_SHARE, if has_aim { latency.median_at_most(1.0) } else { latency }));
+    }
+    figures
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::bench::Aim;
 
     fn outcome(done: u64, milliseconds: u64) -> Outcome {
         Outcome {
@@ -150,6 +206,21 @@ mod tests {
         assert_eq!(find("rate").median, 500.0);
         assert_eq!((find("latency p50").median, find("latency p99").median), (2.0, 9.0));
         assert!((find("rate, share of the floor").median - 1.0).abs() < 1e-9);
+        assert_eq!(find("processor time added").aim.map(Aim::bound), Some(REQUEST_TIME));
+    }
+
+    #[test]
+    fn only_with_many_services_the_rules_are_to_be_left_behind() {
+        let mut samples = Samples::default();
+        for (place, done) in [(0, 1_000), (2, 500), (4, 400)] {
+            samples.add(place, Measure::Bulk, Way::Remote, IpFamily::V4, (&outcome(done, 100), None));
+        }
+        for (services, aims) in [(10, 0), (MANY_SERVICES, 1)] {
+            let figures = samples.figures(services);
+            let share = figures.iter().find(|figure| figure.is_at(&[("what", RATE_SHARE)])).expect("it was measured");
+            assert!((share.median - 0.8).abs() < 1e-9);
+            assert_eq!(figures.iter().filter(|figure| figure.aim.is_some()).count(), aims);
+        }
     }
 
     #[test]

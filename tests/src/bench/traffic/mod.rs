@@ -29,7 +29,8 @@ pub use rate::{RateEffort, Source, measure_rate};
 
 use super::{BenchError, Figure};
 use figures::Samples;
-pub(super) use figures::PART;
+pub(super) use figures::{LATENCY_SHARE, PART, RATE_SHARE};
+pub(super) use one_armed::PART as ONE_ARMED;
 use stage::{Stage, Way};
 use variant::VARIANTS;
 

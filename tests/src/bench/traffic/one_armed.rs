@@ -13,7 +13,7 @@ use super::{
         path::{Path, Range},
     },
     live::{Live, Sent},
-    processor_time::Confined,
+    processor_time::{Confined, ProcessorClock},
     rate::RateEffort,
     variant::wait_until_served,
 };
@@ -52,10 +52,12 @@ struct Pair {
     live: Live,
 }
 
-/// Rates of one variant, one a round.
+/// What one variant did, round by round.
 #[derive(Default)]
 struct Samples {
     rates: Vec<f64>,
+    /// Processor time for a packet, in us.
+    times: Vec<f64>,
     lost: Vec<f64>,
 }
 
@@ -87,13 +89,26 @@ fn send(live: &mut Live, lab: &Lab, outside: &Outside, family: IpFamily, packets
 }
 
 impl Samples {
-    fn add(&mut self, variant: &'static str, sent: Sent) -> Result<(), BenchError> {
+    /// Notes what `send` does.
+    fn add(
+        &mut self,
+        variant: &'static str,
+        clock: &ProcessorClock,
+        send: impl FnOnce() -> Result<Sent, BenchError>,
+    ) -> Result<(), BenchError> {
+        let before = clock.now()?;
+        let sent = send()?;
+        self.note(variant, sent, clock.now()?.saturating_sub(before).as_secs_f64())
+    }
+
+    fn note(&mut self, variant: &'static str, sent: Sent, spent: f64) -> Result<(), BenchError> {
         let Sent { sent, arrived, elapsed } = sent;
         let share = arrived as f64 / f64::from(sent);
         if share < LEAST_RETURNED {
             return Err(BenchError::Lost { variant, sent, arrived });
         }
         self.rates.push(arrived as f64 / elapsed.as_secs_f64());
+        self.times.push(spent * 1e6 / arrived as f64);
         self.lost.push((1.0 - share) * 100.0);
         Ok(())
     }
@@ -115,6 +130,7 @@ pub(super) fn measure(effort: &RateEffort, mut progress: impl FnMut(&str)) -> Re
     let Pair { lab, outside, live } = &mut served;
     let daemon = Daemon::start(lab, &manifests, DaemonOptions { arguments, ..DaemonOptions::default() })?;
     wait_until_served(&daemon, IpFamily::ALL.len())?;
+    let clock = ProcessorClock::new()?;
     let mut figures = Vec::new();
     for family in IpFamily::ALL {
         progress(&format!("one veth pair, {family}"));
@@ -122,11 +138,11 @@ pub(super) fn measure(effort: &RateEffort, mut progress: impl FnMut(&str)) -> Re
         for _ in 0..*rounds {
             let _confined = Confined::to_one()?;
             bare.send(family, WARM_UP)?;
-            of_bare.add("XDP_TX alone", bare.send(family, *packets)?)?;
+            of_bare.add("XDP_TX alone", &clock, || bare.send(family, *packets))?;
             // The neighbour is found, and the stack has seen the flow.
             send(live, lab, outside, family, WARM_UP)?;
             let before = sent_on(&daemon, family)?;
-            of_served.add("dsproxy", send(live, lab, outside, family, *packets)?)?;
+            of_served.add("dsproxy", &clock, || send(live, lab, outside, family, *packets))?;
             let by_xdp = sent_on(&daemon, family)? - before;
             if (by_xdp as f64) < f64::from(*packets) * LEAST_BY_XDP {
                 return Err(BenchError::Lost { variant: "dsproxy, by XDP", sent: *packets, arrived: by_xdp });
@@ -159,8 +175,9 @@ fn of_family(family: IpFamily, bare: Samples, served: Samples) -> Vec<Figure> {
     let name = |variant: &str, what: &str| format!("one veth pair, {family}, 1 flow, {variant}: {what}");
     let shares: Vec<f64> = served.rates.iter().zip(&bare.rates).map(|(served, bare)| served / bare).collect();
     let mut figures = Vec::new();
-    for (variant, Samples { rates, lost }) in [("XDP_TX alone", bare), ("dsproxy", served)] {
+    for (variant, Samples { rates, times, lost }) in [("XDP_TX alone", bare), ("dsproxy", served)] {
         figures.push(Figure::of_samples(name(variant, "rate"), "/s", rates).higher_is_better());
+        figures.push(Figure::of_samples(name(variant, "CPU a packet"), "us", times));
         figures.push(Figure::of_samples(name(variant, "lost"), "%", lost));
     }
     let share = Figure::of_samples(name("dsproxy", "rate, share of XDP_TX alone"), "", shares);
@@ -174,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_share_is_of_the_same_round() {
-        let of = |rates: [f64; 3]| Samples { rates: rates.into(), lost: vec![0.0; 3] };
+        let of = |rates: [f64; 3]| Samples { rates: rates.into(), times: vec![1.0; 3], lost: vec![0.0; 3] };
         let figures = of_family(IpFamily::V6, of([4.0, 2.0, 8.0]), of([2.0, 1.0, 4.0]));
         let share = figures.iter().find(|figure| figure.aim.is_some()).expect("it has an aim");
         assert_eq!((share.minimum, share.median), (0.5, 0.5));
@@ -185,7 +202,7 @@ mod tests {
     fn what_does_not_come_back_is_no_rate() {
         let sent = |arrived| Sent { sent: 100, arrived, elapsed: std::time::Duration::from_secs(1) };
         let mut samples = Samples::default();
-        assert!(samples.add("x", sent(89)).is_err());
-        assert!(samples.add("x", sent(95)).is_ok() && samples.lost[0] > 4.9);
+        assert!(samples.note("x", sent(89), 1.0).is_err());
+        assert!(samples.note("x", sent(95), 1.0).is_ok() && samples.lost[0] > 4.9);
     }
 }

@@ -13,6 +13,7 @@ use super::{
         BenchError, Figure,
         path::{Path, Range},
     },
+    figures::{MANY_SERVICES, RATE_SHARE, RULES},
     live::{Live, Sent},
     one_armed,
     pktgen::Pktgen,
@@ -177,12 +178,25 @@ pub fn measure_rate(effort: &RateEffort, mut progress: impl FnMut(&str)) -> Resu
                     samples[place].add(variant.name, sent, spent.as_secs_f64())?;
                 }
             }
+            figures.extend(share_of_rules(*source, &samples, family, flows.len(), count));
             for (variant, samples) in VARIANTS.iter().zip(samples) {
                 figures.extend(samples.figures(*source, variant.name, family, flows.len(), count));
             }
         }
     }
     Ok(figures)
+}
+
+/// What dsproxy's rate is of that of the rules in the same rounds; with many Services it is to be no less.
+fn share_of_rules(source: Source, samples: &[Samples], family: IpFamily, flows: u32, services: u32) -> Option<Figure> {
+    let of = |name| Some(&samples.get(VARIANTS.iter().position(|variant| variant.name == name)?)?.rates);
+    let shares = of("dsproxy")?.iter().zip(of(RULES)?).map(|(own, rules)| own / rules);
+    let name = figure_name(source, "dsproxy", family, flows, services, RATE_SHARE);
+    let figure = Figure::of_samples(name, "", shares).higher_is_better();
+    // What an emulated machine says of processors is no measure.
+    let has_aim = source == Source::LiveFrames && services >= MANY_SERVICES;
+    let figure = if has_aim { figure.at_least(1.0) } else { figure };
+    Some(figure.at("part", source.part()).at("what", RATE_SHARE).at("services", services))
 }
 
 fn figure_name(source: Source, variant: &str, family: IpFamily, flows: u32, services: u32, what: &str) -> String {
