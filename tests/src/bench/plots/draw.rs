@@ -18,8 +18,14 @@ const HEAD: u32 = 64;
 const FONT: &str = "sans-serif";
 
 /// Colours that most colour-blind people can tell apart (Okabe and Ito), by the variant's place.
-const COLOURS: [RGBColor; 5] =
-    [RGBColor(213, 94, 0), RGBColor(204, 121, 167), RGBColor(0, 114, 178), RGBColor(0, 158, 115), RGBColor(0, 0, 0)];
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(213, 94, 0),
+    RGBColor(204, 121, 167),
+    RGBColor(0, 114, 178),
+    RGBColor(0, 158, 115),
+    RGBColor(0, 0, 0),
+    RGBColor(230, 159, 0),
+];
 
 impl Plot {
     /// Draws it into the file `path`.

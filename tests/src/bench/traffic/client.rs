@@ -113,6 +113,13 @@ impl Measure {
         }
     }
 
+    /// How many packets at least a client has sent for what was `done`, in packets as large as they get.
+    pub(super) fn packets(self, done: u64) -> u64 {
+        /// The MTU of the lab's devices.
+        const LARGEST: u64 = 1500;
+        if self == Self::Bulk { done / LARGEST } else { done }
+    }
+
     fn clients(self) -> usize {
         match self {
             Self::ConnectionsAtOnce => 8,

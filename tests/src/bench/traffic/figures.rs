@@ -7,8 +7,8 @@ use dsproxy_common::IpFamily;
 use super::{
     super::{Figure, statistics::Sorted},
     client::{Measure, Outcome},
+    comparison::Comparison,
     stage::Way,
-    variant::VARIANTS,
 };
 
 /// The name of the part, by which plots and tables find these figures.
@@ -33,9 +33,12 @@ const REQUEST_TIME: f64 = 0.8;
 /// What was measured, in the order in which it is shown.
 type Cell = (Measure, Way, IpFamily);
 
-/// Everything measured with one number of Services; by cell and the variant's place, a sample for each round.
-#[derive(Default)]
-pub(super) struct Samples(BTreeMap<Cell, Vec<Vec<Sample>>>);
+/// Everything measured with one number of Services.
+pub(super) struct Samples {
+    comparison: &'static Comparison,
+    /// By cell and the variant's place, a sample for each round.
+    cells: BTreeMap<Cell, Vec<Vec<Sample>>>,
+}
 
 /// What one window says.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,6 +71,10 @@ impl Sample {
 }
 
 impl Samples {
+    pub(super) fn new(comparison: &'static Comparison) -> Self {
+        Self { comparison, cells: BTreeMap::new() }
+    }
+
     /// Notes what one window of the variant at `place` said, and how many times programs ran meanwhile, where they count it.
     pub(super) fn add(
         &mut self,
@@ -77,18 +84,20 @@ impl Samples {
         family: IpFamily,
         (outcome, runs): (&Outcome, Option<u64>),
     ) {
-        let variants = self.0.entry((measure, way, family)).or_insert_with(|| vec![Vec::new(); VARIANTS.len()]);
+        let count = self.comparison.variants.len();
+        let variants = self.cells.entry((measure, way, family)).or_insert_with(|| vec![Vec::new(); count]);
         variants[place].push(Sample::of(measure, outcome, runs));
     }
 
     /// The figures of a run with so many Services.
     pub(super) fn figures(&self, services: u32) -> Vec<Figure> {
         let mut figures = Vec::new();
-        let rules = VARIANTS.iter().position(|variant| variant.name == RULES);
-        for ((measure, way, family), variants) in &self.0 {
+        let Comparison { variants: compared, devices, has_aims, .. } = *self.comparison;
+        let rules = compared.iter().position(|variant| variant.name == RULES);
+        for ((measure, way, family), variants) in &self.cells {
             for (place, samples) in variants.iter().enumerate() {
                 let mut of = figures_of(*measure, samples, (place > 0).then_some(&variants[0][..]));
-                if VARIANTS[place].name == OWN {
+                if has_aims && compared[place].name == OWN {
                     of = of
                         .into_iter()
                         .map(|(what, figure)| (what, held_against_floor(*measure, what, figure)))
@@ -97,12 +106,13 @@ impl Samples {
                     of.extend(ahead_of_rules(*measure, samples, rules, services));
                 }
                 figures.extend(of.into_iter().map(|(what, figure)| {
-                    let (measure, way, variant) = (measure.name(), way.name(), VARIANTS[place].name);
+                    let (measure, way) = (measure.name(), format!("{}{devices}", way.name()));
+                    let variant = compared[place].name;
                     let name = format!("{measure}, {way}, {family}, {services} Services, {variant}: {what}");
                     Figure { name, ..figure }
                         .at("part", PART)
                         .at("measure", measure)
-                        .at("way", way)
+                        .at("way", &way)
                         .at("family", family)
                         .at("services", services)
                         .at("variant", variant)
@@ -173,7 +183,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::bench::Aim;
+    use crate::bench::{Aim, traffic::comparison::COMPARISONS};
 
     fn outcome(done: u64, milliseconds: u64) -> Outcome {
         Outcome {
@@ -186,7 +196,7 @@ mod tests {
 
     #[test]
     fn processor_time_is_taken_over_the_floor_of_the_same_round() {
-        let mut samples = Samples::default();
+        let mut samples = Samples::new(&COMPARISONS[0]);
         // The machine is twice as slow in the second round; what dsproxy adds is 10 us and 20 us.
         for (done, floor, own) in [(1_000, 100, 110), (1_000, 200, 220)] {
             for (place, time, runs) in [(0, floor, None), (1, floor, Some(4 * done)), (4, own, None)] {
@@ -211,7 +221,7 @@ mod tests {
 
     #[test]
     fn only_with_many_services_the_rules_are_to_be_left_behind() {
-        let mut samples = Samples::default();
+        let mut samples = Samples::new(&COMPARISONS[0]);
         for (place, done) in [(0, 1_000), (2, 500), (4, 400)] {
             samples.add(place, Measure::Bulk, Way::Remote, IpFamily::V4, (&outcome(done, 100), None));
         }

@@ -15,7 +15,7 @@ use super::{
     live::{Live, Sent},
     processor_time::{Confined, ProcessorClock},
     rate::RateEffort,
-    variant::wait_until_served,
+    variant::{sent_on, wait_until_served},
 };
 use crate::lab::{
     Daemon, DaemonOptions, DualStack, Lab, Manifests, Outside, ServiceManifest, Side, add_address, link_address,
@@ -160,15 +160,6 @@ fn service() -> ServiceManifest {
         .port(Protocol::Udp, 80, TARGET_PORT)
         .node_port(NODE_PORT)
         .backends([BACKEND])
-}
-
-/// How many packets XDP has sent on towards backends.
-fn sent_on(daemon: &Daemon<'_>, family: IpFamily) -> Result<u64, BenchError> {
-    let status = daemon.json(&["status"])?;
-    let (reason, family) = (Reason::SentToBackend.name(), family.to_string());
-    let mut rows = status["packets"].as_array().into_iter().flatten();
-    let row = rows.find(|row| row["reason"] == reason && row["family"].as_str() == Some(&family));
-    Ok(row.and_then(|row| row["packets"].as_u64()).unwrap_or_default())
 }
 
 fn of_family(family: IpFamily, bare: Samples, served: Samples) -> Vec<Figure> {

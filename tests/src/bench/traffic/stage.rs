@@ -7,7 +7,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{super::BenchError, backend::Backend};
 use crate::{
-    lab::{DualStack, Lab, Namespace, Outside, Pod, Side, Wiring},
+    lab::{DualStack, Lab, Namespace, Outside, Pod, Side, Wiring, like_hardware},
     rules::{DesiredState, Port, Service},
 };
 
@@ -98,6 +98,17 @@ impl Stage {
             pods.push((side, pod));
         }
         Ok(Self { client, outside, pods, _backends: backends, lab })
+    }
+
+    /// Has every device on the way from outside to the other node be to XDP what hardware is: before anything is sent.
+    pub(super) fn make_like_hardware(&self) -> Result<(), BenchError> {
+        let far = self.lab.node(Side::B);
+        like_hardware(self.outside.namespace(), Outside::INTERFACE)?;
+        like_hardware(far.namespace(), far.interface())?;
+        for (_, pod) in self.pods.iter().filter(|(side, _)| *side == Side::B) {
+            like_hardware(pod.namespace(), "eth0")?;
+        }
+        Ok(())
     }
 
     pub(super) fn lab(&self) -> &Lab {

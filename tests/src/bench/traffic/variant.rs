@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use dsproxy_common::IpFamily;
+use dsproxy_common::{IpFamily, count::Reason};
 use nix::net::if_::{Interfaces, if_nameindex};
 
 use super::{super::BenchError, stage::Stage};
@@ -41,7 +41,7 @@ pub(super) const VARIANTS: [Variant; 5] = [
     Variant { name: "dsproxy", kind: Kind::Dsproxy(&[]) },
 ];
 
-/// Those that forwarded packets are compared with: XDP serves nothing else.
+/// Those that are compared where packets go from one device of the node to another, which is what XDP serves.
 pub(super) const FORWARDING_VARIANTS: [Variant; 5] = {
     let [floor, _, nftables, iptables, dsproxy] = VARIANTS;
     [
@@ -119,6 +119,14 @@ impl Proxy<'_> {
         Ok(Some(total))
     }
 
+    /// How many packets its XDP has sent on towards backends, where it has any.
+    pub(super) fn sent_on(&self, family: IpFamily) -> Result<u64, BenchError> {
+        match self {
+            Self::Dsproxy { daemon, .. } => sent_on(daemon, family),
+            Self::Floor | Self::Hooks(_) | Self::Rules(_) => Ok(0),
+        }
+    }
+
     /// Serves `count` Services, in place of those before, and returns when all of them are served.
     pub(super) fn serve(&mut self, stage: &Stage, count: u32) -> Result<(), BenchError> {
         let desired = stage.desired(count);
@@ -147,4 +155,13 @@ pub(super) fn wait_until_served(daemon: &Daemon<'_>, wanted: usize) -> Result<()
             found => Err(format!("{found} ClusterIPs with their ports of {wanted}")),
         }
     })?)
+}
+
+/// How many packets XDP has sent on towards backends.
+pub(super) fn sent_on(daemon: &Daemon<'_>, family: IpFamily) -> Result<u64, BenchError> {
+    let status = daemon.json(&["status"])?;
+    let (reason, family) = (Reason::SentToBackend.name(), family.to_string());
+    let mut rows = status["packets"].as_array().into_iter().flatten();
+    let row = rows.find(|row| row["reason"] == reason && row["family"].as_str() == Some(&family));
+    Ok(row.and_then(|row| row["packets"].as_u64()).unwrap_or_default())
 }
