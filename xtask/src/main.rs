@@ -42,7 +42,8 @@ enum Task {
     Soak(soak::Options),
     /// Run tests on Debian's kernels 6.1 and 6.12, in an emulated machine.
     Vm(vm::Options),
-    /// Measure; everything after `bench` goes to dsproxy-bench. Needs root.
+    /// Measure; everything after `bench` goes to dsproxy-bench, but for `all`, which repeats everything that docs/benchmarks.md has, `rate` and
+    /// `pktgen`. Needs root.
     #[command(disable_help_flag = true)]
     Bench {
         /// Arguments of dsproxy-bench; --help lists them.

@@ -2,6 +2,7 @@
 
 mod aims;
 mod draw;
+mod lists;
 mod select;
 mod tables;
 
