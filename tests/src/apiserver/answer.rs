@@ -124,6 +124,9 @@ fn list(request: &Request, shared: &Shared) -> Result<Result<Value, Refusal>, St
         metadata["continue"] = json!(store.keep_page(version, rest));
     }
     let (api_version, kind) = request.resource.type_meta();
+    // Others are copied when their page is asked for: a cluster's objects are many.
+    let mut items: Vec<Value> = items.into_iter().map(Arc::unwrap_or_clone).collect();
+    drop(store);
     for item in &mut items {
         // The real server leaves them out in lists.
         if let Some(item) = item.as_object_mut() {

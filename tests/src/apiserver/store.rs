@@ -2,7 +2,7 @@
 //!
 //! It knows nothing of requests: what a list or a watch gets to see is worked out from here.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -87,10 +87,10 @@ pub(super) struct Store {
     version: u64,
     /// A watch can begin here or later.
     oldest: u64,
-    objects: BTreeMap<Key, Value>,
+    objects: BTreeMap<Key, Arc<Value>>,
     history: Vec<Change>,
     /// What is left of lists whose pages are being fetched.
-    pages: BTreeMap<String, (u64, Vec<Value>)>,
+    pages: BTreeMap<String, (u64, Vec<Arc<Value>>)>,
 }
 
 impl Store {
@@ -125,7 +125,8 @@ impl Store {
             None => String::new(),
         };
         metadata["resourceVersion"] = json!(self.version.to_string());
-        let before = self.objects.insert((resource, namespace, name), object.clone());
+        let held = self.objects.insert((resource, namespace, name), Arc::new(object.clone()));
+        let before = held.map(Arc::unwrap_or_clone);
         let change = Change { version: self.version, resource, before, after: Some(object) };
         self.history.push(change);
         self.version
@@ -133,7 +134,7 @@ impl Store {
 
     pub(super) fn delete(&mut self, resource: Resource, namespace: &str, name: &str) {
         let key = (resource, namespace.to_owned(), name.to_owned());
-        let before = self.objects.remove(&key).expect("the object exists");
+        let before = Arc::unwrap_or_clone(self.objects.remove(&key).expect("the object exists"));
         self.version += 1;
         let change = Change { version: self.version, resource, before: Some(before), after: None };
         self.history.push(change);
@@ -150,11 +151,11 @@ impl Store {
         self.version = first_version;
         self.oldest = first_version;
         for object in self.objects.values_mut() {
-            object["metadata"]["resourceVersion"] = json!(first_version.to_string());
+            Arc::make_mut(object)["metadata"]["resourceVersion"] = json!(first_version.to_string());
         }
     }
 
-    pub(super) fn objects(&self, resource: Resource) -> impl Iterator<Item = &Value> {
+    pub(super) fn objects(&self, resource: Resource) -> impl Iterator<Item = &Arc<Value>> {
         self.objects.iter().filter(move |((of, ..), _)| *of == resource).map(|(_, object)| object)
     }
 
@@ -165,14 +166,14 @@ impl Store {
     }
 
     /// Keeps the rest of a list at `version` and returns the token for it.
-    pub(super) fn keep_page(&mut self, version: u64, rest: Vec<Value>) -> String {
+    pub(super) fn keep_page(&mut self, version: u64, rest: Vec<Arc<Value>>) -> String {
         let token = format!("page-{version}-{}", rest.len());
         self.pages.insert(token.clone(), (version, rest));
         token
     }
 
     /// The rest of a list; none when it was forgotten.
-    pub(super) fn take_page(&mut self, token: &str) -> Option<(u64, Vec<Value>)> {
+    pub(super) fn take_page(&mut self, token: &str) -> Option<(u64, Vec<Arc<Value>>)> {
         self.pages.remove(token)
     }
 }

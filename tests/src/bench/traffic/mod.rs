@@ -35,6 +35,7 @@ pub(super) use figures::{LATENCY_SHARE, PART, RATE_SHARE};
 pub(super) use one_armed::PART as ONE_ARMED;
 use stage::Stage;
 use variant::Variant;
+pub(super) use variant::wait_until_served;
 
 /// How much is measured.
 #[derive(Clone, Debug)]

@@ -144,7 +144,7 @@ impl Proxy<'_> {
 }
 
 /// Waits until `daemon` serves so many ClusterIPs with their ports.
-pub(super) fn wait_until_served(daemon: &Daemon<'_>, wanted: usize) -> Result<(), BenchError> {
+pub(in crate::bench) fn wait_until_served(daemon: &Daemon<'_>, wanted: usize) -> Result<(), BenchError> {
     Ok(eventually("waiting for dsproxy to serve every Service", SERVED_WITHIN, || {
         // Each look reads all the maps; the daemon has better things to do meanwhile.
         thread::sleep(Duration::from_millis(500));
