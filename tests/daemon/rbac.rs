@@ -1,7 +1,7 @@
 //! The manifests' rules of who may do what, against what the daemon asks an API server for: nothing is missing, and nothing is
 //! there that it does not need. The server refuses, and fails the test for, any request that it does not know.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::collections::BTreeSet;
 
 use dsproxy_common::IpFamily;
 use dsproxy_tests::{apiserver::Verb, lab::DualStack};
@@ -13,6 +13,9 @@ use crate::{
     cluster::{Cluster, service, wait_until_answers},
     control_plane::ControlPlane,
 };
+
+/// Within the test, which may run on another machine than it was built on.
+const MANIFESTS: &str = include_str!("../../deploy/dsproxy.yaml");
 
 /// Where the server takes Events about what has no namespace.
 const EVENTS_NAMESPACE: &str = "default";
@@ -37,10 +40,8 @@ fn permissions(rules: &[PolicyRule], namespace: Option<&str>) -> BTreeSet<Permis
 }
 
 fn allowed() -> BTreeSet<Permission> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/dsproxy.yaml");
-    let yaml = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut all = BTreeSet::new();
-    for document in serde_yaml::Deserializer::from_str(&yaml) {
+    for document in serde_yaml::Deserializer::from_str(MANIFESTS) {
         let object = Value::deserialize(document).expect("the manifests are YAML");
         let namespace = match object["kind"].as_str() {
             Some("ClusterRole") => None,
