@@ -192,7 +192,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     let attachments = Attachments::follow(attacher, object, interfaces, pod_devices, in_charge);
     settings_map.set_attaching(false)?;
     let attachments = attachments?;
-    // What an earlier run has told XDP of its devices need not be true any more, so nobody has vouched for it before.
+    // What an earlier run has told XDP of its devices need not be true any more: this run has vouched for nothing before.
     if let Some(word) = word {
         tokio::spawn(routing::tell(word));
     }

@@ -291,10 +291,10 @@ impl State {
         counters(encoder, "service_failures", "Attempts at a Service that failed", [([], failures)])?;
         let full = self.progress.full();
         let full = MapKind::ALL.into_iter().filter_map(|map| {
-            capacities.of(map)?;
             // From the beginning, so that the first refusal is an increase.
-            let count = full.get(&map).copied().unwrap_or_default();
-            (!map.is_made_by_programs()).then(|| ([("map", map.name().to_owned())], count))
+            let may_be_full = capacities.of(map).is_some() && !map.is_made_by_programs();
+            let count = full.get(&map).copied().or(may_be_full.then_some(0))?;
+            Some(([("map", map.name().to_owned())], count))
         });
         counters(encoder, "map_full", "Writes refused because a map had no room", full)?;
 

@@ -210,9 +210,13 @@ impl Networks {
         }
     }
 
-    /// Enters that everything planned was written.
-    pub fn settled(&mut self) {
-        self.stale.clear();
+    /// Enters that everything planned was written, except what was `refused`.
+    pub fn settled_but(&mut self, refused: &[Write]) {
+        let networks = refused.iter().filter_map(|write| match write {
+            Write::Network { network, .. } => Some(*network),
+            _ => None,
+        });
+        self.stale = networks.collect();
     }
 
     /// How many entries of `family` stand in the maps.
@@ -411,7 +415,7 @@ mod tests {
                         prop_assert!(is_known || networks.flags(network) != Some(*flags), "{} after {:?}", network, write);
                     }
                 }
-                networks.settled();
+                networks.settled_but(&[]);
                 prop_assert_eq!(networks.plan(), []);
                 for address in samples() {
                     let wanted = expected(address, &ranges, &cluster_ips);
@@ -448,7 +452,7 @@ mod tests {
         let write_all = |networks: &mut Networks| {
             let writes = networks.plan();
             writes.iter().for_each(|write| networks.applied(write));
-            networks.settled();
+            networks.settled_but(&[]);
             writes.len()
         };
         assert_eq!(write_all(&mut networks), 100_002);
@@ -472,7 +476,7 @@ mod tests {
         for proxy in [Proxy::Another, Proxy::This, Proxy::Another] {
             networks.set_service(&service, &[address], proxy);
             networks.plan().iter().for_each(|write| networks.applied(write));
-            networks.settled();
+            networks.settled_but(&[]);
             let reason = NetworkFlags::without_frontend(networks.held[&address.into()]);
             let expected = (proxy == Proxy::This).then_some(Reason::NoPort);
             assert_eq!(reason, expected, "{proxy:?}");

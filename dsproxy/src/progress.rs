@@ -266,6 +266,11 @@ impl Progress {
         self.state().snapshot.clone()
     }
 
+    /// Whether the maps have once held everything that the source listed.
+    pub fn is_synced(&self) -> bool {
+        self.state().snapshot.synced
+    }
+
     /// Whether nothing of this Service could be written.
     pub fn is_unserved(&self, service: &ObjectName) -> bool {
         self.state().snapshot.unserved.contains(service)

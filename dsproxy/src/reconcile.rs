@@ -373,8 +373,9 @@ impl<S: MapStore> Reconciler<S> {
     ) {
         let mut news: BTreeMap<String, Vec<ObjectName>> = BTreeMap::new();
         // Where there is no room there is none for whatever comes: `full_log` counts them.
-        let full: BTreeSet<&str> =
-            self.failed.values().filter(|failure| failure.full).map(|failure| failure.text.as_str()).collect();
+        let known = if errors.is_empty() { None } else { Some(self.failed.values()) };
+        let full = known.into_iter().flatten().filter(|failure| failure.full);
+        let full: BTreeSet<&str> = full.map(|failure| failure.text.as_str()).collect();
         for (service, error) in errors {
             self.progress.failed(error.full());
             let text = error.to_string();
@@ -402,7 +403,9 @@ impl<S: MapStore> Reconciler<S> {
         let made_room = std::mem::take(&mut self.made_room);
         if self.failed.is_empty() {
             self.retry_after = RETRY.0;
-            self.retry_at = None;
+            if !self.has_orphans {
+                self.retry_at = None;
+            }
         } else if made_room {
             let soon = now + RETRY.0;
             self.retry_after = RETRY.0;

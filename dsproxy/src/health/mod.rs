@@ -40,7 +40,7 @@ impl Health {
     /// Whether Services are served as the source has them: the maps have once held all of it, and no update waits too long
     /// since. And what serves them is still this daemon's.
     fn serves(&self, now: Instant) -> bool {
-        self.progress.snapshot().synced && self.is_live(now) && !self.attached.is_taken_away()
+        self.progress.is_synced() && self.is_live(now) && !self.attached.is_taken_away()
     }
 
     /// As `serves`, and whether there was room for `service` at all.

@@ -40,11 +40,15 @@ pub(super) fn routes(port: Port) -> Router {
 }
 
 async fn answer(State(port): State<Port>, ConnectInfo(client): ConnectInfo<SocketAddr>) -> Response {
-    let checks = port.checks.borrow();
-    match plan::holder(&checks, port.number) {
-        Some((service, check)) => {
-            let healthy = port.health.serves_service(service, Instant::now());
-            tell(service, endpoints_for(check, client.ip()), healthy)
+    // The reconciler waits for whoever looks at these.
+    let held = {
+        let checks = port.checks.borrow();
+        plan::holder(&checks, port.number).map(|(service, check)| (service.clone(), endpoints_for(check, client.ip())))
+    };
+    match held {
+        Some((service, endpoints)) => {
+            let healthy = port.health.serves_service(&service, Instant::now());
+            tell(&service, endpoints, healthy)
         }
         // The Service has just gone, and this connection is about to.
         None => StatusCode::SERVICE_UNAVAILABLE.into_response(),

@@ -32,32 +32,30 @@ impl<S: MapStore> Reconciler<S> {
         let pod_cidrs = node.object().map_or(&[][..], |object| &object.pod_cidrs);
         self.networks.set_ranges(self.configured.ranges(self.cluster.service_cidrs(), pod_cidrs));
         let addresses = self.masquerade.plan(&node.masquerade_addresses());
-        let full = self.write_what_fits(&addresses, now)?;
+        let (_, without_address) = self.write_what_fits(&addresses, now)?;
         let networks = self.networks.plan();
-        let mut no_room = self.write_what_fits(&networks, now)?;
-        if no_room.is_some() {
-            // There may be by now.
-            no_room = self.write_what_fits(&self.networks.plan(), now)?;
+        let (mut refused, mut full) = self.write_what_fits(&networks, now)?;
+        if full.is_some() && networks.iter().any(|write| matches!(write, Write::RemoveNetwork { .. })) {
+            // There is room by now.
+            (refused, full) = self.write_what_fits(&self.networks.plan(), now)?;
         }
-        if let Some(error) = no_room.or(full) {
-            return Err(error);
-        }
-        self.networks.settled();
-        Ok(())
+        self.networks.settled_but(&refused);
+        full.or(without_address).map_or(Ok(()), Err)
     }
 
-    /// Writes all that there is room for, and says what there was none for, first.
-    fn write_what_fits(&mut self, writes: &[Write], now: Instant) -> Result<Option<MapError>, MapError> {
-        let mut full = None;
+    /// Writes all that there is room for. Gives what there was none for, and why not the first of it.
+    fn write_what_fits(&mut self, writes: &[Write], now: Instant) -> Result<(Vec<Write>, Option<MapError>), MapError> {
+        let (mut refused, mut full) = (Vec::new(), None);
         for write in writes {
             match self.write(std::slice::from_ref(write), now) {
                 Err(error @ MapError::Full { map, .. }) => {
                     self.progress.refused(map);
+                    refused.push(write.clone());
                     full.get_or_insert(error);
                 }
                 written => written?,
             }
         }
-        Ok(full)
+        Ok((refused, full))
     }
 }

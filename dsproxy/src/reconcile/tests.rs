@@ -587,6 +587,8 @@ fn leftovers_that_could_not_be_removed_are_tried_again() {
         world.asked.insert("b".to_owned(), Asked::dual(2, &[2]));
         world.reconciler.store.fail_after(Some(count));
         world.list();
+        // Something else happens meanwhile.
+        world.put("b", Asked::dual(2, &[2, 3]));
         world.pass(Duration::from_secs(1));
         let left = world.reconciler.store.contents().frontends;
         assert_eq!(left.len(), 2, "{count}: {left:?}");

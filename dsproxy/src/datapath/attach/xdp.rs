@@ -73,7 +73,7 @@ impl Xdp {
         };
         if let Err(error) = served.and_then(|()| noted.set_devices(wanted)) {
             report.failed("", error);
-            if let Err(error) = noted.leave_unserved() {
+            if let Err(error) = noted.leave_unserved(wanted) {
                 report.failed("", error);
             }
         }

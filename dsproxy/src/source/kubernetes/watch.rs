@@ -161,6 +161,7 @@ impl<'a, T: Served> Watch<'a, T> {
                 self.paged = true;
                 let lacking = self.judge();
                 self.complete |= lacking == Lacking::Gone;
+                self.forbidden_since = None;
                 for delta in self.known.listed(std::mem::take(&mut self.listed), lacking) {
                     self.send(delta).await;
                 }
@@ -215,7 +216,6 @@ impl<'a, T: Served> Watch<'a, T> {
         }
         self.version = self.version.max(carried.version());
         self.answers.heard();
-        self.forbidden_since = None;
         self.start_afresh();
         Ok(())
     }
@@ -229,6 +229,7 @@ impl<'a, T: Served> Watch<'a, T> {
             }
             return;
         }
+        self.forbidden_since = None;
         self.doubt.disturb(Instant::now());
         if self.answers.lasted() {
             self.start_afresh();

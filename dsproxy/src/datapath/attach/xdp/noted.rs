@@ -90,24 +90,36 @@ impl Noted {
         for index in known.keys().filter(|index| !wanted.contains_key(index)) {
             self.maps.remove_device(*index)?;
         }
-        let changed = || wanted.iter().filter(|(index, device)| known.get(index) != Some(device));
-        let (served, left_alone): (Vec<_>, Vec<_>) = changed().partition(|(_, device)| device.is_served());
-        // Whatever may not be used any more, before a failure.
-        left_alone.into_iter().chain(served).try_for_each(|(index, device)| self.maps.set_device(*index, *device))
+        let mut changed: Vec<_> = wanted.iter().filter(|(index, device)| known.get(index) != Some(device)).collect();
+        // Should one fail: what may not be used any more counts most, and mere reasons least.
+        changed.sort_by_key(|(index, device)| match (known.get(index), device.is_served()) {
+            (Some(known), false) if known.is_served() => 0,
+            (_, true) => 1,
+            (_, false) => 2,
+        });
+        changed.into_iter().try_for_each(|(index, device)| self.maps.set_device(*index, *device))
     }
 
     /// Sees to it that no frame goes to a device any more: without its program it may not take any.
     pub(super) fn leave(&mut self, index: u32) -> Result<(), AttachError> {
-        self.maps.remove_device(index).map_err(AttachError::Map)?;
+        self.maps.set_device(index, WhyNot::Failed.record()).map_err(AttachError::Map)?;
         self.word.count().map_err(AttachError::Routing)
     }
 
-    /// As `leave`, of all devices that are not served.
-    pub(super) fn leave_unserved(&mut self) -> Result<(), AttachError> {
+    /// As `leave`, of all node devices that are not known to be served, where what became of them cannot be found out.
+    pub(super) fn leave_unserved(&mut self, interfaces: &Interfaces) -> Result<(), AttachError> {
         let known = self.maps.devices().map_err(AttachError::Map)?;
+        for interface in node_devices(interfaces) {
+            self.verdicts.entry(interface.index).or_insert(Err(WhyNot::Failed));
+        }
         let is_served = |index: &u32| self.verdicts.get(index).is_some_and(Result::is_ok);
         let unserved: Vec<u32> = served(&known).map(|(index, _)| *index).filter(|index| !is_served(index)).collect();
-        unserved.into_iter().try_for_each(|index| self.leave(index))
+        unserved.into_iter().try_for_each(|index| self.leave(index))?;
+        let unknown = self.verdicts.iter().filter(|(index, _)| !known.contains_key(index));
+        for (index, why) in unknown.filter_map(|(index, verdict)| Some((*index, verdict.as_ref().err()?))) {
+            self.maps.set_device(index, why.record()).map_err(AttachError::Map)?;
+        }
+        Ok(())
     }
 }
 
