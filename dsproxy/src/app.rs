@@ -1,6 +1,10 @@
 //! The daemon: everything is wired here, in the order in which data flows.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail};
 use dsproxy_common::daemon::DaemonRecord;
@@ -102,6 +106,7 @@ fn cpus() -> u64 {
 }
 
 async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) -> anyhow::Result<()> {
+    let begun = Instant::now();
     let Assembled { config, log: _, kube_proxy, warnings: _ } = assembled;
     let node = match &config.hostname_override {
         Some(name) => name.clone(),
@@ -170,7 +175,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     let local_node =
         LocalNode::new(&node, config.node_ips, config.node_port_addresses.clone()).external_ips(config.external_ips);
     let settings_map = maps.settings_map();
-    let reconciler = Reconciler::new(maps, &contents, local_node, Arc::clone(&progress), std::time::Instant::now())
+    let reconciler = Reconciler::new(maps, &contents, local_node, Arc::clone(&progress), Instant::now())
         .with_networks(config.networks());
     let earlier = kubernetes::EarlierRun::of(&contents);
     drop(contents);
@@ -222,6 +227,7 @@ async fn serve(assembled: Assembled, file: Option<File>, drops_every: Duration) 
     }
 
     let speaker = daemon_word::Speaker {
+        begun,
         progress: Arc::clone(&progress),
         source: Arc::clone(&status),
         attached: attachments.report(),

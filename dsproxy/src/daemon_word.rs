@@ -27,6 +27,8 @@ pub const STALE_AFTER: Duration = Duration::from_secs(20);
 
 /// What the daemon knows of itself.
 pub struct Speaker {
+    /// When it began.
+    pub begun: Instant,
     /// How far the maps are.
     pub progress: Arc<Progress>,
     /// How the source fares.
@@ -65,7 +67,6 @@ impl Now {
 pub async fn speak(mut map: DaemonMap, speaker: Speaker) {
     let mut ticks = interval(HEARTBEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let begun = Instant::now();
     let mut fails = false;
     loop {
         tokio::select! {
@@ -73,7 +74,7 @@ pub async fn speak(mut map: DaemonMap, speaker: Speaker) {
             () = speaker.progress.published() => {}
         }
         let outcome = match Now::read() {
-            Ok(now) => map.set(&speaker.word(now, begun)).map_err(|error| error.to_string()),
+            Ok(now) => map.set(&speaker.word(now)).map_err(|error| error.to_string()),
             Err(errno) => Err(format!("read the clock: {errno}")),
         };
         match outcome {
@@ -87,11 +88,11 @@ pub async fn speak(mut map: DaemonMap, speaker: Speaker) {
 }
 
 impl Speaker {
-    fn word(&self, now: Now, begun: Instant) -> DaemonRecord {
+    fn word(&self, now: Now) -> DaemonRecord {
         let troubles = self.source.watches().into_iter().filter(|watch| watch.trouble.is_some());
         let trouble_since = troubles.map(|watch| watch.since).min();
         let mut record = word(&self.progress.snapshot(), self.progress.lag(), self.progress.passes(), now);
-        record.started = now.at(begun);
+        record.started = now.at(self.begun);
         record.trouble_since =
             trouble_since.map_or(0, |since| now.before(now.wall.duration_since(since).unwrap_or_default()));
         record.interfaces_failed = count(self.attached.failures().0);
