@@ -46,7 +46,7 @@ fn a_container_with_the_charts_restrictions_serves_and_leaves_its_data_path() {
     let bpffs = directory.path();
     let manifests = format!("--volume={}:/manifests:ro", cluster.manifests.directory().display());
     let start = |further: &[String]| {
-        let further = [&[manifests.clone()], further].concat();
+        let further = [std::slice::from_ref(&manifests), further].concat();
         let arguments = daemon_arguments(&cluster, &pods, &bpffs, &further, &["--manifests=/manifests"]);
         Container::start(&podman, "dsproxy-lab", &arguments)
     };
