@@ -79,7 +79,7 @@ impl fmt::Display for Report {
         writeln!(f, "\nSoak of {} s, seed {}\n", self.seconds, self.seed)?;
         let Prelude { packets, churn, troubles: _ } = &self.prelude;
         packets.iter().try_for_each(|thrown| writeln!(f, "{thrown}"))?;
-        churn.iter().try_for_each(|kept| writeln!(f, "{kept}"))?;
+        churn.iter().try_for_each(|kept| writeln!(f, "{kept}\n"))?;
         writeln!(
             f,
             "{:<36} {:<6} {:<8} {:<5} {:>11} {:>10} {:>7} {:>6} {:>9} {:>9} {:>10}",
