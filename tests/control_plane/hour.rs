@@ -78,8 +78,8 @@ fn passes(outage: &Outage) {
         let failures = source.status.failures();
         match outage {
             Outage::Gone => server.stop().await,
-            Outage::Refuses(refusal) => fail(&server, &Fault::Refuse(refusal.clone())),
-            Outage::Hangs => fail(&server, &Fault::Hang),
+            Outage::Refuses(refusal) => fail(&server, &Fault::Refuse(refusal.clone())).await,
+            Outage::Hangs => fail(&server, &Fault::Hang).await,
         }
         // What happens meanwhile.
         server.put(service("web-1", 9));
@@ -114,10 +114,12 @@ fn passes(outage: &Outage) {
     });
 }
 
-/// Has everything go wrong that is asked from now on, and everything be asked anew.
-fn fail(server: &ApiServer, fault: &Fault) {
+/// Has everything go wrong that is asked from now on, and waits until everything has been asked anew.
+async fn fail(server: &ApiServer, fault: &Fault) {
     server.faults().always(Matching::default(), fault.clone());
     for resource in Resource::ALL {
+        let before = server.count(Verb::Watch, resource);
         server.act_on_watches(resource, &StreamAct::End);
+        server.until_watches(resource, before + 1).await;
     }
 }
